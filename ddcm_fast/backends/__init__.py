@@ -1,0 +1,71 @@
+"""Backends: which are here, why one is missing, and which serves a device.
+
+A backend is a module with the functions of `ddcm_fast.reference` (to_codebook_order, to_image_order,
+search, topk, scores, norms, combine), taking the step as a 0-d int64 tensor on the data's device where
+`reference` takes an int, and a function `unavailable(device) -> str | None` that says why it cannot
+serve a device (None: it can).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+import torch
+
+from ..errors import BackendError
+
+#: Fastest first: `auto` takes the first that can serve the device.
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+
+_MODULES = {
+    "cuda": "ddcm_fast.backends.cuda",
+    "triton": "ddcm_fast.kernels",
+    "cpu": "ddcm_fast.backends.cpu",
+    "reference": "ddcm_fast.backends.reference",
+}
+
+
+def load(name: str) -> ModuleType:
+    """The backend's module. Raises BackendError when it cannot even be imported."""
+    try:
+        return importlib.import_module(_MODULES[name])
+    except ImportError as error:
+        raise BackendError(f"backend {name!r} cannot be imported: {error}") from error
+
+
+def why_not(name: str, device: torch.device | str) -> str | None:
+    """Why a backend cannot serve a device, or None if it can."""
+    try:
+        reason: str | None = load(name).unavailable(torch.device(device))
+    except BackendError as error:
+        return str(error)
+    return reason
+
+
+def available(device: torch.device | str = "cpu") -> list[str]:
+    """Names of the backends that can serve a device, fastest first."""
+    return [name for name in BACKENDS if why_not(name, device) is None]
+
+
+def resolve(name: str, device: torch.device | str) -> str:
+    """The backend to use for a device.
+
+    `auto` is the environment variable DDCM_BACKEND if set, else the fastest present.
+    Raises BackendError if the one asked for is unknown or cannot serve the device.
+    """
+    asked = name
+    if name == "auto":
+        asked = os.environ.get("DDCM_BACKEND") or "auto"
+    if asked == "auto":
+        return next(b for b in BACKENDS if why_not(b, device) is None)
+    if asked not in BACKENDS:
+        raise BackendError(f"unknown backend {asked!r}: choose auto, {', '.join(BACKENDS)}")
+    reason = why_not(asked, device)
+    if reason is not None:
+        raise BackendError(
+            f"backend {asked!r} cannot serve device {str(device)!r}: {reason}; "
+            f"available: {', '.join(available(device))}"
+        )
+    return asked

@@ -1,0 +1,46 @@
+"""The reference backend: `ddcm_fast.reference` behind the backends' common face."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..law import CodebookSpec
+
+to_codebook_order = reference.to_codebook_order
+to_image_order = reference.to_image_order
+
+
+def unavailable(device: torch.device) -> str | None:
+    """It runs wherever torch does."""
+    return None
+
+
+def search(
+    spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ddcm_fast.reference.search."""
+    return reference.search(spec, w, int(step), signed, bias)
+
+
+def topk(
+    spec: CodebookSpec, w: Tensor, step: Tensor, m: int, signed: bool, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ddcm_fast.reference.topk."""
+    return reference.topk(spec, w, int(step), m, signed, bias)
+
+
+def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
+    """See ddcm_fast.reference.scores."""
+    return reference.scores(spec, w, int(step))
+
+
+def norms(spec: CodebookSpec, step: Tensor) -> Tensor:
+    """See ddcm_fast.reference.norms."""
+    return reference.norms(spec, int(step), step.device)
+
+
+def combine(spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:
+    """See ddcm_fast.reference.combine."""
+    return reference.combine(spec, index, coefficient, int(step))

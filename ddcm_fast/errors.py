@@ -1,0 +1,32 @@
+"""Exceptions of ddcm-fast. Everything a user can cause derives from DDCMError.
+
+Each message is one line and says what to do; the command line prints it and exits with status 2.
+"""
+
+
+class DDCMError(Exception):
+    """Base class of every error this package raises on purpose."""
+
+
+class ConfigError(DDCMError, ValueError):
+    """An impossible parameter (K, M, C, G, T, kind, preset, size) or combination of them."""
+
+
+class InputError(DDCMError, ValueError):
+    """A tensor or image with the wrong shape, dtype or device, or with NaN or infinite entries."""
+
+
+class BackendError(DDCMError, RuntimeError):
+    """A backend that is not available here; the message names those that are."""
+
+
+class FormatError(DDCMError, ValueError):
+    """A file that is not a readable .ddcm file: foreign, truncated, corrupt or too new."""
+
+
+class ModelError(DDCMError, RuntimeError):
+    """A model that cannot be loaded, or is not the one the file was made with."""
+
+
+class MissingExtraError(DDCMError, ImportError):
+    """An optional dependency is not installed; the message names the extra to install."""

@@ -1,0 +1,140 @@
+"""The noise law's parameters and geometry (docs/noise-law.md), shared by every backend.
+
+Nothing here generates noise; this is the one place that says how a codebook of given kind, dim,
+size and groups is laid out, so that backends cannot disagree about it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from statistics import NormalDist
+
+import torch
+
+from .errors import ConfigError
+
+NOISE_LAW_VERSION = 1
+
+#: Kinds of codebook; the position in this tuple is the kind's number in files and kernels.
+KINDS = ("gaussian", "sign", "hadamard")
+
+MAX_DIM = 2**31 - 1
+MAX_SIZE = 2**32
+
+# Philox streams (docs/noise-law.md, section 2).
+STREAM_INITIAL = 0
+STREAM_GAUSSIAN = 1
+STREAM_SIGN = 2
+STREAM_INNER = 3
+STREAM_OUTER = 4
+STREAM_ROTATION = 5
+
+GAUSSIANS_PER_CALL = 8  # 16 bits each
+SIGNS_PER_CALL = 128
+GAUSSIAN_SCALE = 1.0 / 256.0  # grid of the gaussian kind: fp16 holds every entry exactly
+MAX_ROTATION_BLOCK = 4096
+MIN_HADAMARD, MAX_HADAMARD = 64, 16384
+
+
+@lru_cache(maxsize=1)
+def gaussian_table() -> torch.Tensor:
+    """Upper half of the standard normal quantile function in 1/256ths: (32768,) int16, CPU."""
+    quantile = NormalDist().inv_cdf
+    values = [round(256 * quantile((32768 + j + 0.5) / 65536)) for j in range(32768)]
+    return torch.tensor(values, dtype=torch.int16)
+
+
+def _largest_power_of_4(limit: int) -> int:
+    return int(4 ** ((limit.bit_length() - 1) // 2))
+
+
+@dataclass(frozen=True)
+class CodebookSpec:
+    """What one codebook is: kind, dim D, size K, groups G and 64 bit seed.
+
+    Raises ConfigError for an unknown kind or a number outside the law's ranges.
+    """
+
+    kind: str
+    dim: int
+    size: int
+    groups: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(
+                f"unknown codebook kind {self.kind!r}: choose one of {', '.join(KINDS)}"
+            )
+        for name, value, low, high in (
+            ("dim", self.dim, 1, MAX_DIM),
+            ("size (K)", self.size, 1, MAX_SIZE),
+            ("groups (G)", self.groups, 1, self.dim),
+            ("seed", self.seed, 0, 2**64 - 1),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise ConfigError(
+                    f"codebook {name} is {value!r}; it must be an integer from {low} to {high}"
+                )
+        if self.groups * self.calls_per_group >= 2**32:
+            raise ConfigError(
+                f"{self.groups} groups of {self.max_group_dim} entries exceed the 2^32 blocks "
+                "that the noise law can address; use fewer groups"
+            )
+
+    @property
+    def kind_number(self) -> int:
+        """Number of the kind in files and kernels."""
+        return KINDS.index(self.kind)
+
+    @property
+    def rotated(self) -> bool:
+        """Whether codebook order and image order differ by the block Hadamard rotation."""
+        return self.kind != "gaussian"
+
+    def group_start(self, group: int) -> int:
+        """First codebook-order coordinate of a group (group G gives D)."""
+        return group * self.dim // self.groups
+
+    @cached_property
+    def max_group_dim(self) -> int:
+        """Entries of the largest group: ceil(D / G)."""
+        return -(-self.dim // self.groups)
+
+    @cached_property
+    def hadamard_n(self) -> int:
+        """Length n of a `hadamard` sub-block (section 4)."""
+        need = min(self.size, self.max_group_dim)
+        n = MIN_HADAMARD
+        while n < need and n < MAX_HADAMARD:
+            n *= 4
+        return n
+
+    @cached_property
+    def sub_blocks(self) -> int:
+        """`hadamard` sub-blocks a group: ceil(dmax / n)."""
+        return -(-self.max_group_dim // self.hadamard_n)
+
+    @cached_property
+    def calls_per_group(self) -> int:
+        """Philox blocks a group and atom (for `hadamard`: a group, pair and stream)."""
+        if self.kind == "gaussian":
+            return -(-self.max_group_dim // GAUSSIANS_PER_CALL)
+        if self.kind == "sign":
+            return -(-self.max_group_dim // SIGNS_PER_CALL)
+        return self.sub_blocks * -(-self.hadamard_n // SIGNS_PER_CALL)
+
+    @cached_property
+    def rotation_block(self) -> int:
+        """Length b of the rotation's Hadamard blocks (section 5)."""
+        return _largest_power_of_4(min(self.dim, MAX_ROTATION_BLOCK))
+
+    @cached_property
+    def stride(self) -> int:
+        """Golden-ratio stride a of the interleaving permutation pi(i) = a * i % D."""
+        a = max(1, self.dim * 0x9E3779B97F4A7C15 >> 64)
+        while math.gcd(a, self.dim) != 1:
+            a += 1
+        return a
