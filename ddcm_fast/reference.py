@@ -257,6 +257,12 @@ def search(
 
 def norms(spec: CodebookSpec, step: int, device: torch.device | str = "cpu") -> Tensor:
     """Squared norm of every atom of each group: (G, K) float32."""
+    dims = torch.tensor([spec.group_start(g + 1) - spec.group_start(g) for g in range(spec.groups)])
+    exact = spec.kind == "sign" or (
+        spec.kind == "hadamard" and bool((dims % spec.hadamard_n == 0).all())
+    )
+    if exact:  # signs, or whole rows of orthogonal matrices: every norm is the group's size
+        return dims.to(device, torch.float32).view(-1, 1).repeat(1, spec.size)
     out = torch.empty(spec.groups, spec.size, device=device)
     inside = _split_groups(spec, torch.ones(1, spec.dim, device=device))[0]
     chunk = max(1, _CHUNK_ENTRIES // (spec.groups * spec.max_group_dim))

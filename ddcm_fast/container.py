@@ -1,0 +1,172 @@
+"""The .ddcm container (docs/format.md): a header with everything the decoder needs, then the packed symbols."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+from .config import RULES, SCHEDULES, CodecConfig
+from .errors import ConfigError, FormatError
+from .law import KINDS, MAX_SIZE, NOISE_LAW_VERSION
+
+MAGIC = b"\xdcDM"
+FORMAT_VERSION = 1
+MIN_SIDE, MAX_SIDE = 16, 4096
+MAX_NAME = 255
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself.
+
+    Attributes:
+        config: rule, codebook, schedule and seed.
+        model: name of the model; fingerprint: its 4 bytes; dtype: of the encoder's network.
+        width, height: of the image in pixels, before padding.
+    """
+
+    config: CodecConfig
+    model: str
+    fingerprint: bytes
+    dtype: str
+    width: int
+    height: int
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def byte(self, value: int) -> None:
+        self.data.append(value)
+
+    def varint(self, value: int) -> None:
+        """Unsigned LEB128."""
+        while value > 0x7F:
+            self.data.append(value & 0x7F | 0x80)
+            value >>= 7
+        self.data.append(value)
+
+    def size(self, value: int) -> None:
+        """1 to 2^32: powers of two in one byte (their logarithm), else 0xff and the number less one."""
+        if value & (value - 1) == 0:
+            self.byte(value.bit_length() - 1)
+        else:
+            self.byte(0xFF)
+            self.varint(value - 1)
+
+
+class _Reader:
+    def __init__(self, data: bytes, position: int) -> None:
+        self.data = data
+        self.position = position
+
+    def take(self, count: int) -> bytes:
+        chunk = self.data[self.position : self.position + count]
+        if len(chunk) != count:
+            raise FormatError("the file ends inside its header: it is truncated")
+        self.position += count
+        return chunk
+
+    def byte(self) -> int:
+        return self.take(1)[0]
+
+    def varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self.byte()
+            value |= (byte & 0x7F) << shift
+            if not byte & 0x80:
+                return value
+            shift += 7
+            if shift > 63:
+                raise FormatError("the header holds an impossible number: the file is corrupt")
+
+    def size(self) -> int:
+        log2 = self.byte()
+        value = self.varint() + 1 if log2 == 0xFF else 1 << log2 if log2 <= 32 else 0
+        if not 1 <= value <= MAX_SIZE:
+            raise FormatError("the header holds an impossible codebook size: the file is corrupt")
+        return value
+
+
+def write(header: Header, payload: bytes) -> bytes:
+    """Header and packed symbols -> the bytes of a file."""
+    config = header.config
+    w = _Writer()
+    name = header.model.encode()
+    if not 0 < len(name) <= MAX_NAME:
+        raise ConfigError(f"the model's name must be 1 to {MAX_NAME} bytes of UTF-8 to go into a file")
+    w.byte(len(name))
+    w.data += name
+    w.data += header.fingerprint
+    w.varint(header.width)
+    w.varint(header.height)
+    w.byte(KINDS.index(config.kind) | DTYPE_NAMES.index(header.dtype) << 2 | RULES.index(config.rule) << 4)
+    w.byte(SCHEDULES.index(config.schedule) | (config.t_range is not None) << 4 | config.official_grid << 5)
+    w.varint(config.T)
+    w.varint(config.seed)
+    w.size(config.K)
+    if config.rule == "pursuit":
+        w.varint(config.M)
+        w.varint(config.C)
+    if config.t_range is not None:
+        w.varint(config.t_range[0])
+        w.varint(config.t_range[1])
+    body = bytes(w.data) + payload
+    version = FORMAT_VERSION << 4 | NOISE_LAW_VERSION
+    check = zlib.crc32(bytes([version]) + body)
+    return MAGIC + bytes([version]) + check.to_bytes(4, "big") + body
+
+
+def read(data: bytes, ignore_checksum: bool = False) -> tuple[Header, bytes]:
+    """The bytes of a file -> header and packed symbols.
+
+    Raises FormatError: not a .ddcm file, too new, truncated, or (unless ignored) a wrong checksum.
+    """
+    if data[: len(MAGIC)] != MAGIC:
+        raise FormatError("this is not a .ddcm file (its first bytes are foreign)")
+    r = _Reader(data, len(MAGIC))
+    version = r.byte()
+    if version >> 4 > FORMAT_VERSION or version & 15 > NOISE_LAW_VERSION:
+        raise FormatError(
+            f"the file has format version {version >> 4} and noise law {version & 15}; this ddcm-fast reads up to "
+            f"{FORMAT_VERSION} and {NOISE_LAW_VERSION}: install a newer one"
+        )
+    if version != FORMAT_VERSION << 4 | NOISE_LAW_VERSION:
+        raise FormatError("the file's version number is impossible: it is corrupt")
+    check = int.from_bytes(r.take(4), "big")
+    if not ignore_checksum and check != zlib.crc32(data[3:4] + data[8:]):
+        raise FormatError("the checksum does not match: the file is truncated or corrupt (--ignore-checksum decodes it)")
+    try:
+        name = r.take(r.byte()).decode()
+    except UnicodeDecodeError as error:
+        raise FormatError("the model's name is not UTF-8: the file is corrupt") from error
+    fingerprint = r.take(4)
+    width, height = r.varint(), r.varint()
+    if not (MIN_SIDE <= width <= MAX_SIDE and MIN_SIDE <= height <= MAX_SIDE):
+        raise FormatError(f"the header asks for an image of {width}x{height} pixels: the file is corrupt")
+    what, how = r.byte(), r.byte()
+    kind, dtype, rule, schedule = what & 3, what >> 2 & 3, what >> 4, how & 15
+    if kind >= len(KINDS) or dtype >= len(DTYPE_NAMES) or rule >= len(RULES) or schedule >= len(SCHEDULES) or how >> 6:
+        raise FormatError("the header names an unknown rule, codebook or schedule: the file is corrupt")
+    steps, seed, size = r.varint(), r.varint(), r.size()
+    atoms, bits = (r.varint(), r.varint()) if RULES[rule] == "pursuit" else (1, 1)
+    t_range = (r.varint(), r.varint()) if how & 16 else None
+    try:
+        config = CodecConfig(
+            rule=RULES[rule],
+            kind=KINDS[kind],
+            K=size,
+            M=atoms,
+            C=bits,
+            T=steps,
+            schedule=SCHEDULES[schedule],
+            t_range=t_range,
+            seed=seed,
+            official_grid=bool(how & 32),
+        )
+    except ConfigError as error:
+        raise FormatError(f"the header is corrupt: {error}") from error
+    return Header(config, name, fingerprint, DTYPE_NAMES[dtype], width, height), data[r.position :]

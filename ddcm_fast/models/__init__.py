@@ -1,0 +1,7 @@
+"""Models: the adapter face, the built-in models and how to load one."""
+
+from .base import DiffusionModel
+from .loading import load_model
+from .pixel import PixelModel
+
+__all__ = ["DiffusionModel", "PixelModel", "load_model"]

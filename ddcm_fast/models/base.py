@@ -1,0 +1,91 @@
+"""What the sampler asks of a diffusion model: alpha, sigma, x0_hat and eps_hat (DESIGN: x_t = alpha x0 + sigma eps)."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+
+_SAMPLES = 4096  # entries of each tensor that go into the fingerprint
+
+
+class DiffusionModel(ABC):
+    """A pretrained model behind one face: states are x_t = alpha_t x0 + sigma_t eps, t the model's timestep.
+
+    Attributes:
+        name: travels in files made with the model and finds it again (`load_model(name)`).
+        device, dtype: of the network; states and predictions are float32 on `device`.
+        max_timestep: the noisiest timestep; sampling starts there.
+        multiple: image height and width must be multiples of this (the codec pads and crops).
+        channels: of the image, 3 or 1.
+    """
+
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    max_timestep: float
+    multiple: int = 1
+    channels: int = 3
+
+    @abstractmethod
+    def alpha_sigma(self, t: float) -> tuple[float, float]:
+        """(alpha_t, sigma_t) of a timestep, in double precision."""
+
+    @abstractmethod
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Shape of one image's state, without the batch, for an image of height x width pixels."""
+
+    @abstractmethod
+    def encode(self, image: Tensor) -> Tensor:
+        """Image (B, channels, H, W) float32 in [-1, 1] -> x0 (B, *latent_shape) float32."""
+
+    @abstractmethod
+    def decode(self, x0: Tensor) -> Tensor:
+        """x0 (B, *latent_shape) float32 -> image (B, channels, H, W) float32 in [-1, 1]."""
+
+    @abstractmethod
+    def predict(self, x: Tensor, t: float, condition: Any = None) -> tuple[Tensor, Tensor]:
+        """(x0_hat, eps_hat) of a state x (B, *latent_shape) float32 at timestep t, both float32.
+
+        They satisfy x = alpha_t x0_hat + sigma_t eps_hat, also where x0_hat was clipped.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> bytes:
+        """4 bytes that tell this model's weights from another's, whatever dtype they are held in."""
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ConfigError if the model cannot take (already padded) images of this size."""
+        if height % self.multiple or width % self.multiple:
+            raise ConfigError(f"model {self.name!r} takes multiples of {self.multiple}, not {width}x{height}")
+
+    def training_timesteps(self) -> list[float]:
+        """Timesteps the model was trained at, noisiest first; schedules choose among them."""
+        return [float(t) for t in range(int(self.max_timestep), -1, -1)]
+
+
+def eps_from_x0(x: Tensor, x0_hat: Tensor, alpha: float, sigma: float) -> Tensor:
+    """The eps_hat that goes with x0_hat: (x - alpha x0_hat) / sigma."""
+    return (x - alpha * x0_hat) / sigma
+
+
+def weights_fingerprint(config: str, tensors: Iterable[tuple[str, Tensor]]) -> bytes:
+    """4 bytes over a configuration text and the signs of up to 4096 weights of every tensor.
+
+    Signs survive a change of dtype (even an underflow keeps its sign bit), so a model loaded in bfloat16
+    is still the same model, while any fine-tuning flips the signs of some small weights.
+    """
+    digest = hashlib.sha256(config.encode())
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        flat = tensor.detach().reshape(-1)
+        stride = max(1, flat.numel() // _SAMPLES)
+        signs = torch.signbit(flat[::stride][:_SAMPLES]).cpu().numpy()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(signs.tobytes())
+    return digest.digest()[:4]

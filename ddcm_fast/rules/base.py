@@ -1,0 +1,61 @@
+"""Rules: what is coded at a step. A rule chooses symbols for a direction and turns symbols into noise."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..codebook import Codebook
+from ..schedule import Step
+
+
+class Rule(ABC):
+    """One way to code the noise of a step.
+
+    Inside the sampling loop the choice of a step is a tensor of *letters* (B, n) int64 on the device, so that nothing
+    waits for it. For the file, one image's letters become *symbols*: integers with the step's radices, which cost
+    exactly log2(radix) bits each. Most rules' letters are their symbols.
+
+    The encoder calls `choose`, the generator `draw`, and everyone `noise`: encoder and decoder share the code that
+    matters.
+    """
+
+    @abstractmethod
+    def codebook(self, step: Step) -> Codebook:
+        """The codebook of a step."""
+
+    @abstractmethod
+    def radices(self, step: Step) -> list[int]:
+        """Radices of the symbols of a step; the step costs sum(log2(radix)) bits."""
+
+    @abstractmethod
+    def choose(self, direction: Tensor, step: Step) -> Tensor:
+        """Letters (B, n) whose noise is most aligned with a direction (B, D) float32."""
+
+    @abstractmethod
+    def noise(self, letters: Tensor, step: Step) -> Tensor:
+        """Noise z (B, D) float32 of the letters (B, n)."""
+
+    def draw(self, batch: int, step: Step, generator: torch.Generator) -> Tensor:
+        """Uniformly random letters (batch, n), on the CPU, for generation."""
+        columns = [
+            torch.randint(radix, (batch, 1), generator=generator) for radix in self.radices(step)
+        ]
+        return torch.cat(columns, dim=1)
+
+    def to_symbols(self, letters: Sequence[int], step: Step) -> list[int]:
+        """One image's letters -> symbols."""
+        return list(letters)
+
+    def to_letters(self, symbols: Sequence[int], step: Step) -> list[int]:
+        """One image's symbols -> letters, the inverse of `to_symbols`."""
+        return list(symbols)
+
+    def uncoded_noise(self, batch: int, step: Step, device: torch.device) -> Tensor:
+        """Noise of a step that carries no bits: atom 0 of every group, the same for every image."""
+        book = self.codebook(step)
+        index = torch.zeros(batch, book.spec.groups, dtype=torch.int64, device=device)
+        return book.atoms(index, step.index)
