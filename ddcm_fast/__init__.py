@@ -1,0 +1,22 @@
+"""ddcm-fast: fast codebook noise, sampler and codec for Denoising Diffusion Codebook Models."""
+
+from .codebook import Codebook
+from .codec import Codec, Encoded
+from .config import PRESETS, CodecConfig, preset
+from .errors import DDCMError
+from .models import DiffusionModel, load_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "Codebook",
+    "Codec",
+    "CodecConfig",
+    "DDCMError",
+    "DiffusionModel",
+    "Encoded",
+    "__version__",
+    "load_model",
+    "preset",
+]

@@ -138,7 +138,7 @@ def read(data: bytes, ignore_checksum: bool = False) -> tuple[Header, bytes]:
         raise FormatError("the file's version number is impossible: it is corrupt")
     check = int.from_bytes(r.take(4), "big")
     if not ignore_checksum and check != zlib.crc32(data[3:4] + data[8:]):
-        raise FormatError("the checksum does not match: the file is truncated or corrupt (--ignore-checksum decodes it)")
+        raise FormatError("the checksum does not match: the file is truncated or corrupt (see --ignore-checksum)")
     try:
         name = r.take(r.byte()).decode()
     except UnicodeDecodeError as error:

@@ -51,7 +51,7 @@ def to_tensor(image: Image.Image | Tensor, channels: int = 3) -> Tensor:
         raise InputError(f"an image tensor must be floating point in [-1, 1], not {image.dtype}")
     tensor = image if image.dim() == 4 else image.unsqueeze(0)
     if tensor.dim() != 4 or tensor.shape[1] != channels or len(tensor) == 0:
-        raise InputError(f"an image tensor must be ({channels}, H, W) or (B, {channels}, H, W), not {tuple(image.shape)}")
+        raise InputError(f"an image tensor must be (B, {channels}, H, W) or without the B, not {tuple(image.shape)}")
     tensor = tensor.to(torch.float32)
     if not bool(torch.isfinite(tensor).all()):
         raise InputError("the image has NaN or infinite entries")

@@ -59,7 +59,9 @@ def resolve(name: str, device: torch.device | str) -> str:
     if name == "auto":
         asked = os.environ.get("DDCM_BACKEND") or "auto"
     if asked == "auto":
-        return next(b for b in BACKENDS if why_not(b, device) is None)
+        # On a CPU, triton could only run interpreted, thousands of times slower.
+        candidates = ("cpu", "reference") if torch.device(device).type == "cpu" else BACKENDS
+        return next(b for b in candidates if why_not(b, device) is None)
     if asked not in BACKENDS:
         raise BackendError(f"unknown backend {asked!r}: choose auto, {', '.join(BACKENDS)}")
     reason = why_not(asked, device)
