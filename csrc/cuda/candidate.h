@@ -1,0 +1,68 @@
+// Candidates of a search and the order among them: larger value first, then lower index.
+
+#pragma once
+
+#include "block.h"
+
+namespace ddcm {
+
+struct alignas(16) Candidate {
+  double value;    // score (or its magnitude) + bias
+  float score;     // <y_k, w>; NaN marks "none"
+  uint32_t index;  // k
+};
+
+DDCM_FN Candidate no_candidate() {
+  return Candidate{-static_cast<double>(bits_float(0x7f800000u)), quiet_nan(), 0xffffffffu};
+}
+
+// A NaN value (of a residual that is not finite) is better than nothing, so it never displaces "none".
+DDCM_FN bool better(const Candidate& a, const Candidate& b) {
+  return a.value > b.value || (a.value == b.value && a.index < b.index);
+}
+
+// How scores become values.
+struct Ranking {
+  const float* bias;    // (K,), (G, K) or null
+  int64_t bias_stride;  // 0 for (K,), K for (G, K)
+  int32_t is_signed;
+  int32_t reserved;
+
+  DDCM_FN Candidate candidate(float score, int64_t group, int64_t atom) const {
+    double value = is_signed ? fabs(static_cast<double>(score)) : static_cast<double>(score);
+    if (bias != nullptr) value += static_cast<double>(bias[group * bias_stride + atom]);
+    return Candidate{value, score, static_cast<uint32_t>(atom)};
+  }
+};
+
+// What the operations return.
+struct Chosen {
+  int64_t* index;
+  int8_t* sign;
+  float* score;
+
+  DDCM_FN void write(int64_t at, const Candidate& c, bool is_signed) const {
+    const bool none = c.score != c.score;
+    const bool negative = is_signed && c.score < 0.0f;
+    index[at] = none ? -1 : static_cast<int64_t>(c.index);
+    sign[at] = negative ? -1 : 1;
+    score[at] = negative ? -c.score : c.score;
+  }
+};
+
+// Leaves the best of shared[thread % keep], shared[thread % keep + keep], ... in shared[0 .. keep - 1].
+// Threads and keep are powers of two; needs a sync() before, ends with one.
+template <int Threads, class Block>
+DDCM_FN void reduce_candidates(Block& block, Candidate* shared, int keep) {
+  DDCM_NO_UNROLL
+  for (int stride = Threads / 2; stride >= keep; stride /= 2) {
+    block.each([&](int thread, auto&) {
+      if (thread < stride && better(shared[thread + stride], shared[thread])) {
+        shared[thread] = shared[thread + stride];
+      }
+    });
+    block.sync();
+  }
+}
+
+}  // namespace ddcm

@@ -1,0 +1,412 @@
+// The operations as sequences of kernel launches, and their workspace: the same code drives the device
+// (kernels.cu) and its emulation on the host (emulate.cpp). Nothing here allocates, synchronises or reads device memory.
+
+#pragma once
+
+#include "combine.h"
+#include "hadamard.h"
+#include "residual.h"
+#include "rotate.h"
+#include "search.h"
+#include "select.h"
+
+namespace ddcm {
+
+// What Python passes: a codebook and the device's number of multiprocessors.
+struct Spec {
+  int32_t kind, multiprocessors;
+  int64_t dim, size, groups;
+  uint64_t seed;
+};
+
+constexpr int kTooLarge = -1;  // a grid of more than 2^31 - 1 blocks
+
+// Tables on the device: q as int16 (64 KB), then q as float16 (64 KB).
+struct Tables {
+  const int16_t* integers;
+
+  const char* halves() const { return reinterpret_cast<const char*>(integers + kGaussianTableSize); }
+};
+
+// Hands out 256 byte aligned pieces of a workspace; with a null base it only counts.
+struct Arena {
+  char* base;
+  int64_t used = 0;
+
+  template <class T>
+  T* take(int64_t count) {
+    T* at = base == nullptr ? nullptr : reinterpret_cast<T*>(base + used);
+    used += ceil_div(count * static_cast<int64_t>(sizeof(T)), 256) * 256;
+    return at;
+  }
+};
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Atoms whose scores a topk holds at once, for B * G rows: at most 2^22 scores, but whole transforms.
+inline int64_t topk_chunk(const Geometry& geometry, int64_t rows) {
+  const int64_t wanted = ceil_div((int64_t{1} << 22) / rows, kSliceAtoms) * kSliceAtoms;
+  return smaller(larger(wanted, kSliceAtoms), ceil_div(geometry.size, kSliceAtoms) * kSliceAtoms);
+}
+
+// Launch is how a kernel runs: template <class K> int run(const K&, int64_t blocks), int zero(void*, int64_t).
+// The first error ends an operation.
+template <class Launch>
+struct Driver {
+  Launch launch;
+  Spec spec;
+  Geometry geometry;
+  const int64_t* step;
+  Tables tables;
+  int error = 0;
+
+  Driver(Launch launch_, const Spec& spec_, const int64_t* step_, const void* tables_)
+      : launch(launch_),
+        spec(spec_),
+        geometry(make_geometry(spec_.kind, spec_.dim, spec_.size, spec_.groups, spec_.seed)),
+        step(step_),
+        tables{static_cast<const int16_t*>(tables_)} {}
+
+  template <class Kernel>
+  void run(const Kernel& kernel, int64_t blocks) {
+    if (error != 0 || blocks == 0) return;
+    error = blocks > 0x7fffffff ? kTooLarge : launch.run(kernel, blocks);
+  }
+
+  void zero(void* at, int64_t bytes) {
+    if (error == 0) error = launch.zero(at, bytes);
+  }
+
+  // ---- rotation, synthesis, norms -------------------------------------------------------------------
+
+  int rotate(const float* in, float* out, int64_t batch, bool inverse) {
+    if (geometry.rotated()) {
+      RotateKernel kernel{geometry, in, out, geometry.dim / geometry.rotation_block, inverse, 0};
+      run(kernel, kernel.blocks * batch);
+    } else {
+      PermuteKernel kernel{geometry, in, out, ceil_div(geometry.dim, PermuteKernel::kCoordinates), inverse, 0};
+      run(kernel, kernel.chunks * batch);
+    }
+    return error;
+  }
+
+  template <int LogN>
+  void combine_hadamard(const int64_t* index, const float* coefficient, float* y, int64_t batch, int64_t m) {
+    HadamardCombineKernel<LogN> kernel{
+        geometry, step, index, coefficient, y, m, ceil_div(geometry.sub_blocks, Transform<LogN>::kUnits)};
+    run(kernel, kernel.tiles * geometry.groups * batch);
+  }
+
+  template <int KindOf>
+  void combine_calls(const int64_t* index, const float* coefficient, float* y, int64_t batch, int64_t m) {
+    using Kernel = CombineKernel<KindOf>;
+    Kernel kernel{geometry, step, index, coefficient, tables.integers, y, m,
+                  ceil_div(geometry.max_group_dim, Kernel::kCoordinates)};
+    run(kernel, kernel.tiles * geometry.groups * batch);
+  }
+
+  int combine(const int64_t* index, const float* coefficient, float* y, int64_t batch, int64_t m) {
+    if (geometry.kind == kSign) {
+      combine_calls<kSign>(index, coefficient, y, batch, m);
+    } else if (geometry.kind == kGaussian) {
+      combine_calls<kGaussian>(index, coefficient, y, batch, m);
+    } else {
+      switch (geometry.hadamard_n) {
+        case 64: combine_hadamard<6>(index, coefficient, y, batch, m); break;
+        case 256: combine_hadamard<8>(index, coefficient, y, batch, m); break;
+        case 1024: combine_hadamard<10>(index, coefficient, y, batch, m); break;
+        case 4096: combine_hadamard<12>(index, coefficient, y, batch, m); break;
+        default: combine_hadamard<14>(index, coefficient, y, batch, m); break;
+      }
+    }
+    return error;
+  }
+
+  template <int LogN>
+  void norms_hadamard(float* out) {
+    HadamardNormKernel<LogN> kernel{geometry, step, out, ceil_div(geometry.pairs(), Transform<LogN>::kUnits)};
+    run(kernel, kernel.tiles * geometry.groups);
+  }
+
+  int norms(float* out) {
+    if (geometry.kind == kSign) {
+      SignNormKernel kernel{geometry, out, ceil_div(geometry.size, SignNormKernel::kAtoms)};
+      run(kernel, kernel.tiles * geometry.groups);
+    } else if (geometry.kind == kGaussian) {
+      GaussianNormKernel kernel{geometry, step, tables.integers, out,
+                                ceil_div(geometry.size, GaussianNormKernel::kAtoms)};
+      run(kernel, kernel.tiles * geometry.groups);
+    } else {
+      switch (geometry.hadamard_n) {
+        case 64: norms_hadamard<6>(out); break;
+        case 256: norms_hadamard<8>(out); break;
+        case 1024: norms_hadamard<10>(out); break;
+        case 4096: norms_hadamard<12>(out); break;
+        default: norms_hadamard<14>(out); break;
+      }
+    }
+    return error;
+  }
+
+  // ---- scores and search ----------------------------------------------------------------------------
+
+  // A residual ready for scoring: what every scoring kernel of an operation shares.
+  struct Prepared {
+    uint32_t* max_bits;
+    int64_t* correction;
+    Vec4* fragments;
+    int64_t batch;
+    int column_tiles;  // NT
+    int split, warp_steps;
+    int64_t batch_tiles;
+  };
+
+  // The plan and workspace for scoring `count` atoms at a time; with a null arena base, only the sizes.
+  Prepared plan(Arena& arena, int64_t batch, int64_t count) {
+    Prepared p{};
+    const int64_t rows = batch * geometry.groups;
+    p.batch = batch;
+    p.max_bits = arena.take<uint32_t>(rows);
+    p.correction = arena.take<int64_t>(rows);
+    p.column_tiles = batch <= 2 ? 1 : batch <= 4 ? 2 : 4;
+    p.batch_tiles = ceil_div(batch, p.column_tiles * kRowsPerColumnTile);
+    if (geometry.kind == kHadamard) return p;
+    const int warps = geometry.kind == kSign ? SignTraits::kWarps : GaussianTraits::kWarps;
+    const int vectors = geometry.kind == kSign ? SignTraits::kVectors : GaussianTraits::kVectors;
+    const int64_t steps = ceil_div(geometry.calls_per_group, kCallsPerStep);
+    // Split the k steps among warps until there are enough blocks to fill the device several times over,
+    // and whenever a warp would need more than one segment.
+    p.split = 1;
+    while (p.split < warps &&
+           ((p.split < steps && ceil_div(count, kWarpAtoms * (warps / p.split)) * geometry.groups * p.batch_tiles <
+                                    int64_t{8} * spec.multiprocessors) ||
+            ceil_div(steps, p.split) > kStepsPerSegment)) {
+      p.split *= 2;
+    }
+    p.warp_steps = static_cast<int>(ceil_div(steps, p.split));
+    p.fragments = arena.take<Vec4>(p.batch_tiles * p.column_tiles * geometry.groups * p.split *
+                                   int64_t{p.warp_steps} * vectors * 32);
+    return p;
+  }
+
+  template <class Traits>
+  void prepare_fragments(const Prepared& p, const float* w) {
+    const int64_t steps = int64_t{p.split} * p.warp_steps;
+    const int64_t items =
+        p.batch_tiles * p.column_tiles * geometry.groups * steps * Traits::kVectors * 32;
+    PrepareKernel<Traits> kernel{geometry, w, p.max_bits, p.fragments, p.correction,
+                                 p.batch, p.column_tiles, steps, items};
+    run(kernel, ceil_div(items, PrepareKernel<Traits>::kThreads));
+  }
+
+  void prepare(const Prepared& p, const float* w) {
+    const int64_t rows = p.batch * geometry.groups;
+    zero(p.max_bits, rows * static_cast<int64_t>(sizeof(uint32_t)));
+    MaxKernel kernel{geometry, w, p.max_bits, ceil_div(geometry.max_group_dim, kMaxCoordinates)};
+    run(kernel, kernel.chunks * rows);
+    if (geometry.kind == kSign) {
+      zero(p.correction, rows * static_cast<int64_t>(sizeof(int64_t)));
+      prepare_fragments<SignTraits>(p, w);
+    } else if (geometry.kind == kGaussian) {
+      prepare_fragments<GaussianTraits>(p, w);
+    }
+  }
+
+  // Where a scoring kernel's results go.
+  struct Target {
+    Ranking ranking;
+    Candidate* results;  // search
+    float* scores;       // scores
+    int64_t score_stride, first, last;
+    int64_t chunks;      // blocks a (group, batch tile); 0: as many as there are tiles
+  };
+
+  template <class Traits, int ColumnTiles, bool Scores>
+  void score_products(const Prepared& p, const Target& target) {
+    const int64_t tile_atoms = int64_t{Traits::kWarps / p.split} * kWarpAtoms;
+    const int64_t tiles = ceil_div(target.last - target.first, tile_atoms);
+    const int64_t chunks = target.chunks == 0 ? tiles : smaller(target.chunks, tiles);
+    SearchKernel<Traits, ColumnTiles, Scores> kernel{
+        geometry, make_round_keys(geometry.seed), target.ranking, step, tables.halves(), p.fragments,
+        p.max_bits, p.correction, target.results, target.scores, target.score_stride, p.batch,
+        target.first, target.last, tiles, chunks, p.split, p.warp_steps};
+    run(kernel, chunks * geometry.groups * p.batch_tiles);
+  }
+
+  template <class Traits, bool Scores>
+  void score_tiles(const Prepared& p, const Target& target) {
+    if (p.column_tiles == 1) {
+      score_products<Traits, 1, Scores>(p, target);
+    } else if (p.column_tiles == 2) {
+      score_products<Traits, 2, Scores>(p, target);
+    } else {
+      score_products<Traits, 4, Scores>(p, target);
+    }
+  }
+
+  template <int LogN, bool Scores>
+  void score_hadamard(const Prepared& p, const float* w, const Target& target) {
+    using T = Transform<LogN>;
+    const int64_t tiles = ceil_div(target.last - target.first, int64_t{T::kN} * T::kUnits);
+    const int64_t chunks = target.chunks == 0 ? tiles : smaller(target.chunks, tiles);
+    HadamardKernel<LogN, Scores> kernel{geometry, target.ranking, step, w, p.max_bits, target.results,
+                                        target.scores, target.score_stride, target.first, target.last,
+                                        tiles, chunks};
+    run(kernel, chunks * geometry.groups * p.batch);
+  }
+
+  template <bool Scores>
+  void score(const Prepared& p, const float* w, const Target& target) {
+    if (geometry.kind == kSign) {
+      score_tiles<SignTraits, Scores>(p, target);
+    } else if (geometry.kind == kGaussian) {
+      score_tiles<GaussianTraits, Scores>(p, target);
+    } else {
+      switch (geometry.hadamard_n) {
+        case 64: score_hadamard<6, Scores>(p, w, target); break;
+        case 256: score_hadamard<8, Scores>(p, w, target); break;
+        case 1024: score_hadamard<10, Scores>(p, w, target); break;
+        case 4096: score_hadamard<12, Scores>(p, w, target); break;
+        default: score_hadamard<14, Scores>(p, w, target); break;
+      }
+    }
+  }
+
+  // Blocks a (group, batch tile) of a search, so that candidates stay O(B * G * tiles) and few: about 16 blocks a
+  // multiprocessor in all. Shared by the plan and the launch.
+  int64_t search_chunks(const Prepared& p) const {
+    const int64_t rows = geometry.groups * (geometry.kind == kHadamard ? p.batch : p.batch_tiles);
+    int64_t tile_atoms = kWarpAtoms;
+    if (geometry.kind == kHadamard) {
+      tile_atoms = geometry.hadamard_n <= 2048 ? 2048 : geometry.hadamard_n;
+    } else {
+      tile_atoms *= (geometry.kind == kSign ? SignTraits::kWarps : GaussianTraits::kWarps) / p.split;
+    }
+    return smaller(larger(1, ceil_div(int64_t{16} * spec.multiprocessors, rows)),
+                   ceil_div(geometry.size, tile_atoms));
+  }
+
+  int search(Arena& arena, const float* w, int64_t batch, const Ranking& ranking, const Chosen& chosen) {
+    const Prepared p = plan(arena, batch, geometry.size);
+    const int64_t chunks = search_chunks(p);
+    Candidate* results = arena.take<Candidate>(batch * geometry.groups * chunks);
+    if (arena.base == nullptr) return 0;
+    prepare(p, w);
+    score<false>(p, w, Target{ranking, results, nullptr, 0, 0, geometry.size, chunks});
+    FinalKernel final_kernel{results, chosen, chunks, ranking.is_signed, 0};
+    run(final_kernel, batch * geometry.groups);
+    return error;
+  }
+
+  int scores(Arena& arena, const float* w, int64_t batch, int64_t first, int64_t count, float* out) {
+    const Prepared p = plan(arena, batch, count);
+    if (arena.base == nullptr) return 0;
+    prepare(p, w);
+    score<true>(p, w, Target{Ranking{}, nullptr, out, count, first, first + count, 0});
+    return error;
+  }
+
+  int topk(Arena& arena, const float* w, int64_t batch, int64_t m, const Ranking& ranking,
+           const Chosen& chosen) {
+    const int64_t rows = batch * geometry.groups;
+    const int64_t chunk = topk_chunk(geometry, rows), slices = chunk / kSliceAtoms;
+    const Prepared p = plan(arena, batch, chunk);
+    float* chunk_scores = arena.take<float>(rows * chunk);
+    Candidate* lists = arena.take<Candidate>(rows * slices * m);
+    Candidate* best = arena.take<Candidate>(rows * m);
+    if (arena.base == nullptr) return 0;
+    prepare(p, w);
+    for (int64_t first = 0; first < geometry.size; first += chunk) {
+      const int64_t last = smaller(first + chunk, geometry.size), used = ceil_div(last - first, kSliceAtoms);
+      score<true>(p, w, Target{Ranking{}, nullptr, chunk_scores, chunk, first, last, 0});
+      SliceKernel slice{ranking, chunk_scores, chunk, first, last - first, lists, used, geometry.groups, m};
+      run(slice, used * rows);
+      MergeKernel merge{lists, best, chosen, used, m, ranking.is_signed, first == 0, last == geometry.size, 0};
+      run(merge, rows);
+    }
+    return error;
+  }
+};
+
+}  // namespace ddcm
+
+// ---- the C interface: kernels.cu and emulate.cpp define DDCM_LAUNCH and include this once ----------------
+//
+// Pointers are to device memory (host memory in the emulation); `stream` is a cudaStream_t. Shapes are those of
+// ddcm_fast.reference. 0 is success; other codes go to ddcm_error_string. Workspaces have the size the ddcm_*_workspace
+// function of the operation returns.
+
+#if defined(DDCM_LAUNCH)
+
+#define DDCM_API extern "C" __attribute__((visibility("default")))
+
+using namespace ddcm;
+
+DDCM_API int64_t ddcm_search_workspace(const Spec* spec, int64_t batch) {
+  Arena arena{nullptr};
+  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{}, *spec, nullptr, nullptr);
+  driver.search(arena, nullptr, batch, Ranking{}, Chosen{});
+  return arena.used;
+}
+
+DDCM_API int64_t ddcm_scores_workspace(const Spec* spec, int64_t batch, int64_t count) {
+  Arena arena{nullptr};
+  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{}, *spec, nullptr, nullptr);
+  driver.scores(arena, nullptr, batch, 0, count, nullptr);
+  return arena.used;
+}
+
+DDCM_API int64_t ddcm_topk_workspace(const Spec* spec, int64_t batch, int64_t m) {
+  Arena arena{nullptr};
+  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{}, *spec, nullptr, nullptr);
+  driver.topk(arena, nullptr, batch, m, Ranking{}, Chosen{});
+  return arena.used;
+}
+
+DDCM_API int ddcm_rotate(const Spec* spec, const float* in, float* out, int64_t batch, int inverse,
+                         void* stream) {
+  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{stream}, *spec, nullptr, nullptr);
+  return driver.rotate(in, out, batch, inverse != 0);
+}
+
+DDCM_API int ddcm_search(const Spec* spec, const float* w, int64_t batch, const int64_t* step,
+                         const float* bias, int64_t bias_stride, int is_signed, const void* tables,
+                         void* workspace, int64_t* index, int8_t* sign, float* score, void* stream) {
+  Arena arena{static_cast<char*>(workspace)};
+  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{stream}, *spec, step, tables);
+  return driver.search(arena, w, batch, Ranking{bias, bias_stride, is_signed, 0}, Chosen{index, sign, score});
+}
+
+DDCM_API int ddcm_topk(const Spec* spec, const float* w, int64_t batch, const int64_t* step, int64_t m,
+                       const float* bias, int64_t bias_stride, int is_signed, const void* tables,
+                       void* workspace, int64_t* index, int8_t* sign, float* score, void* stream) {
+  Arena arena{static_cast<char*>(workspace)};
+  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{stream}, *spec, step, tables);
+  return driver.topk(arena, w, batch, m, Ranking{bias, bias_stride, is_signed, 0}, Chosen{index, sign, score});
+}
+
+// Scores of atoms first .. first + count - 1 (`hadamard`: first is a multiple of n): out (B, G, count).
+DDCM_API int ddcm_scores(const Spec* spec, const float* w, int64_t batch, const int64_t* step, int64_t first,
+                         int64_t count, const void* tables, void* workspace, float* out, void* stream) {
+  Arena arena{static_cast<char*>(workspace)};
+  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{stream}, *spec, step, tables);
+  return driver.scores(arena, w, batch, first, count, out);
+}
+
+DDCM_API int ddcm_norms(const Spec* spec, const int64_t* step, const void* tables, float* out, void* stream) {
+  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{stream}, *spec, step, tables);
+  return driver.norms(out);
+}
+
+DDCM_API int ddcm_combine(const Spec* spec, const int64_t* index, const float* coefficient, int64_t batch,
+                          int64_t m, const int64_t* step, const void* tables, float* y, void* stream) {
+  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{stream}, *spec, step, tables);
+  return driver.combine(index, coefficient, y, batch, m);
+}
+
+DDCM_API const char* ddcm_error_string(int code) {
+  return code == kTooLarge ? "the operation needs more than 2^31 - 1 thread blocks" : DDCM_LAUNCH::describe(code);
+}
+
+#endif

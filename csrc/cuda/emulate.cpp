@@ -1,0 +1,33 @@
+// The CUDA kernels on the host: the same templates, a block at a time (block.h). For tests only: it proves maps, tails,
+// reductions and ties without a GPU, not speed.
+
+#include <cstdlib>
+
+#include "block.h"
+
+namespace ddcm {
+
+struct HostLaunch {
+  void* stream = nullptr;
+
+  template <class Kernel>
+  int run(const Kernel& kernel, int64_t blocks) const {
+    for (int64_t i = 0; i < blocks; ++i) {
+      HostBlock<typename Kernel::State, Kernel::kThreads> block(i, kernel.shared_bytes());
+      kernel(block);
+    }
+    return 0;
+  }
+
+  int zero(void* at, int64_t bytes) const {
+    std::memset(at, 0, static_cast<size_t>(bytes));
+    return 0;
+  }
+
+  static const char* describe(int) { return "emulation error"; }
+};
+
+}  // namespace ddcm
+
+#define DDCM_LAUNCH ddcm::HostLaunch
+#include "driver.h"

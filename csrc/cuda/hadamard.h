@@ -1,0 +1,391 @@
+// The `hadamard` kind: all n scores of a sign pair from fast transforms, its atoms and their norms.
+//
+// A thread holds 16 entries of a transform of n = 2^LogN. They are the 16 values of a 4 bit field of the entry's
+// index; the thread's number in its unit (n / 16 threads) gives the other bits. A pass does the stages of one field in
+// registers; between passes the entries change layout through shared memory (padded by one word in 16).
+
+#pragma once
+
+#include "candidate.h"
+#include "residual.h"
+
+namespace ddcm {
+
+template <int LogN>
+struct Transform {
+  static constexpr int kN = 1 << LogN;
+  static constexpr int kUnitThreads = kN / 16;
+  static constexpr int kThreads = kUnitThreads < 128 ? 128 : kUnitThreads;
+  static constexpr int kMinBlocks = kThreads >= 1024 ? 1 : 512 / kThreads;
+  static constexpr int kUnits = kThreads / kUnitThreads;  // transforms side by side in a block
+  static constexpr int kPasses = (LogN + 3) / 4;
+  static constexpr int kCalls = kN < kSignsPerCall ? 1 : kN / kSignsPerCall;  // Philox calls of n signs
+  static constexpr int64_t kBufferBytes = int64_t{kThreads} * 17 * 4;
+  static constexpr int64_t kSignBytes = int64_t{kUnits} * kCalls * 16;  // of one stream
+
+  // Lowest bit of pass p's field; the last field may reach back over bits that are already done.
+  static DDCM_FN constexpr int field(int pass) { return 4 * pass < LogN - 4 ? 4 * pass : LogN - 4; }
+
+  // Entry of the unit that register i of a thread holds in pass p's layout.
+  static DDCM_FN int entry(int thread, int i, int pass) {
+    const int u = thread % kUnitThreads, f = field(pass);
+    return (u >> f) << (f + 4) | i << f | (u & ((1 << f) - 1));
+  }
+
+  static DDCM_FN int padded(int thread, int entry) {
+    const int at = thread / kUnitThreads * kN + entry;
+    return at + at / 16;
+  }
+
+  // The stages of pass p, on registers in its layout.
+  static DDCM_FN void butterflies(float (&x)[16], int pass) {
+    DDCM_UNROLL
+    for (int stage = 0; stage < 4; ++stage) {
+      if (field(pass) + stage < 4 * pass) continue;
+      DDCM_UNROLL
+      for (int i = 0; i < 16; ++i) {
+        if (i >> stage & 1) continue;
+        const float a = x[i], b = x[i | 1 << stage];
+        x[i] = add(a, b);
+        x[i | 1 << stage] = add(a, -b);
+      }
+    }
+  }
+
+  // From pass p's layout to pass q's. Ends without a sync: the next use of the buffer must follow one.
+  template <class Block>
+  static DDCM_FN void exchange(Block& block, float* buffer, int p, int q) {
+    block.each([&](int thread, auto& s) {
+      DDCM_UNROLL
+      for (int i = 0; i < 16; ++i) buffer[padded(thread, entry(thread, i, p))] = s.x[i];
+    });
+    block.sync();
+    block.each([&](int thread, auto& s) {
+      DDCM_UNROLL
+      for (int i = 0; i < 16; ++i) s.x[i] = buffer[padded(thread, entry(thread, i, q))];
+    });
+    block.sync();
+  }
+
+  // Unscaled transform of s.x from the last pass's layout (entries of consecutive threads are neighbours: what global
+  // memory likes) to the first's (16 consecutive entries a thread).
+  template <class Block>
+  static DDCM_FN void descend(Block& block, float* buffer) {
+    DDCM_UNROLL
+    for (int pass = kPasses - 1; pass >= 0; --pass) {
+      block.each([&](int, auto& s) { butterflies(s.x, pass); });
+      if (pass > 0) exchange(block, buffer, pass, pass - 1);
+    }
+  }
+
+  // The same from the first pass's layout to the last's.
+  template <class Block>
+  static DDCM_FN void ascend(Block& block, float* buffer) {
+    DDCM_UNROLL
+    for (int pass = 0; pass < kPasses; ++pass) {
+      block.each([&](int, auto& s) { butterflies(s.x, pass); });
+      if (pass + 1 < kPasses) exchange(block, buffer, pass, pass + 1);
+    }
+  }
+
+  // Sign words of a unit's stream: words(unit)[l / 32].
+  static DDCM_FN const uint32_t* words(const char* signs, int thread) {
+    return reinterpret_cast<const uint32_t*>(signs) + thread / kUnitThreads * kCalls * 4;
+  }
+
+  static DDCM_FN float with_sign(float x, const uint32_t* words, int l) {
+    const uint32_t word = words[l >> 5];
+    return bits_float(float_bits(x) ^ (word << (31 - (l & 31)) & 0x80000000u));
+  }
+
+  // Makes the sign words of the units' sub-blocks; call_of(unit, block, pair) says which (false: none needed). Both
+  // streams (inner e at `signs`, outer d after it) or only e. Needs a sync before use.
+  template <class Block, class F>
+  static DDCM_FN void make_signs(Block& block, char* signs, Key key, uint32_t step, int streams, F call_of) {
+    block.each([&](int thread, auto&) {
+      for (int q = thread; q < streams * kUnits * kCalls; q += kThreads) {
+        const int stream = q / (kUnits * kCalls), unit = q / kCalls % kUnits;
+        uint32_t first = 0, pair = 0;
+        if (!call_of(unit, first, pair)) continue;
+        const Words w = philox10(key, first + q % kCalls, pair, step, kStreamInner + stream);
+        reinterpret_cast<Vec4*>(signs)[q] = Vec4{{w.w[0], w.w[1], w.w[2], w.w[3]}};
+      }
+    });
+  }
+};
+
+// Scores or the best candidate. Pair p, group g: n scores = 2^(-LogN / 2) * H(sum_c e_c * H(d_c * w_c)), H unscaled.
+// Grid: (chunks, G, B); a block's units take neighbouring pairs. Outputs as SearchKernel's.
+template <int LogN, bool Scores>
+struct HadamardKernel {
+  using T = Transform<LogN>;
+  static constexpr int kThreads = T::kThreads, kMinBlocks = T::kMinBlocks;
+  struct State {
+    float x[16], sum[16];
+    Candidate best;
+  };
+
+  Geometry geometry;
+  Ranking ranking;
+  const int64_t* step;
+  const float* w;            // (B, D)
+  const uint32_t* max_bits;  // (B, G)
+  Candidate* results;
+  float* scores;
+  int64_t score_stride;
+  int64_t first, last;  // atoms; first is a multiple of n
+  int64_t tiles, chunks;
+
+  static constexpr int64_t kSignsAt = T::kBufferBytes;
+  static constexpr int64_t kBestAt = kSignsAt + 2 * T::kSignBytes;
+  static constexpr int64_t shared_bytes() {
+    return kBestAt + (Scores ? 0 : static_cast<int64_t>(sizeof(Candidate)) * kThreads);
+  }
+
+  template <class Block>
+  DDCM_FN void operator()(Block& block) const {
+    const int64_t chunk = block.index() % chunks, row = block.index() / chunks;
+    const int64_t g = row % geometry.groups, b = row / geometry.groups;
+    const uint32_t step_word = static_cast<uint32_t>(*step);
+    const uint32_t maximum = max_bits[row];
+    // Scaled so that the largest magnitude is in [1, 2): sums cannot overflow.
+    const int exponent = floor_log2(maximum);
+    const float* part = w + b * geometry.dim + geometry.group_start(g);
+    const int64_t size = geometry.group_dim(g);
+    float* buffer = reinterpret_cast<float*>(block.shared());
+    char* inner = block.shared() + kSignsAt;
+    const char* outer = inner + T::kSignBytes;
+
+    if (!Scores) block.each([&](int, State& s) { s.best = no_candidate(); });
+    DDCM_NO_UNROLL
+    for (int64_t tile = chunk; tile < tiles; tile += chunks) {
+      const int64_t first_pair = first / T::kN + tile * T::kUnits;
+      block.each([&](int, State& s) {
+        DDCM_UNROLL
+        for (int i = 0; i < 16; ++i) s.sum[i] = 0.0f;
+      });
+      DDCM_NO_UNROLL
+      for (int64_t c = 0; c < geometry.sub_blocks; ++c) {
+        T::make_signs(block, inner, geometry.key(), step_word, 2,
+                      [&](int unit, uint32_t& first_block, uint32_t& pair) {
+                        first_block = geometry.block(g, c * T::kCalls);
+                        pair = static_cast<uint32_t>(first_pair + unit);
+                        return true;
+                      });
+        block.sync();
+        block.each([&](int thread, State& s) {
+          const uint32_t* d = T::words(outer, thread);
+          const double scale = power_of_two(-exponent);
+          DDCM_UNROLL
+          for (int i = 0; i < 16; ++i) {
+            const int l = T::entry(thread, i, T::kPasses - 1);
+            const int64_t at = c * T::kN + l;
+            const float value = at < size ? static_cast<float>(static_cast<double>(part[at]) * scale) : 0.0f;
+            s.x[i] = T::with_sign(value, d, l);
+          }
+        });
+        T::descend(block, buffer);
+        block.each([&](int thread, State& s) {
+          const uint32_t* e = T::words(inner, thread);
+          DDCM_UNROLL
+          for (int i = 0; i < 16; ++i) s.sum[i] += T::with_sign(s.x[i], e, T::entry(thread, i, 0));
+        });
+        block.sync();  // the signs are read; the next sub-block's may be written
+      }
+      block.each([&](int, State& s) {
+        DDCM_UNROLL
+        for (int i = 0; i < 16; ++i) s.x[i] = s.sum[i];
+      });
+      T::ascend(block, buffer);
+      block.each([&](int thread, State& s) {
+        const double unit = finite_maximum(maximum) ? power_of_two(exponent - LogN / 2)
+                                                    : static_cast<double>(quiet_nan());
+        const int64_t pair = first_pair + thread / T::kUnitThreads;
+        DDCM_UNROLL
+        for (int i = 0; i < 16; ++i) {
+          const int64_t k = pair * T::kN + T::entry(thread, i, T::kPasses - 1);
+          if (k >= last) continue;
+          const float score = static_cast<float>(static_cast<double>(s.x[i]) * unit);
+          if (Scores) {
+            scores[row * score_stride + k - first] = score;
+          } else {
+            const Candidate candidate = ranking.candidate(score, g, k);
+            if (better(candidate, s.best)) s.best = candidate;
+          }
+        }
+      });
+    }
+    if (!Scores) {
+      Candidate* best = reinterpret_cast<Candidate*>(block.shared() + kBestAt);
+      block.each([&](int thread, State& s) { best[thread] = s.best; });
+      block.sync();
+      reduce_candidates<kThreads>(block, best, 1);
+      block.each([&](int thread, State&) {
+        if (thread == 0) results[row * chunks + chunk] = best[0];
+      });
+    }
+  }
+};
+
+// Squared norms, exact: full sub-blocks give n each; the last one, cut to `rest` entries, gives
+// sum of s[l ^ j]^2 over l < rest, made of one aligned interval for each bit of `rest`.
+// out (G, K). Grid: (tiles of pairs, G).
+template <int LogN>
+struct HadamardNormKernel {
+  using T = Transform<LogN>;
+  static constexpr int kThreads = T::kThreads, kMinBlocks = T::kMinBlocks;
+  struct State {
+    float x[16];
+    int32_t total[16], next[16];
+  };
+
+  Geometry geometry;
+  const int64_t* step;
+  float* out;
+  int64_t tiles;
+
+  static constexpr int64_t shared_bytes() { return T::kBufferBytes + T::kSignBytes; }
+
+  template <class Block>
+  DDCM_FN void operator()(Block& block) const {
+    const int64_t tile = block.index() % tiles, g = block.index() / tiles;
+    const int64_t c = geometry.sub_blocks - 1, rest = geometry.group_dim(g) - c * T::kN;
+    float* buffer = reinterpret_cast<float*>(block.shared());
+    int32_t* squares = reinterpret_cast<int32_t*>(block.shared());
+    char* inner = block.shared() + T::kBufferBytes;
+    T::make_signs(block, inner, geometry.key(), static_cast<uint32_t>(*step), 1,
+                  [&](int unit, uint32_t& first_block, uint32_t& pair) {
+                    first_block = geometry.block(g, c * T::kCalls);
+                    pair = static_cast<uint32_t>(tile * T::kUnits + unit);
+                    return true;
+                  });
+    block.sync();
+    block.each([&](int thread, State& s) {
+      const uint32_t* e = T::words(inner, thread);
+      DDCM_UNROLL
+      for (int i = 0; i < 16; ++i) s.x[i] = T::with_sign(1.0f, e, T::entry(thread, i, T::kPasses - 1));
+    });
+    T::descend(block, buffer);
+    block.each([&](int thread, State& s) {
+      DDCM_UNROLL
+      for (int i = 0; i < 16; ++i) {
+        s.total[i] = 0;
+        const int32_t value = static_cast<int32_t>(s.x[i]);
+        squares[T::padded(thread, T::entry(thread, i, 0))] = value * value;
+      }
+    });
+    block.sync();
+    // squares[l] = sum over the aligned interval of 2^level entries that holds l.
+    DDCM_NO_UNROLL
+    for (int level = 0; level <= LogN; ++level) {
+      const int start = static_cast<int>(rest >> (level + 1) << (level + 1));
+      block.each([&](int thread, State& s) {
+        DDCM_UNROLL
+        for (int i = 0; i < 16; ++i) {
+          const int j = T::entry(thread, i, T::kPasses - 1);
+          if (rest >> level & 1) s.total[i] += squares[T::padded(thread, (start ^ j) & (T::kN - 1))];
+          s.next[i] = squares[T::padded(thread, j)];
+          if (level < LogN) s.next[i] += squares[T::padded(thread, j ^ 1 << level)];
+        }
+      });
+      block.sync();
+      block.each([&](int thread, State& s) {
+        DDCM_UNROLL
+        for (int i = 0; i < 16; ++i) {
+          squares[T::padded(thread, T::entry(thread, i, T::kPasses - 1))] = s.next[i];
+        }
+      });
+      block.sync();
+    }
+    block.each([&](int thread, State& s) {
+      const int64_t pair = tile * T::kUnits + thread / T::kUnitThreads;
+      DDCM_UNROLL
+      for (int i = 0; i < 16; ++i) {
+        const int64_t k = pair * T::kN + T::entry(thread, i, T::kPasses - 1);
+        if (k >= geometry.size) continue;
+        out[g * geometry.size + k] = static_cast<float>(static_cast<double>(c) * T::kN +
+                                                        static_cast<double>(s.total[i]) / T::kN);
+      }
+    });
+  }
+};
+
+// Weighted sums of atoms (section 6), bit for bit. y (B, D). Grid: (tiles of sub-blocks, G, B).
+template <int LogN>
+struct HadamardCombineKernel {
+  using T = Transform<LogN>;
+  static constexpr int kThreads = T::kThreads, kMinBlocks = T::kMinBlocks;
+  struct State {
+    float x[16], sum[16];
+  };
+
+  Geometry geometry;
+  const int64_t* step;
+  const int64_t* index;      // (B, G, M)
+  const float* coefficient;  // (B, G, M)
+  float* y;
+  int64_t m, tiles;
+
+  static constexpr int64_t shared_bytes() { return T::kBufferBytes + 2 * T::kSignBytes; }
+
+  template <class Block>
+  DDCM_FN void operator()(Block& block) const {
+    const int64_t tile = block.index() % tiles, row = block.index() / tiles;
+    const int64_t g = row % geometry.groups, b = row / geometry.groups;
+    const uint32_t step_word = static_cast<uint32_t>(*step);
+    float* buffer = reinterpret_cast<float*>(block.shared());
+    char* inner = block.shared() + T::kBufferBytes;
+    const char* outer = inner + T::kSignBytes;
+    block.each([&](int, State& s) {
+      DDCM_UNROLL
+      for (int i = 0; i < 16; ++i) s.sum[i] = 0.0f;
+    });
+    DDCM_NO_UNROLL
+    for (int64_t j = 0; j < m; ++j) {
+      int64_t atom = index[row * m + j];
+      atom = atom < 0 ? 0 : atom >= geometry.size ? geometry.size - 1 : atom;
+      const float weight = coefficient[row * m + j];
+      const int rotation = static_cast<int>(atom % T::kN);
+      T::make_signs(block, inner, geometry.key(), step_word, 2,
+                    [&](int unit, uint32_t& first_block, uint32_t& pair) {
+                      first_block = geometry.block(g, (tile * T::kUnits + unit) * T::kCalls);
+                      pair = static_cast<uint32_t>(atom / T::kN);
+                      return tile * T::kUnits + unit < geometry.sub_blocks;
+                    });
+      block.sync();
+      block.each([&](int thread, State& s) {
+        const uint32_t* e = T::words(inner, thread);
+        DDCM_UNROLL
+        for (int i = 0; i < 16; ++i) {
+          s.x[i] = T::with_sign(1.0f, e, T::entry(thread, i, T::kPasses - 1));
+        }
+      });
+      T::descend(block, buffer);
+      block.each([&](int thread, State& s) {
+        DDCM_UNROLL
+        for (int i = 0; i < 16; ++i) buffer[T::padded(thread, T::entry(thread, i, 0))] = s.x[i];
+      });
+      block.sync();
+      block.each([&](int thread, State& s) {
+        const uint32_t* d = T::words(outer, thread);
+        DDCM_UNROLL
+        for (int i = 0; i < 16; ++i) {
+          const int l = T::entry(thread, i, T::kPasses - 1);
+          const float spectrum = multiply(buffer[T::padded(thread, l ^ rotation)], hadamard_scale(T::kN));
+          s.sum[i] = add(s.sum[i], multiply(weight, T::with_sign(spectrum, d, l)));
+        }
+      });
+      block.sync();
+    }
+    block.each([&](int thread, State& s) {
+      const int64_t c = tile * T::kUnits + thread / T::kUnitThreads;
+      DDCM_UNROLL
+      for (int i = 0; i < 16; ++i) {
+        const int64_t at = c * T::kN + T::entry(thread, i, T::kPasses - 1);
+        if (at < geometry.group_dim(g)) y[b * geometry.dim + geometry.group_start(g) + at] = s.sum[i];
+      }
+    });
+  }
+};
+
+}  // namespace ddcm

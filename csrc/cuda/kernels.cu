@@ -1,0 +1,45 @@
+// The CUDA backend: device launches behind the C interface of driver.h. Built by ddcm_fast/backends/cuda.py;
+// no torch headers, links only the CUDA runtime.
+
+#include <cuda_runtime.h>
+
+#include "block.h"
+
+namespace ddcm {
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kMinBlocks)
+    run_kernel(const __grid_constant__ Kernel kernel) {
+  extern __shared__ __align__(16) char shared_memory[];
+  DeviceBlock<typename Kernel::State, Kernel::kThreads> block;
+  block.shared_memory = shared_memory;
+  kernel(block);
+}
+
+struct DeviceLaunch {
+  void* stream = nullptr;
+
+  template <class Kernel>
+  int run(const Kernel& kernel, int64_t blocks) const {
+    const int64_t shared = kernel.shared_bytes();
+    if (shared > 48 * 1024) {
+      const cudaError_t error = cudaFuncSetAttribute(
+          run_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+      if (error != cudaSuccess) return error;
+    }
+    run_kernel<Kernel><<<static_cast<unsigned>(blocks), Kernel::kThreads, static_cast<size_t>(shared),
+                         static_cast<cudaStream_t>(stream)>>>(kernel);
+    return cudaGetLastError();
+  }
+
+  int zero(void* at, int64_t bytes) const {
+    return cudaMemsetAsync(at, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream));
+  }
+
+  static const char* describe(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
+};
+
+}  // namespace ddcm
+
+#define DDCM_LAUNCH ddcm::DeviceLaunch
+#include "driver.h"

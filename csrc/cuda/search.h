@@ -1,0 +1,310 @@
+// Search and scores of the `sign` and `gaussian` kinds: noise made in registers as the A operand of tensor-core
+// products, the residual's digits (residual.h) as the B operand. docs/kernels.md derives the maps.
+//
+// A warp owns 64 atoms (4 row tiles of 16) and, of one k step, 4 Philox calls of each atom: lane 4g + t makes
+// call t of the step for the atoms of rows g and g + 8 of every row tile. The A registers are the call's
+// words themselves, masked or looked up: which coordinate an A column is was settled when the residual was laid out.
+
+#pragma once
+
+#include "candidate.h"
+#include "residual.h"
+
+namespace ddcm {
+
+constexpr int kRowTiles = 4;                  // of 16 atoms, a warp
+constexpr int kWarpAtoms = 16 * kRowTiles;
+constexpr int64_t kStepsPerSegment = 1024;    // int32 sums of 2^19 `sign` coordinates cannot overflow:
+                                              // 1024 steps * 4 calls * 16 bytes * 255 * 128 < 2^31
+
+// Signs: a word masked by 0x01010101 << j is four entries {0, 2^j} as unsigned bytes, one operation. The weight
+// 2^j is taken out of the residual. <y, w> = sum(w) - 2 * sum(bit * w).
+struct SignTraits {
+  using Mma = MmaU8S8;
+  using Sum = int64_t;
+  static constexpr bool kSigns = true;
+  static constexpr int kWarps = 8, kMinBlocks = 2;
+  static constexpr int kEntriesPerCall = kSignsPerCall, kEntriesPerRegister = 4;
+  static constexpr int kProducts = 16, kVectors = 8;  // matrix products a row tile and step; B vectors
+  static constexpr uint32_t kStream = kStreamSign;
+  static constexpr int64_t kTableBytes = 0;
+
+  // First of the two words that product c takes (the other is the next), and its shift j.
+  static DDCM_FN constexpr int word(int product) { return 2 * (product / 8); }
+  static DDCM_FN constexpr int shift(int product) { return product % 8; }
+
+  // Entry of the call that byte e of word `word`, shifted by j, holds.
+  static DDCM_FN int entry(int word, int shift, int e) { return 32 * word + 8 * e + shift; }
+
+  static DDCM_FN uint32_t encode(int digit) { return static_cast<uint32_t>(digit) & 255u; }
+
+  static DDCM_FN Words expand(const Words& words, const char*) { return words; }
+
+  static DDCM_FN uint32_t fragment(uint32_t word, int product) {
+    return word & (0x01010101u << shift(product));
+  }
+
+  static DDCM_FN int64_t shifted(int64_t value, int plane) { return value * (int64_t{1} << (8 * plane)); }
+
+  static DDCM_FN float score(int64_t sum, int64_t correction, double unit) {
+    return static_cast<float>(static_cast<double>(correction - 2 * sum) * unit);
+  }
+};
+
+// Gaussians: q of the table as float16 (exact), sign from the halfword's top bit. Digits are float16 too; sums
+// of products are integers, exact in float32 up to 2^24 (docs/kernels.md).
+struct GaussianTraits {
+  using Mma = MmaF16;
+  using Sum = double;
+  static constexpr bool kSigns = false;
+  static constexpr int kWarps = 16, kMinBlocks = 1;
+  static constexpr int kEntriesPerCall = kGaussiansPerCall, kEntriesPerRegister = 2;
+  static constexpr int kProducts = 2, kVectors = 1;
+  static constexpr uint32_t kStream = kStreamGaussian;
+  static constexpr int64_t kTableBytes = 2 * kGaussianTableSize;
+
+  static DDCM_FN constexpr int word(int product) { return 2 * product; }
+  static DDCM_FN constexpr int shift(int) { return 0; }
+  static DDCM_FN int entry(int word, int, int e) { return 2 * word + e; }
+  static DDCM_FN uint32_t encode(int digit) { return half_of_integer(digit); }
+
+  // Byte offset of a halfword's table entry is twice its low 15 bits; its bit 15 is the sign bit of a float16.
+  static DDCM_FN uint32_t pair(uint32_t word, const char* table) {
+    const uint32_t low = *reinterpret_cast<const uint16_t*>(table + ((word << 1) & 0xfffeu));
+    const uint32_t high = *reinterpret_cast<const uint16_t*>(table + ((word >> 15) & 0xfffeu));
+#if defined(__CUDA_ARCH__)
+    const uint32_t both = __byte_perm(low, high, 0x5410);
+#else
+    const uint32_t both = low | high << 16;
+#endif
+    return both ^ (word & 0x80008000u);
+  }
+
+  static DDCM_FN Words expand(const Words& words, const char* table) {
+    return Words{{pair(words.w[0], table), pair(words.w[1], table), pair(words.w[2], table),
+                  pair(words.w[3], table)}};
+  }
+
+  static DDCM_FN uint32_t fragment(uint32_t word, int) { return word; }
+
+  static DDCM_FN double shifted(double value, int plane) { return value * (1 << (8 * plane)); }
+
+  static DDCM_FN float score(double sum, int64_t, double unit) {
+    return static_cast<float>(sum * unit * static_cast<double>(kGaussianScale));
+  }
+};
+
+// Search (Scores = false): results[(b * G + g) * chunks + chunk] = best candidate of the chunk's atoms.
+// Scores: scores[(b * G + g) * score_stride + k - first] for first <= k < last.
+// ColumnTiles NT column tiles of two batch rows share every generated word. A block's 64 * (warps / split)
+// atoms are one tile; `split` warps share atoms and cut the k steps among them. Grid: (chunks, G, batch tiles).
+template <class Traits, int ColumnTiles, bool Scores>
+struct SearchKernel {
+  using Sum = typename Traits::Sum;
+  using Accumulator = typename Traits::Mma::Accumulator;
+  static constexpr int kThreads = 32 * Traits::kWarps, kMinBlocks = Traits::kMinBlocks;
+  struct State {
+    AtomPart atom[2 * kRowTiles];  // row tile, then g or g + 8
+    Accumulator sum[kRowTiles][ColumnTiles][4];
+    Words words[2 * kRowTiles];
+    Vec4 b[Traits::kVectors][ColumnTiles];
+  };
+
+  Geometry geometry;
+  RoundKeys keys;
+  Ranking ranking;
+  const int64_t* step;       // 0-d, on the device
+  const char* table;         // q as float16, 64 KB; `gaussian` only
+  const Vec4* fragments;     // of PrepareKernel
+  const uint32_t* max_bits;  // (B, G)
+  const int64_t* correction; // (B, G)
+  Candidate* results;
+  float* scores;
+  int64_t score_stride;
+  int64_t batch, first, last, tiles, chunks;
+  int32_t split, warp_steps;  // k steps of a warp; the fragments hold split * warp_steps
+
+  // Shared memory: table | partial sums of one column tile | best candidates | sums of earlier segments.
+  static constexpr int64_t kPartsAt = Traits::kTableBytes;
+  static constexpr int64_t kBestAt =
+      kPartsAt + static_cast<int64_t>(sizeof(Sum)) * Traits::kWarps * 2 * kWarpAtoms * kRowsPerColumnTile;
+  static constexpr int64_t kCarryAt =
+      kBestAt + (Scores ? 0 : static_cast<int64_t>(sizeof(Candidate)) * ColumnTiles * kThreads);
+  static constexpr int64_t shared_bytes() {
+    return kCarryAt + static_cast<int64_t>(sizeof(Sum)) * ColumnTiles * kWarpAtoms * kRowsPerColumnTile;
+  }
+
+  template <class Block>
+  DDCM_FN void operator()(Block& block) const {
+    const int64_t chunk = block.index() % chunks, rest = block.index() / chunks;
+    const int64_t g = rest % geometry.groups, batch_tile = rest / geometry.groups;
+    const uint32_t step_word = static_cast<uint32_t>(*step);
+    const char* local_table = block.shared();
+    Candidate* best = reinterpret_cast<Candidate*>(block.shared() + kBestAt);
+
+    block.each([&](int thread, State&) {
+      for (int i = thread; i < Traits::kTableBytes / 16; i += kThreads) {
+        reinterpret_cast<Vec4*>(block.shared())[i] = load_vec4(reinterpret_cast<const Vec4*>(table) + i);
+      }
+      if (!Scores) {
+        for (int nt = 0; nt < ColumnTiles; ++nt) best[nt * kThreads + thread] = no_candidate();
+      }
+    });
+    block.sync();
+
+    const int64_t tile_atoms = static_cast<int64_t>(Traits::kWarps / split) * kWarpAtoms;
+    DDCM_NO_UNROLL
+    for (int64_t tile = chunk; tile < tiles; tile += chunks) {
+      const int64_t tile_first = first + tile * tile_atoms;
+      block.each([&](int thread, State& s) {
+        const uint32_t row = static_cast<uint32_t>(tile_first) +
+                             static_cast<uint32_t>(thread / 32 / split * kWarpAtoms + thread % 32 / 4);
+        DDCM_UNROLL
+        for (int r = 0; r < 2 * kRowTiles; ++r) s.atom[r] = atom_part(keys, row + 8 * r, step_word);
+      });
+      DDCM_NO_UNROLL
+      for (int64_t begin = 0; begin < warp_steps; begin += kStepsPerSegment) {
+        const int64_t end = begin + kStepsPerSegment < warp_steps ? begin + kStepsPerSegment : warp_steps;
+        multiply_segment(block, g, batch_tile, step_word, static_cast<int>(begin), static_cast<int>(end),
+                         local_table);
+        finish_segment(block, g, batch_tile, tile_first, begin == 0, end == warp_steps, best);
+      }
+    }
+    if (!Scores) {
+      for (int nt = 0; nt < ColumnTiles; ++nt) {
+        reduce_candidates<kThreads>(block, best + nt * kThreads, kRowsPerColumnTile);
+      }
+      block.each([&](int thread, State&) {
+        const int64_t row = batch_tile * ColumnTiles * kRowsPerColumnTile + thread;
+        if (thread >= ColumnTiles * kRowsPerColumnTile || row >= batch) return;
+        results[(row * geometry.groups + g) * chunks + chunk] =
+            best[thread / kRowsPerColumnTile * kThreads + thread % kRowsPerColumnTile];
+      });
+    }
+  }
+
+  // Sums over the k steps begin .. end - 1 of every warp.
+  template <class Block>
+  DDCM_FN void multiply_segment(Block& block, int64_t g, int64_t batch_tile, uint32_t step_word, int begin,
+                                int end, const char* local_table) const {
+    block.each([&](int, State& s) {
+      DDCM_UNROLL
+      for (int m = 0; m < kRowTiles; ++m) {
+        DDCM_UNROLL
+        for (int nt = 0; nt < ColumnTiles; ++nt) {
+          DDCM_UNROLL
+          for (int i = 0; i < 4; ++i) s.sum[m][nt][i] = 0;
+        }
+      }
+    });
+    const int64_t all_steps = static_cast<int64_t>(split) * warp_steps;
+    const int64_t tile_vectors = all_steps * Traits::kVectors * 32;
+    const Vec4* group_fragments =
+        fragments + (batch_tile * geometry.groups + g) * ColumnTiles * tile_vectors;
+    DDCM_NO_UNROLL
+    for (int k = begin; k < end; ++k) {
+      block.each([&](int thread, State& s) {
+        const int lane = thread % 32;
+        const int64_t at = static_cast<int64_t>(thread / 32 % split) * warp_steps + k;
+        const Vec4* from = group_fragments + at * Traits::kVectors * 32 + lane;
+        DDCM_UNROLL
+        for (int v = 0; v < Traits::kVectors; ++v) {
+          DDCM_UNROLL
+          for (int nt = 0; nt < ColumnTiles; ++nt) {
+            s.b[v][nt] = load_vec4(from + nt * tile_vectors + v * 32);
+          }
+        }
+        const BlockPart part = block_part(keys, geometry.block(g, at * kCallsPerStep + lane % 4), step_word,
+                                          Traits::kStream);
+        DDCM_UNROLL
+        for (int r = 0; r < 2 * kRowTiles; ++r) {
+          s.words[r] = Traits::expand(philox_split(keys, s.atom[r], part), local_table);
+        }
+      });
+      DDCM_UNROLL
+      for (int product = 0; product < Traits::kProducts; ++product) {
+        DDCM_UNROLL
+        for (int m = 0; m < kRowTiles; ++m) {
+          DDCM_UNROLL
+          for (int nt = 0; nt < ColumnTiles; ++nt) {
+            block.template mma<typename Traits::Mma>([&](int, State& s, auto issue) {
+              const int word = Traits::word(product);
+              const Words &upper = s.words[2 * m], &lower = s.words[2 * m + 1];
+              const Vec4& b = s.b[product / 2][nt];
+              issue(s.sum[m][nt], Traits::fragment(upper.w[word], product),
+                    Traits::fragment(lower.w[word], product),
+                    Traits::fragment(upper.w[word + 1], product),
+                    Traits::fragment(lower.w[word + 1], product), b.x[2 * (product % 2)],
+                    b.x[2 * (product % 2) + 1]);
+            });
+          }
+        }
+      }
+    }
+  }
+
+  // Adds up the digits' columns and the split warps; after the last segment, scores and ranks the tile.
+  template <class Block>
+  DDCM_FN void finish_segment(Block& block, int64_t g, int64_t batch_tile, int64_t tile_first, bool is_first,
+                              bool is_last, Candidate* best) const {
+    Sum* parts = reinterpret_cast<Sum*>(block.shared() + kPartsAt);
+    Sum* carry = reinterpret_cast<Sum*>(block.shared() + kCarryAt);
+    // Partial sum of (warp, half of the digits, atom of the warp, slot); slot is the batch row in the column tile.
+    auto part_at = [](int warp, int half, int atom, int slot) {
+      return ((warp * 2 + half) * kWarpAtoms + atom) * kRowsPerColumnTile + slot;
+    };
+    const int outputs = Traits::kWarps / split * kWarpAtoms * kRowsPerColumnTile;
+    DDCM_UNROLL
+    for (int nt = 0; nt < ColumnTiles; ++nt) {
+      block.each([&](int thread, State& s) {
+        // Columns 2t and 2t + 1 of the product: digits 0, 1 (t even) or 2, 3 (t odd) of slot t / 2.
+        const int warp = thread / 32, row = thread % 32 / 4, t = thread % 4;
+        DDCM_UNROLL
+        for (int m = 0; m < kRowTiles; ++m) {
+          DDCM_UNROLL
+          for (int h = 0; h < 2; ++h) {
+            const Sum low = static_cast<Sum>(s.sum[m][nt][2 * h]);
+            const Sum high = static_cast<Sum>(s.sum[m][nt][2 * h + 1]);
+            parts[part_at(warp, t % 2, 16 * m + 8 * h + row, t / 2)] =
+                Traits::shifted(low, 0) + Traits::shifted(high, 1);
+          }
+        }
+      });
+      block.sync();
+      block.each([&](int thread, State&) {
+        // Threads is even: a thread always has the same slot, and its atoms ascend.
+        DDCM_NO_UNROLL
+        for (int o = thread; o < outputs; o += kThreads) {
+          const int slot = o % kRowsPerColumnTile, atom = o / kRowsPerColumnTile;
+          const int64_t row = (batch_tile * ColumnTiles + nt) * kRowsPerColumnTile + slot;
+          if (row >= batch) continue;
+          Sum sum = 0;
+          for (int w = 0; w < split; ++w) {
+            const int warp = atom / kWarpAtoms * split + w;
+            sum += parts[part_at(warp, 0, atom % kWarpAtoms, slot)];
+            sum += Traits::shifted(parts[part_at(warp, 1, atom % kWarpAtoms, slot)], 2);
+          }
+          // More than one segment implies split = warps, so that o < 128 and every thread has one output.
+          if (!is_first) sum += carry[nt * kWarpAtoms * kRowsPerColumnTile + o];
+          if (!is_last) {
+            carry[nt * kWarpAtoms * kRowsPerColumnTile + o] = sum;
+            continue;
+          }
+          const int64_t k = tile_first + atom;
+          if (k >= last) continue;
+          const int64_t at = row * geometry.groups + g;
+          const float score = Traits::score(sum, Traits::kSigns ? correction[at] : 0, unit_of(max_bits[at]));
+          if (Scores) {
+            scores[at * score_stride + k - first] = score;
+          } else {
+            const Candidate c = ranking.candidate(score, g, k);
+            if (better(c, best[nt * kThreads + thread])) best[nt * kThreads + thread] = c;
+          }
+        }
+      });
+      block.sync();
+    }
+  }
+};
+
+}  // namespace ddcm
