@@ -15,6 +15,9 @@
 
 #if defined(__CUDACC__)
 #define DDCM_FN __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+// Always inlined, so that no copy compiled for one instruction set is linked into another's code.
+#define DDCM_FN inline __attribute__((always_inline))
 #else
 #define DDCM_FN inline
 #endif

@@ -1,0 +1,136 @@
+// AVX-512 (F, BW, DQ, VL): 16 lanes.
+
+#include "kernels.h"
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+
+#include <immintrin.h>
+
+namespace ddcm {
+namespace cpu {
+namespace {
+
+struct Simd {
+  static constexpr int lanes = 16;
+  using F = __m512;
+  using U = __m512i;
+  // 16 words in the low halves of two vectors of 64 bit lanes: atoms 0-7 and 8-15.
+  struct Wide {
+    __m512i a, b;
+  };
+
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  static F set1(float x) { return _mm512_set1_ps(x); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F max_(F a, F b) { return _mm512_max_ps(a, b); }
+  static F abs_(F a) { return _mm512_abs_ps(a); }
+
+  static U load_u(const uint32_t* p) { return _mm512_loadu_si512(p); }
+  static void store_u(uint32_t* p, U v) { _mm512_storeu_si512(p, v); }
+  static U set1_u(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+  static U iota_u() {
+    return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  }
+  static U add_u(U a, U b) { return _mm512_add_epi32(a, b); }
+  static U xor_u(U a, U b) { return _mm512_xor_si512(a, b); }
+  static U shift4(U a) { return _mm512_srli_epi32(a, 4); }
+
+  static Wide widen(U x) {
+    return Wide{_mm512_cvtepu32_epi64(_mm512_castsi512_si256(x)),
+                _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(x, 1))};
+  }
+  static U narrow(const Wide& x) {
+    const U even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return _mm512_permutex2var_epi32(x.a, even, x.b);
+  }
+  static Wide product(const Wide& x, uint32_t m) {
+    const __m512i c = _mm512_set1_epi32(static_cast<int>(m));
+    return Wide{_mm512_mul_epu32(x.a, c), _mm512_mul_epu32(x.b, c)};
+  }
+  static Wide high(const Wide& p) {
+    return Wide{_mm512_srli_epi64(p.a, 32), _mm512_srli_epi64(p.b, 32)};
+  }
+  static Wide xor2(const Wide& x, uint32_t k) {
+    const __m512i c = _mm512_set1_epi32(static_cast<int>(k));
+    return Wide{_mm512_xor_si512(x.a, c), _mm512_xor_si512(x.b, c)};
+  }
+  static Wide xor3(const Wide& x, const Wide& y, uint32_t k) {
+    const __m512i c = _mm512_set1_epi32(static_cast<int>(k));
+    return Wide{_mm512_ternarylogic_epi32(x.a, y.a, c, 0x96),
+                _mm512_ternarylogic_epi32(x.b, y.b, c, 0x96)};
+  }
+
+  // vpermps reads the low four bits of each index only.
+  static F lookup16(const float* table, U index) {
+    return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table));
+  }
+  static F gaussian_of(U half, U sign) {
+    const U magnitude = _mm512_and_si512(half, _mm512_set1_epi32(0x7fff));
+    const F q = _mm512_i32gather_ps(magnitude, gaussian_table.value, 4);
+    // q | (sign & 0x80000000)
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+        _mm512_castps_si512(q), sign, _mm512_set1_epi32(static_cast<int>(0x80000000u)), 0xf8));
+  }
+  static F gaussian_low(U w) { return gaussian_of(w, _mm512_slli_epi32(w, 16)); }
+  static F gaussian_high(U w) { return gaussian_of(_mm512_srli_epi32(w, 16), w); }
+
+  static F flip(F x, uint32_t bits) {
+    const U v = _mm512_castps_si512(x);
+    return _mm512_castsi512_ps(
+        _mm512_mask_xor_epi32(v, static_cast<__mmask16>(bits), v,
+                              _mm512_set1_epi32(static_cast<int>(0x80000000u))));
+  }
+  template <int h>
+  static F butterfly(F v) {
+    F other;
+    if constexpr (h == 1) other = _mm512_permute_ps(v, 0xb1);
+    if constexpr (h == 2) other = _mm512_permute_ps(v, 0x4e);
+    if constexpr (h == 4) other = _mm512_shuffle_f32x4(v, v, 0xb1);
+    if constexpr (h == 8) other = _mm512_shuffle_f32x4(v, v, 0x4e);
+    constexpr __mmask16 upper =
+        h == 1 ? 0xaaaa : h == 2 ? 0xcccc : h == 4 ? 0xf0f0 : 0xff00;
+    return _mm512_mask_sub_ps(_mm512_add_ps(v, other), upper, other, v);
+  }
+  static F exchange(F x, int row) {
+    return _mm512_permutexvar_ps(_mm512_xor_si512(iota_u(), _mm512_set1_epi32(row)), x);
+  }
+  static uint32_t above(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+  static uint32_t at_least(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+  static F select(uint32_t bits, F a, F b) {
+    return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), b, a);
+  }
+  static U select_u(uint32_t bits, U a, U b) {
+    return _mm512_mask_blend_epi32(static_cast<__mmask16>(bits), b, a);
+  }
+  static F gather(const float* x, U position) { return _mm512_i32gather_ps(position, x, 4); }
+  static U advance(U position, U stride, U dim) {
+    const U sum = _mm512_add_epi32(position, stride);
+    return _mm512_min_epu32(sum, _mm512_sub_epi32(sum, dim));
+  }
+};
+
+}  // namespace
+
+#include "kernels_impl.h"
+
+const Kernels* avx512_kernels() {
+  static constexpr Kernels kernels = make_kernels("avx512");
+  return &kernels;
+}
+
+}  // namespace cpu
+}  // namespace ddcm
+
+#else
+
+namespace ddcm {
+namespace cpu {
+const Kernels* avx512_kernels() { return nullptr; }
+}  // namespace cpu
+}  // namespace ddcm
+
+#endif
