@@ -2,6 +2,7 @@
 
 from .codebook import Codebook
 from .codec import Codec, Encoded
+from .condition import Condition
 from .config import PRESETS, CodecConfig, preset
 from .errors import DDCMError
 from .models import DiffusionModel, load_model
@@ -13,6 +14,7 @@ __all__ = [
     "Codebook",
     "Codec",
     "CodecConfig",
+    "Condition",
     "DDCMError",
     "DiffusionModel",
     "Encoded",

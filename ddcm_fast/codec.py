@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from . import container
 from .bitstream import pack, unpack
+from .condition import Condition, ConditionHash, settle
 from .config import CodecConfig, preset
 from .container import DTYPE_NAMES, MAX_SIDE, MIN_SIDE, Header
 from .errors import ConfigError, FormatError, InputError, ModelError
@@ -58,6 +59,11 @@ def _dtype_name(dtype: torch.dtype) -> str:
 def _check_side(height: int, width: int) -> None:
     if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
         raise InputError(f"the image has {width}x{height} pixels; each side must be {MIN_SIDE} to {MAX_SIDE}")
+
+
+def _stored(condition: Condition | None, embed: bool) -> Condition | ConditionHash | None:
+    """What a header says of a condition."""
+    return condition if condition is None or embed else ConditionHash(condition.digest())
 
 
 @dataclass(frozen=True)
@@ -124,16 +130,26 @@ class Codec:
 
     # ---- encoding --------------------------------------------------------------------------------
 
-    def encode(self, images: Image.Image | Tensor | Sequence[Image.Image | Tensor]) -> list[Encoded]:
+    def encode(
+        self,
+        images: Image.Image | Tensor | Sequence[Image.Image | Tensor],
+        condition: Condition | None = None,
+        embed_condition: bool = True,
+    ) -> list[Encoded]:
         """Code images; always a list, in the order given.
 
         Args:
             images: a PIL image, a tensor (C, H, W) or (B, C, H, W) in [-1, 1], or a sequence of these.
+            condition: prompt, label and guidance, for conditional models.
+            embed_condition: the condition travels in the file; if not, only 4 bytes of its hash do and the decoder
+                must be given it.
 
         Raises:
             InputError: not an image, NaN, or a side outside 16 to 4096 pixels.
-            ConfigError: a configuration this model or size cannot take.
+            ConfigError: a configuration or condition this model or size cannot take.
         """
+        condition = self.model.complete_condition(condition)
+        stored = _stored(condition, embed_condition)
         items = [images] if isinstance(images, (Image.Image, Tensor)) else list(images)
         tensors = [row for item in items for row in to_tensor(item, self.model.channels).split(1)]
         results: list[Encoded | None] = [None] * len(tensors)
@@ -145,38 +161,57 @@ class Codec:
             for first in range(0, len(members), self.batch_size):
                 batch = members[first : first + self.batch_size]
                 target = self._target(torch.cat([tensors[i] for i in batch]), job)
-                done = self._run(job, toward(target), len(batch), "compress")
-                for i, coded in zip(batch, self._finish(job, done, self.config), strict=True):
+                done = self._run(job, toward(target), len(batch), "compress", condition)
+                for i, coded in zip(batch, self._finish(job, done, self.config, stored), strict=True):
                     results[i] = coded
         return [r for r in results if r is not None]
 
-    def compress(self, images: Image.Image | Tensor | Sequence[Image.Image | Tensor]) -> bytes | list[bytes]:
+    def compress(
+        self,
+        images: Image.Image | Tensor | Sequence[Image.Image | Tensor],
+        condition: Condition | None = None,
+        embed_condition: bool = True,
+    ) -> bytes | list[bytes]:
         """`encode`, only the files: bytes for one image, a list for a batch or a sequence."""
-        files = [coded.data for coded in self.encode(images)]
+        files = [coded.data for coded in self.encode(images, condition, embed_condition)]
         single = isinstance(images, Image.Image) or (isinstance(images, Tensor) and images.dim() == 3)
         return files[0] if single else files
 
-    def generate(self, count: int, height: int, width: int, seed: int = 0) -> list[Encoded]:
+    def generate(
+        self,
+        count: int,
+        height: int,
+        width: int,
+        seed: int = 0,
+        condition: Condition | None = None,
+        embed_condition: bool = True,
+    ) -> list[Encoded]:
         """Draw `count` images at random; each comes with its file. `seed` chooses the symbols."""
         _check_side(height, width)
+        condition = self.model.complete_condition(condition)
+        stored = _stored(condition, embed_condition)
         job = self._job(self.config, height, width)
         out: list[Encoded] = []
         chooser = Draw(seed)
         while len(out) < count:
-            done = self._run(job, chooser, min(self.batch_size, count - len(out)), "generate")
-            out += self._finish(job, done, self.config)
+            done = self._run(job, chooser, min(self.batch_size, count - len(out)), "generate", condition)
+            out += self._finish(job, done, self.config, stored)
         return out
 
     # ---- decoding --------------------------------------------------------------------------------
 
-    def decode(self, data: bytes, ignore_checksum: bool = False) -> Tensor:
+    def decode(self, data: bytes, ignore_checksum: bool = False, condition: Condition | None = None) -> Tensor:
         """The bytes of a file -> image (C, H, W) float32 in [-1, 1] on the model's device.
+
+        `condition` is needed where it does not travel in the file, and checked where it does.
 
         Raises:
             FormatError: not a readable .ddcm file. ModelError: made with another model.
+            ConfigError: the condition is missing or is not the one the file was made with.
         """
         header, payload = container.read(data, ignore_checksum)
         self._check_model(header)
+        condition = settle(header.condition, self.model.complete_condition(condition))
         try:
             job = self._job(header.config, header.height, header.width)
         except ConfigError as error:
@@ -186,12 +221,14 @@ class Codec:
         for step in job.coded:
             own = [next(symbols) for _ in job.rule.radices(step)]
             letters.append(torch.tensor([job.rule.to_letters(own, step)], dtype=torch.int64))
-        done = self._run(job, Replay(letters), 1, "decompress")
+        done = self._run(job, Replay(letters), 1, "decompress", condition)
         return self._crop(job, self.model.decode(done.x0))[0]
 
-    def decompress(self, data: bytes, ignore_checksum: bool = False) -> Image.Image:
+    def decompress(
+        self, data: bytes, ignore_checksum: bool = False, condition: Condition | None = None
+    ) -> Image.Image:
         """`decode`, as a PIL image."""
-        return to_pil(self.decode(data, ignore_checksum))
+        return to_pil(self.decode(data, ignore_checksum, condition))
 
     # ---- parts -----------------------------------------------------------------------------------
 
@@ -213,16 +250,21 @@ class Codec:
         with torch.inference_mode():
             return self.model.encode(pad(images, extra, mode="replicate"))
 
-    def _run(self, job: _Job, chooser: Chooser, batch: int, what: str) -> Sample:
+    def _run(
+        self, job: _Job, chooser: Chooser, batch: int, what: str, condition: Condition | None = None
+    ) -> Sample:
         noise = job.noise.expand(batch, *job.noise.shape[1:])
-        return sample(self.model, job.steps, job.rule, chooser, noise, progress=self.progress, description=what)
+        return sample(self.model, job.steps, job.rule, chooser, noise, condition, self.progress, what)
 
-    def _finish(self, job: _Job, done: Sample, config: CodecConfig) -> list[Encoded]:
+    def _finish(
+        self, job: _Job, done: Sample, config: CodecConfig, condition: Condition | ConditionHash | None = None
+    ) -> list[Encoded]:
         """Bring the letters to the host, once, and write the files."""
         images = self._crop(job, self.model.decode(done.x0))
         rows = [letters.tolist() for letters in done.letters]
         model = self.model
-        header = Header(config, model.name, model.fingerprint(), _dtype_name(model.dtype), job.width, job.height)
+        dtype = _dtype_name(model.dtype)
+        header = Header(config, model.name, model.fingerprint(), dtype, job.width, job.height, condition)
         out = []
         for b, image in enumerate(images):
             symbols: list[int] = []

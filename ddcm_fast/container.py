@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
+from .condition import MAX_BYTES, Condition, ConditionHash, read_condition
 from .config import RULES, SCHEDULES, CodecConfig
 from .errors import ConfigError, FormatError
 from .law import KINDS, MAX_SIZE, NOISE_LAW_VERSION
@@ -24,6 +25,7 @@ class Header:
         config: rule, codebook, schedule and seed.
         model: name of the model; fingerprint: its 4 bytes; dtype: of the encoder's network.
         width, height: of the image in pixels, before padding.
+        condition: what the model was told, or its hash where it does not travel.
     """
 
     config: CodecConfig
@@ -32,6 +34,7 @@ class Header:
     dtype: str
     width: int
     height: int
+    condition: Condition | ConditionHash | None = None
 
 
 class _Writer:
@@ -104,7 +107,12 @@ def write(header: Header, payload: bytes) -> bytes:
     w.varint(header.width)
     w.varint(header.height)
     w.byte(KINDS.index(config.kind) | DTYPE_NAMES.index(header.dtype) << 2 | RULES.index(config.rule) << 4)
-    w.byte(SCHEDULES.index(config.schedule) | (config.t_range is not None) << 4 | config.official_grid << 5)
+    w.byte(
+        SCHEDULES.index(config.schedule)
+        | (config.t_range is not None) << 4
+        | config.official_grid << 5
+        | (header.condition is not None) << 6
+    )
     w.varint(config.T)
     w.varint(config.seed)
     w.size(config.K)
@@ -114,6 +122,10 @@ def write(header: Header, payload: bytes) -> bytes:
     if config.t_range is not None:
         w.varint(config.t_range[0])
         w.varint(config.t_range[1])
+    if header.condition is not None:
+        condition = header.condition.to_bytes()
+        w.varint(len(condition))
+        w.data += condition
     body = bytes(w.data) + payload
     version = FORMAT_VERSION << 4 | NOISE_LAW_VERSION
     check = zlib.crc32(bytes([version]) + body)
@@ -149,11 +161,17 @@ def read(data: bytes, ignore_checksum: bool = False) -> tuple[Header, bytes]:
         raise FormatError(f"the header asks for an image of {width}x{height} pixels: the file is corrupt")
     what, how = r.byte(), r.byte()
     kind, dtype, rule, schedule = what & 3, what >> 2 & 3, what >> 4, how & 15
-    if kind >= len(KINDS) or dtype >= len(DTYPE_NAMES) or rule >= len(RULES) or schedule >= len(SCHEDULES) or how >> 6:
+    if kind >= len(KINDS) or dtype >= len(DTYPE_NAMES) or rule >= len(RULES) or schedule >= len(SCHEDULES) or how >> 7:
         raise FormatError("the header names an unknown rule, codebook or schedule: the file is corrupt")
     steps, seed, size = r.varint(), r.varint(), r.size()
     atoms, bits = (r.varint(), r.varint()) if RULES[rule] == "pursuit" else (1, 1)
     t_range = (r.varint(), r.varint()) if how & 16 else None
+    condition = None
+    if how & 64:
+        length = r.varint()
+        if length > MAX_BYTES:
+            raise FormatError("the header holds an impossible number: the file is corrupt")
+        condition = read_condition(r.take(length))
     try:
         config = CodecConfig(
             rule=RULES[rule],
@@ -169,4 +187,5 @@ def read(data: bytes, ignore_checksum: bool = False) -> tuple[Header, bytes]:
         )
     except ConfigError as error:
         raise FormatError(f"the header is corrupt: {error}") from error
-    return Header(config, name, fingerprint, DTYPE_NAMES[dtype], width, height), data[r.position :]
+    header = Header(config, name, fingerprint, DTYPE_NAMES[dtype], width, height, condition)
+    return header, data[r.position :]

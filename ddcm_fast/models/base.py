@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..condition import Condition
 from ..errors import ConfigError
 
 _SAMPLES = 4096  # entries of each tensor that go into the fingerprint
@@ -64,6 +65,15 @@ class DiffusionModel(ABC):
         """Raise ConfigError if the model cannot take (already padded) images of this size."""
         if height % self.multiple or width % self.multiple:
             raise ConfigError(f"model {self.name!r} takes multiples of {self.multiple}, not {width}x{height}")
+
+    def complete_condition(self, condition: Condition | None) -> Condition | None:
+        """The condition with this model's defaults filled in, as files keep it; None if it says nothing.
+
+        Raises ConfigError if the model cannot take it.
+        """
+        if condition:
+            raise ConfigError(f"model {self.name!r} is unconditional; it was given {condition}")
+        return None
 
     def training_timesteps(self) -> list[float]:
         """Timesteps the model was trained at, noisiest first; schedules choose among them."""
