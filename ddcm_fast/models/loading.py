@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from ..errors import ModelError
 from .base import DiffusionModel
+from .gaussian_field import GaussianField
 
 #: Folder of the built-in models' weights.
 WEIGHTS = Path(__file__).parent / "weights"
@@ -17,6 +19,11 @@ WEIGHTS = Path(__file__).parent / "weights"
 EXTRA_FILE = "ddcm.json"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+#: Built-in models without weights; they compute in float32 whatever dtype is asked for.
+_ANALYTIC: dict[str, Callable[[torch.device], DiffusionModel]] = {
+    "gaussian-field": lambda device: GaussianField(device=device),
+}
 
 
 def default_device() -> torch.device:
@@ -46,7 +53,7 @@ def _cpu_has_bf16() -> bool:
 
 def builtin_models() -> list[str]:
     """Names of the models that ship with the package."""
-    return sorted(p.parent.name for p in WEIGHTS.glob("*/config.json"))
+    return sorted([*(p.parent.name for p in WEIGHTS.glob("*/config.json")), *_ANALYTIC])
 
 
 def load_model(
@@ -57,7 +64,7 @@ def load_model(
     """Load a model for the sampler and the codec.
 
     Args:
-        name: a built-in model ("photo") or the path of a saved model folder.
+        name: a built-in model ("photo", "gaussian-field") or the path of a saved model folder.
         device: where the network runs; a GPU if there is one.
         dtype: of the network; bfloat16 where the device is native in it, else float32.
 
@@ -72,6 +79,8 @@ def load_model(
             raise ModelError(f"unknown dtype {dtype!r}: choose {', '.join(DTYPES)}")
         dtype = DTYPES[dtype]
     kind = dtype if dtype is not None else default_dtype(where)
+    if name in _ANALYTIC:
+        return _ANALYTIC[name](where)
     folder = WEIGHTS / name if name in builtin_models() else Path(name)
     if not folder.is_dir():
         raise ModelError(
