@@ -1,0 +1,282 @@
+"""The `ddcm` command."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from . import __version__
+from .errors import DDCMError, InputError
+
+_EPILOG = """examples:
+  ddcm compress photo.jpg photo.ddcm             compress with the built-in model
+  ddcm decompress photo.ddcm photo.png           and back
+  ddcm info photo.ddcm                           what is in the file
+  ddcm compress photo.jpg small.ddcm --preset ddcm -T 200 -K 65536
+
+Presets: {presets}.
+"""
+
+
+@contextlib.contextmanager
+def _output(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file so that it is there whole or not at all."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"no such folder: {folder}")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file")
+    try:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)  # mkstemp makes private files
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _image_format(path: Path) -> str:
+    from PIL import Image
+
+    Image.init()
+    known = Image.registered_extensions()
+    name = known.get(path.suffix.lower())
+    if name is None or name not in Image.SAVE:
+        raise InputError(f"cannot tell the image format from {path.name!r}: end it in .png, .jpg or .webp")
+    return name
+
+
+def _check_output_image(path: Path) -> None:
+    """Refuse an unusable output name before minutes of work."""
+    _image_format(path)
+    if not path.parent.is_dir():
+        raise InputError(f"no such folder: {path.parent}")
+
+
+def _say(text: str, args: argparse.Namespace) -> None:
+    if not args.quiet:
+        print(text)
+
+
+def _load(args: argparse.Namespace, name: str, dtype: str | None):  # type: ignore[no-untyped-def]
+    from .models import load_model
+
+    return load_model(name, device=args.device, dtype=dtype)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, object]:
+    names = ("T", "K", "M", "C", "kind", "schedule", "seed", "t_range")
+    settings: dict[str, object] = {name: getattr(args, name) for name in names}
+    if args.t_range is not None:
+        settings["t_range"] = (max(args.t_range), min(args.t_range))
+    return settings
+
+
+def _compress(args: argparse.Namespace) -> None:
+    from .codec import Codec
+    from .config import preset
+    from .images import load_image, psnr, to_tensor
+
+    config = preset(args.preset, **_settings(args))
+    image = load_image(args.input)
+    model = _load(args, args.model, args.dtype)
+    codec = Codec(model, config, args.backend, progress=False if args.quiet else None)
+    start = time.perf_counter()
+    coded = codec.encode(image)[0]
+    seconds = time.perf_counter() - start
+    with _output(args.output) as file:
+        file.write(coded.data)
+    quality = psnr(to_tensor(image, model.channels), coded.reconstruction.cpu())
+    backend = config.make_rule(1, args.backend).codebook(config.steps(model)[0]).backend(model.device)
+    _say(
+        f"{args.output}: {len(coded.data)} bytes, {coded.bpp:.4f} bpp, PSNR {quality:.2f} dB, {seconds:.1f} s "
+        f"(model {model.name}, {config.T} steps, backend {backend})",
+        args,
+    )
+
+
+def _decompress(args: argparse.Namespace) -> None:
+    from . import container
+    from .codec import Codec
+
+    _check_output_image(args.output)
+    data = _read(args.input)
+    header, _ = container.read(data, args.ignore_checksum)
+    model = _load(args, args.model or header.model, args.dtype or header.dtype)
+    codec = Codec(model, backend=args.backend, progress=False if args.quiet else None)
+    start = time.perf_counter()
+    image = codec.decompress(data, args.ignore_checksum)
+    with _output(args.output) as file:
+        image.save(file, format=_image_format(args.output))
+    _say(f"{args.output}: {image.width}x{image.height}, {time.perf_counter() - start:.1f} s", args)
+
+
+def _info(args: argparse.Namespace) -> None:
+    import dataclasses
+
+    from . import container
+
+    data = _read(args.input)
+    header, payload = container.read(data, args.ignore_checksum)
+    pixels = header.width * header.height
+    print(f"image      {header.width}x{header.height}")
+    print(f"size       {len(data)} bytes, {8 * len(data) / pixels:.4f} bpp ({len(data) - len(payload)} bytes of header)")
+    print(f"model      {header.model} (fingerprint {header.fingerprint.hex()}), {header.dtype}")
+    for field in dataclasses.fields(header.config):
+        value = getattr(header.config, field.name)
+        if value != field.default or field.name in ("rule", "kind", "K", "T", "schedule", "seed"):
+            print(f"{field.name:<10} {value}")
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from .codec import Codec
+    from .config import preset
+
+    if args.count < 1:
+        raise InputError(f"-n is {args.count}; ask for at least one image")
+    try:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {args.output_dir}: {error.strerror}") from error
+    config = preset(args.preset, **_settings(args))
+    model = _load(args, args.model, args.dtype)
+    codec = Codec(model, config, args.backend, progress=False if args.quiet else None)
+    width, height = args.size
+    images = codec.generate(args.count, height, width, args.draw_seed)
+    for i, coded in enumerate(images):
+        for suffix, content in ((".png", None), (".ddcm", coded.data)):
+            with _output(args.output_dir / f"{i:04d}{suffix}") as file:
+                if content is None:
+                    coded.image.save(file, format="PNG")
+                else:
+                    file.write(content)
+    _say(f"{args.output_dir}: {args.count} images and their files, {images[0].bpp:.4f} bpp each", args)
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, as in 256x256") from error
+    return width, height
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Options that every command which runs a model takes."""
+    group = parser.add_argument_group("where and how it runs")
+    group.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
+    group.add_argument("--dtype", help="of the network: float32, bfloat16 or float16 (default: what is native here)")
+    group.add_argument("--backend", default="auto", help="of the codebook: auto, cuda, triton, cpu or reference")
+    group.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+
+
+def add_coding(parser: argparse.ArgumentParser) -> None:
+    """Options that say how an image is coded."""
+    from .config import PRESETS, SCHEDULES
+    from .law import KINDS
+
+    names = "; ".join(f"{name}: {text}" for name, (_, text) in PRESETS.items())
+    group = parser.add_argument_group("how it is coded (each default comes from the preset)")
+    group.add_argument("--model", default="photo", help="built-in model or a model folder (default: photo)")
+    group.add_argument("--preset", default="ddcm", help=f"{names} (default: %(default)s)")
+    group.add_argument("-T", type=int, help="steps, which is network evaluations")
+    group.add_argument("-K", type=int, help="atoms in the codebook; a larger K codes more bits a step")
+    group.add_argument("-M", type=int, help="atoms a step (pursuit)")
+    group.add_argument("-C", type=int, help="bits of a coefficient (pursuit)")
+    group.add_argument("--kind", choices=KINDS, help="of codebook")
+    group.add_argument("--schedule", choices=SCHEDULES, help="which timesteps are visited")
+    group.add_argument("--t-range", type=int, nargs=2, metavar=("HIGH", "LOW"), help="timesteps that carry bits")
+    group.add_argument("--seed", type=int, help="of the codebook, 64 bit (default: 0)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    from .config import PRESETS
+
+    parser = argparse.ArgumentParser(
+        prog="ddcm",
+        description="Compress images with a pretrained diffusion model and codebook noise (DDCM).",
+        epilog=_EPILOG.format(presets=", ".join(PRESETS)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ddcm-fast {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    compress = commands.add_parser("compress", help="image -> .ddcm file", description="Compress an image.")
+    compress.add_argument("input", type=Path, help="an image file (PNG, JPEG, WebP, ...)")
+    compress.add_argument("output", type=Path, help="the .ddcm file to write")
+    add_coding(compress)
+    add_common(compress)
+    compress.set_defaults(run=_compress)
+
+    decompress = commands.add_parser("decompress", help=".ddcm file -> image", description="Decompress a file.")
+    decompress.add_argument("input", type=Path, help="a .ddcm file")
+    decompress.add_argument("output", type=Path, help="the image to write; its ending says the format")
+    decompress.add_argument("--model", help="where the model is, if not under the name in the file")
+    decompress.add_argument("--ignore-checksum", action="store_true", help="decode a damaged file as it is")
+    add_common(decompress)
+    decompress.set_defaults(run=_decompress)
+
+    info = commands.add_parser("info", help="what is in a .ddcm file", description="Describe a .ddcm file.")
+    info.add_argument("input", type=Path, help="a .ddcm file")
+    info.add_argument("--ignore-checksum", action="store_true", help="read a damaged file as it is")
+    info.set_defaults(run=_info)
+
+    generate = commands.add_parser(
+        "generate",
+        help="random images and their files",
+        description="Draw images at random from the model; each comes with the .ddcm file that decodes to it.",
+    )
+    generate.add_argument("--output-dir", type=Path, required=True, help="where 0000.png, 0000.ddcm, ... go")
+    generate.add_argument("-n", dest="count", type=int, default=1, help="how many images (default: 1)")
+    generate.add_argument("--size", type=_size, default=(256, 256), help="WIDTHxHEIGHT (default: 256x256)")
+    generate.add_argument("--draw-seed", type=int, default=0, help="of the random choice of atoms (default: 0)")
+    add_coding(generate)
+    add_common(generate)
+    generate.set_defaults(run=_generate)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns 0, or 2 after printing one line for an error the user can mend."""
+    args = build_parser().parse_args(argv)
+    warnings.showwarning = lambda message, *_, **__: print(f"ddcm: warning: {message}", file=sys.stderr)  # type: ignore[assignment]
+    try:
+        args.run(args)
+    except DDCMError as error:
+        print(f"ddcm: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ddcm: interrupted", file=sys.stderr)
+        return 130
+    except MemoryError:
+        print("ddcm: out of memory; use a smaller image or codebook", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
