@@ -1,0 +1,308 @@
+"""Scores and norms of `gaussian` codebooks (noise-law, section 4).
+
+An entry is q / 256 with an integer |q| <= 1107, which float16 and float32 hold exactly. Small batches sum
+float32 fused multiply-adds in an order fixed by the problem's shape; large batches use the matrix
+product of float16, the residual split in two of them, which keep 22 bits.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Optional
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..law import GAUSSIAN_SCALE, CodebookSpec, gaussian_table
+from .launch import ceil_div, launch, power_of_2, seed_words, tuned
+from .layout import group_range, power_scale, word_of
+from .philox import GAUSSIAN, philox
+from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, settle
+
+_BEST: tl.constexpr = tl.constexpr(BEST)
+_SIZES = [
+    "dim", "size", "groups", "batch", "calls", "first", "last", "span", "programs", "width",
+    "seed_low", "seed_high",
+]  # fmt: skip
+
+#: Up to this many images share one program of the small-batch kernel; more take the matrix product.
+SMALL_BATCH = 4
+
+
+@lru_cache(maxsize=16)
+def table(device: torch.device) -> Tensor:
+    """Bits of T[j] / 256 as float16: (32768,) int16 on the device, 64 KB, made once."""
+    return (gaussian_table() * GAUSSIAN_SCALE).to(torch.float16).view(torch.int16).to(device)
+
+
+@triton.jit
+def entry(half, table):
+    """Noise entries float16 from halfwords (...) uint32 below 2^16."""
+    bits = tl.load(table + (half & 0x7FFF).to(tl.int32)).to(tl.uint16, bitcast=True)
+    return (bits ^ (half & 0x8000).to(tl.uint16)).to(tl.float16, bitcast=True)
+
+
+# ---- small batches: fused multiply-adds ----------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["dim", "groups", "tiles", "calls"])
+def arrange_kernel(w, arranged, dim, groups, tiles, calls, C: tl.constexpr):
+    """w (B, D) float32 -> arranged (B, G, 8, calls) float32: entry 8 c + i of a group at [i, c], 0 past its end."""
+    pid = tl.program_id(0)
+    tile, row = pid % tiles, (pid // tiles).to(tl.int64)
+    b, g = row // groups, row % groups
+    start, length = group_range(g, dim, groups)
+    c = (tile * C + tl.arange(0, C))[:, None]
+    half = tl.arange(0, 8)[None, :]
+    i = c.to(tl.int64) * 8 + half
+    x = tl.load(w + b * dim + start + i, mask=i < length, other=0.0)
+    tl.store(arranged + (row * 8 + half) * calls + c, x, mask=c < calls)
+
+
+@tuned(
+    [
+        triton.Config({"K": 32}, num_warps=4),
+        triton.Config({"K": 16}, num_warps=4),
+        triton.Config({"K": 64}, num_warps=8),
+    ],
+    key=["C", "B", "MODE", "span"],
+)
+@triton.jit(do_not_specialize=_SIZES)
+def small_kernel(arranged, table, step, bias, out, keys, dim, size, groups, batch, calls, first, last, span,
+                 programs, width, seed_low, seed_high, B: tl.constexpr, K: tl.constexpr,
+                 C: tl.constexpr, MODE: tl.constexpr, SIGNED: tl.constexpr,
+                 BIAS: tl.constexpr):  # fmt: skip
+    """Scores of up to B images at once: sum_i y_i w_i in float32.
+
+    A thread owns Philox calls of its own, one atom's each (lanes along the C calls), and eight entries from each. It adds
+    its products in the order of its calls and lanes are added as a tree, so the order depends on C, that
+    is on the shape of the problem, alone. The error of a sum is that of a chain of D / C additions.
+    """
+    pid = tl.program_id(0)
+    p = pid % programs
+    g = (pid // programs) % groups
+    image = (pid // programs // groups) * B + tl.arange(0, B)
+    real = image < batch
+    row = image.to(tl.int64) * groups + g
+    now = tl.load(step)
+    begin = first + p.to(tl.int64) * span
+    best_key = tl.full((B, K), LOWEST, tl.int64)
+    best_score = tl.zeros((B, K), tl.float32)
+    for k0 in range(begin, tl.minimum(begin + span, last), K):
+        k = k0 + tl.arange(0, K).to(tl.int64)
+        total = tl.zeros((B, K, C), tl.float32)
+        for c0 in range(0, calls, C):
+            c = c0 + tl.arange(0, C)
+            block = g.to(tl.int64) * calls + c
+            w0, w1, w2, w3 = philox(block[None, :], k[:, None], now, GAUSSIAN, seed_low, seed_high)
+            at = arranged + row[:, None] * 8 * calls + c[None, :]
+            inside = real[:, None] & (c < calls)[None, :]
+            for v in tl.static_range(4):
+                word = word_of(v, w0, w1, w2, w3)
+                y = entry(word & 0xFFFF, table).to(tl.float32)
+                r = tl.load(at + 2 * v * calls, mask=inside, other=0.0)
+                total += y[None, :, :] * r[:, None, :]
+                y = entry(word >> 16, table).to(tl.float32)
+                r = tl.load(at + (2 * v + 1) * calls, mask=inside, other=0.0)
+                total += y[None, :, :] * r[:, None, :]
+        best_key, best_score = settle(
+            tl.sum(total, axis=2), k[None, :], image[:, None], g, batch, groups, first, last, size, width,
+            bias, out, keys, best_key, best_score, MODE, SIGNED, BIAS,
+        )  # fmt: skip
+    if MODE == _BEST:
+        key, score = emit_best(best_key, best_score, 1)
+        tl.store(keys + row * programs + p, key, mask=real)
+        tl.store(out + row * programs + p, score, mask=real)
+
+
+# ---- large batches: the matrix product -----------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["dim", "groups", "tiles", "batch"])
+def planes_kernel(w, peak, planes, dim, groups, tiles, batch, padded, images, C: tl.constexpr):
+    """w (B, D) float32 -> planes (G, 8, 2, images, padded) float16, rows past the batch 0.
+
+    x = w * 2^q, |x| < 2^13, is split as high + low / 2^11: high = float16(x), low = float16((x - high) * 2^11),
+    together within 2^-23 |x| of x. planes[g, i, s, b, c] belongs to entry 8 c + i of group g.
+    """
+    pid = tl.program_id(0)
+    tile, row = pid % tiles, (pid // tiles).to(tl.int64)
+    b, g = row // groups, row % groups
+    real = b < batch
+    start, length = group_range(g, dim, groups)
+    length = tl.where(real, length, 0)
+    scale, _ = power_scale(tl.load(peak + b, mask=real, other=1.0), 13)
+    c = (tile * C + tl.arange(0, C))[:, None]
+    half = tl.arange(0, 8)[None, :]
+    i = c.to(tl.int64) * 8 + half
+    x = tl.load(w + b * dim + start + i, mask=i < length, other=0.0) * scale
+    high = x.to(tl.float16)
+    low = ((x - high.to(tl.float32)) * 2048.0).to(tl.float16)
+    plane = images.to(tl.int64) * padded
+    at = planes + ((g * 8 + half) * 2) * plane + b * padded + c
+    tl.store(at, high, mask=c < padded)
+    tl.store(at + plane, low, mask=c < padded)
+
+
+@tuned(
+    [triton.Config({"K": 64}, num_warps=4), triton.Config({"K": 128}, num_warps=8)],
+    key=["B", "MODE", "span"],
+)
+@triton.jit(do_not_specialize=_SIZES)
+def large_kernel(planes, table, peak, step, bias, out, keys, dim, size, groups, batch, calls, padded, images,
+                 first, last, span, programs, width, seed_low, seed_high, B: tl.constexpr,
+                 K: tl.constexpr, C: tl.constexpr, MODE: tl.constexpr, SIGNED: tl.constexpr,
+                 BIAS: tl.constexpr):  # fmt: skip
+    """Scores of B images at once: the noise of K atoms and C calls is made once for all of them.
+
+    Products of a float16 entry and a float16 half residual are exact; the eight products of C calls are
+    summed by the tensor cores and then added to the running sum, which keeps their truncating adder
+    to short sums. The order depends on C alone.
+    """
+    pid = tl.program_id(0)
+    p = pid % programs
+    g = (pid // programs) % groups
+    image = (pid // programs // groups) * B + tl.arange(0, B)
+    real = image < batch
+    row = image.to(tl.int64) * groups + g
+    now = tl.load(step)
+    _, inverse = power_scale(tl.load(peak + image, mask=real, other=1.0), 13)
+    begin = first + p.to(tl.int64) * span
+    plane = images.to(tl.int64) * padded
+    column = tl.arange(0, C)
+    corner = planes + g.to(tl.int64) * 16 * plane + image.to(tl.int64)[:, None] * padded + column[None, :]
+    best_key = tl.full((K, B), LOWEST, tl.int64)
+    best_score = tl.zeros((K, B), tl.float32)
+    for k0 in range(begin, tl.minimum(begin + span, last), K):
+        k = k0 + tl.arange(0, K).to(tl.int64)
+        total = tl.zeros((K, B), tl.float32)
+        for c0 in range(0, padded, C):
+            block = g.to(tl.int64) * calls + c0 + column
+            w0, w1, w2, w3 = philox(block[None, :], k[:, None], now, GAUSSIAN, seed_low, seed_high)
+            high = tl.zeros((K, B), tl.float32)
+            low = tl.zeros((K, B), tl.float32)
+            at = corner + c0
+            for v in tl.static_range(4):
+                word = word_of(v, w0, w1, w2, w3)
+                y = entry(word & 0xFFFF, table)
+                high = tl.dot(y, tl.trans(tl.load(at + 4 * v * plane)), high)
+                low = tl.dot(y, tl.trans(tl.load(at + (4 * v + 1) * plane)), low)
+                y = entry(word >> 16, table)
+                high = tl.dot(y, tl.trans(tl.load(at + (4 * v + 2) * plane)), high)
+                low = tl.dot(y, tl.trans(tl.load(at + (4 * v + 3) * plane)), low)
+            total += high + low * 0.00048828125
+        best_key, best_score = settle(
+            total * inverse[None, :], k[:, None], image[None, :], g, batch, groups, first, last, size, width,
+            bias, out, keys, best_key, best_score, MODE, SIGNED, BIAS,
+        )  # fmt: skip
+    if MODE == _BEST:
+        key, score = emit_best(best_key, best_score, 0)
+        tl.store(keys + row * programs + p, key, mask=real)
+        tl.store(out + row * programs + p, score, mask=real)
+
+
+# ---- norms ---------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["dim", "size", "groups", "calls", "tiles", "seed_low", "seed_high"])
+def norms_kernel(out, table, step, dim, size, groups, calls, tiles, seed_low, seed_high, K: tl.constexpr,
+                 C: tl.constexpr):  # fmt: skip
+    """out (G, K) float32: squared norms, the integer sum of q^2 rounded once and divided by 2^16."""
+    pid = tl.program_id(0)
+    tile, g = pid % tiles, pid // tiles
+    now = tl.load(step)
+    _, length = group_range(g, dim, groups)
+    k = tile.to(tl.int64) * K + tl.arange(0, K)
+    total = tl.zeros((K, C), tl.int64)
+    for c0 in range(0, calls, C):
+        c = c0 + tl.arange(0, C)
+        block = g.to(tl.int64) * calls + c
+        w0, w1, w2, w3 = philox(block[None, :], k[:, None], now, GAUSSIAN, seed_low, seed_high)
+        squares = tl.zeros((K, C), tl.int32)
+        for i in tl.static_range(8):
+            half = (word_of(i // 2, w0, w1, w2, w3) >> (16 * (i % 2))) & 0xFFFF
+            q = (entry(half, table).to(tl.float32) * 256.0).to(tl.int32)
+            inside = c.to(tl.int64) * 8 + i < length
+            squares += tl.where(inside[None, :], q * q, 0)
+        total += squares
+    norm = tl.sum(total, axis=1).to(tl.float32) * 0.0000152587890625
+    tl.store(out + g.to(tl.int64) * size + k, norm, mask=k < size)
+
+
+# ---- host ----------------------------------------------------------------------------------------
+
+
+def norms(spec: CodebookSpec, step: Tensor) -> Tensor:
+    """Squared norms of all atoms: (G, K) float32."""
+    out = torch.empty(spec.groups, spec.size, device=step.device)
+    depth = min(32, power_of_2(spec.calls_per_group))
+    atoms = 1024 // depth
+    tiles = ceil_div(spec.size, atoms)
+    launch(norms_kernel, spec.groups * tiles, out, table(step.device), step, spec.dim, spec.size,
+           spec.groups, spec.calls_per_group, tiles, *seed_words(spec.seed), K=atoms, C=depth)  # fmt: skip
+    return out
+
+
+class Residual:
+    """A batch of residuals laid out for the search, to be scored against any ranges of atoms."""
+
+    #: A range of atoms may begin anywhere; for the hadamard kind it may not.
+    align = 1
+
+    def __init__(self, spec: CodebookSpec, w: Tensor, peak: Tensor) -> None:
+        self.spec, self.peak, self.batch = spec, peak, len(w)
+        calls = spec.calls_per_group
+        self.small = len(w) <= SMALL_BATCH
+        if self.small:
+            self.images = power_of_2(len(w))
+            self.depth = min(32, power_of_2(calls))
+            self.arranged = torch.empty(len(w) * spec.groups * 8 * calls, device=w.device)
+            tiles = ceil_div(calls, 128)
+            launch(arrange_kernel, len(w) * spec.groups * tiles, w, self.arranged, spec.dim, spec.groups,
+                   tiles, calls, C=128)  # fmt: skip
+            return
+        self.images = min(128, max(16, power_of_2(len(w))))
+        self.depth = min(64, max(16, power_of_2(calls)))
+        self.padded = ceil_div(calls, self.depth) * self.depth
+        self.rows = ceil_div(len(w), self.images) * self.images
+        self.arranged = torch.empty(
+            spec.groups * 16 * self.rows * self.padded, dtype=torch.float16, device=w.device
+        )
+        tiles = self.padded // self.depth
+        launch(planes_kernel, self.rows * spec.groups * tiles, w, peak, self.arranged, spec.dim, spec.groups,
+               tiles, len(w), self.padded, self.rows, C=self.depth)  # fmt: skip
+
+    def score(
+        self,
+        step: Tensor,
+        bias: Optional[Tensor],
+        signed: bool,
+        mode: int,
+        first: int,
+        last: int,
+        out: Optional[Tensor] = None,
+        keys: Optional[Tensor] = None,
+    ) -> tuple[Optional[Tensor], Optional[Tensor]]:
+        """Score atoms first .. last - 1 of every group; see sign.Residual.score."""
+        spec = self.spec
+        blocks = ceil_div(self.batch, self.images)
+        span = atom_span(spec, blocks, first, last, 64 if self.small else 128)
+        programs = ceil_div(last - first, span)
+        if mode == BEST:
+            shape = (self.batch, spec.groups, programs)
+            out = self.peak.new_empty(shape)
+            keys = step.new_empty(shape)
+        width = out.shape[-1] if out is not None else 0
+        data = (step, bias, out, keys, spec.dim, spec.size, spec.groups, self.batch, spec.calls_per_group)
+        tail = (first, last, span, programs, width, *seed_words(spec.seed))
+        meta = {"B": self.images, "C": self.depth, "MODE": mode, "SIGNED": signed, "BIAS": bias_layout(bias)}
+        grid = programs * spec.groups * blocks
+        entries = table(step.device)
+        if self.small:
+            launch(small_kernel, grid, self.arranged, entries, *data, *tail, **meta)
+        else:
+            launch(large_kernel, grid, self.arranged, entries, self.peak, *data, self.padded, self.rows,
+                   *tail, **meta)  # fmt: skip
+        return out, keys

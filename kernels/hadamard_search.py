@@ -1,0 +1,193 @@
+"""Scores and norms of `hadamard` codebooks by fast transforms (noise-law, section 4).
+
+All n atoms of pair p are scored at once: with H the unnormalised transform of the sub-blocks w_c of a group,
+
+    score = H (sum_c e_c * H (d_c * w_c)) / sqrt(n),
+
+O(D log n) a pair instead of O(D n). Cross-polytope hashing's trick (Andoni et al. 2015).
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..law import CodebookSpec
+from .hadamard import hadamard
+from .launch import ceil_div, launch, power_of_2, seed_words
+from .layout import group_range
+from .philox import INNER, OUTER, flip, sign_masks
+from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, settle
+
+_BEST: tl.constexpr = tl.constexpr(BEST)
+
+#: Entries of a program's tile; one sub-block of the longest transform.
+_TILE = 8192
+
+
+@triton.jit(do_not_specialize=[
+    "dim", "size", "groups", "batch", "sub_blocks", "first", "last", "span", "programs", "width",
+    "seed_low", "seed_high",
+])  # fmt: skip
+def score_kernel(w, step, bias, out, keys, dim, size, groups, batch, sub_blocks, first, last, span, programs,
+                 width, seed_low, seed_high, P: tl.constexpr, B: tl.constexpr, N: tl.constexpr,
+                 LOG: tl.constexpr, CALLS: tl.constexpr, SCALE: tl.constexpr, MODE: tl.constexpr,
+                 SIGNED: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
+    """Scores of all atoms of P pairs for B images, w (B, D) float32 in codebook order.
+
+    Arguments as those of sign.small_kernel; first and span are multiples of P * N. CALLS = max(1, N / 128).
+    """
+    pid = tl.program_id(0)
+    p = pid % programs
+    g = (pid // programs) % groups
+    image = (pid // programs // groups) * B + tl.arange(0, B)
+    now = tl.load(step)
+    start, length = group_range(g, dim, groups)
+    lane = tl.arange(0, N)
+    call = tl.arange(0, CALLS)
+    here = w + image.to(tl.int64)[None, :, None] * dim + start
+    begin = first + p.to(tl.int64) * span
+    best_key = tl.full((P, B, N), LOWEST, tl.int64)
+    best_score = tl.zeros((P, B, N), tl.float32)
+    for k0 in range(begin, tl.minimum(begin + span, last), P * N):
+        pair = k0 // N + tl.arange(0, P).to(tl.int64)
+        mixed = tl.zeros((P, B, N), tl.float32)
+        for c in range(0, sub_blocks):
+            block = ((g.to(tl.int64) * sub_blocks + c) * CALLS + call)[None, :]
+            outer = sign_masks(block, pair[:, None], now, OUTER, seed_low, seed_high, P, N)
+            i = lane + tl.zeros((), tl.int64) + c * N
+            inside = (image < batch)[None, :, None] & (i < length)[None, None, :]
+            x = tl.load(here + i[None, None, :], mask=inside, other=0.0)
+            x = flip(tl.broadcast_to(x, (P, B, N)), outer[:, None, :])
+            x = tl.reshape(hadamard(tl.reshape(x, (P * B, N)), P * B, N, LOG), (P, B, N))
+            inner = sign_masks(block, pair[:, None], now, INNER, seed_low, seed_high, P, N)
+            mixed += flip(x, inner[:, None, :])
+        mixed = hadamard(tl.reshape(mixed, (P * B, N)), P * B, N, LOG) * SCALE
+        k = pair[:, None, None] * N + lane[None, None, :]
+        best_key, best_score = settle(
+            tl.reshape(mixed, (P, B, N)), k, image[None, :, None], g, batch, groups, first, last, size, width,
+            bias, out, keys, best_key, best_score, MODE, SIGNED, BIAS,
+        )  # fmt: skip
+    if MODE == _BEST:
+        key, score = emit_best(best_key, best_score, 2)
+        key, score = emit_best(key, score, 0)
+        row = image.to(tl.int64) * groups + g
+        tl.store(keys + row * programs + p, key, mask=image < batch)
+        tl.store(out + row * programs + p, score, mask=image < batch)
+
+
+# ---- norms ---------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["groups", "sub_blocks", "pairs", "first_pair", "seed_low", "seed_high"])
+def prefix_kernel(prefix, step, groups, sub_blocks, pairs, first_pair, seed_low, seed_high, N: tl.constexpr,
+                  LOG: tl.constexpr, CALLS: tl.constexpr):  # fmt: skip
+    """prefix (G, pairs, N + 1) int32: sums of the first entries of (H e)^2, e of each group's last sub-block."""
+    pid = tl.program_id(0)
+    pair = first_pair + (pid % pairs).to(tl.int64)
+    g = (pid // pairs).to(tl.int64)
+    block = (((g + 1) * sub_blocks - 1) * CALLS + tl.arange(0, CALLS))[None, :]
+    atom = pair + tl.zeros((1, 1), tl.int64)
+    inner = sign_masks(block, atom, tl.load(step), INNER, seed_low, seed_high, 1, N)
+    x = hadamard(flip(tl.full((1, N), 1.0, tl.float32), inner), 1, N, LOG).to(tl.int32)
+    at = prefix + pid.to(tl.int64) * (N + 1)
+    tl.store(at, 0)
+    tl.store(at + 1 + tl.arange(0, N)[None, :], tl.cumsum(x * x, axis=1))
+
+
+@triton.jit(do_not_specialize=["dim", "size", "groups", "sub_blocks", "pairs", "first", "last"])
+def norms_kernel(out, prefix, dim, size, groups, sub_blocks, pairs, first, last, N: tl.constexpr,
+                 LOG: tl.constexpr, SCALE: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """out (G, K) float32: squared norms of atoms first .. last - 1 from their pairs' prefix sums.
+
+    A full sub-block has norm n. Of the last, cut to `cut` entries, atom j takes s[l ^ j]^2 for l < cut: the
+    interval is one aligned run of 2^t entries for every bit t of cut, and l -> l ^ j carries an aligned
+    run to an aligned run, whose sum is a difference of two prefix sums. Integers until the last rounding.
+    """
+    pid = tl.program_id(0)
+    tiles = tl.cdiv(last - first, TILE)
+    g = (pid // tiles).to(tl.int64)
+    k = first + (pid % tiles).to(tl.int64) * TILE + tl.arange(0, TILE)
+    _, length = group_range(g, dim, groups)
+    cut = length - (sub_blocks - 1) * N
+    row = prefix + (g * pairs + (k - first) // N) * (N + 1)
+    total = tl.zeros((TILE,), tl.int64) + N * ((sub_blocks - 1).to(tl.int64) * N)
+    for t in tl.static_range(LOG + 1):
+        begin = ((cut >> (t + 1) << (t + 1)) ^ (k % N)) >> t << t
+        has = ((cut >> t) & 1 == 1) & (k < last)
+        total += tl.load(row + begin + (1 << t), mask=has, other=0)
+        total -= tl.load(row + begin, mask=has, other=0)
+    tl.store(out + g * size + k, total.to(tl.float32) * SCALE, mask=k < last)
+
+
+def _transform(spec: CodebookSpec) -> dict[str, int]:
+    n = spec.hadamard_n
+    return {"N": n, "LOG": n.bit_length() - 1, "CALLS": max(1, n // 128)}
+
+
+def _warps(n: int) -> int:
+    return max(1, min(16, n // 1024))
+
+
+def norms(spec: CodebookSpec, step: Tensor) -> Tensor:
+    """Squared norms of all atoms: (G, K) float32. Scratch is bounded by going over the pairs in chunks."""
+    out = torch.empty(spec.groups, spec.size, device=step.device)
+    n = spec.hadamard_n
+    all_pairs = ceil_div(spec.size, n)
+    chunk = max(1, min(all_pairs, (1 << 22) // (spec.groups * n)))
+    prefix = torch.empty(spec.groups * chunk * (n + 1), dtype=torch.int32, device=step.device)
+    for first_pair in range(0, all_pairs, chunk):
+        pairs = min(chunk, all_pairs - first_pair)
+        launch(prefix_kernel, spec.groups * pairs, prefix, step, spec.groups, spec.sub_blocks, pairs,
+               first_pair, *seed_words(spec.seed), **_transform(spec), num_warps=_warps(n))  # fmt: skip
+        first, last = first_pair * n, min(spec.size, (first_pair + pairs) * n)
+        launch(norms_kernel, spec.groups * ceil_div(last - first, 256), out, prefix, spec.dim, spec.size,
+               spec.groups, spec.sub_blocks, pairs, first, last, N=n, LOG=n.bit_length() - 1,
+               SCALE=1.0 / n, TILE=256)  # fmt: skip
+    return out
+
+
+class Residual:
+    """A batch of residuals to be scored against any ranges of atoms that begin at a multiple of `align`."""
+
+    def __init__(self, spec: CodebookSpec, w: Tensor, peak: Tensor) -> None:
+        self.spec, self.w, self.batch = spec, w, len(w)
+        n = spec.hadamard_n
+        vectors = max(1, _TILE // n)
+        pairs = power_of_2(ceil_div(spec.size, n))
+        self.images = min(power_of_2(len(w)), max(1, vectors // min(pairs, vectors), min(4, vectors)))
+        self.pairs = min(pairs, vectors // self.images)
+        self.align = self.pairs * n
+
+    def score(
+        self,
+        step: Tensor,
+        bias: Optional[Tensor],
+        signed: bool,
+        mode: int,
+        first: int,
+        last: int,
+        out: Optional[Tensor] = None,
+        keys: Optional[Tensor] = None,
+    ) -> tuple[Optional[Tensor], Optional[Tensor]]:
+        """Score atoms first .. last - 1 of every group; see sign.Residual.score."""
+        spec = self.spec
+        n = spec.hadamard_n
+        blocks = ceil_div(self.batch, self.images)
+        span = atom_span(spec, blocks, first, last, self.align)
+        programs = ceil_div(last - first, span)
+        if mode == BEST:
+            shape = (self.batch, spec.groups, programs)
+            out = self.w.new_empty(shape)
+            keys = step.new_empty(shape)
+        width = out.shape[-1] if out is not None else 0
+        launch(score_kernel, programs * spec.groups * blocks, self.w, step, bias, out, keys, spec.dim,
+               spec.size, spec.groups, self.batch, spec.sub_blocks, first, last, span, programs, width,
+               *seed_words(spec.seed), **_transform(spec), P=self.pairs, B=self.images, SCALE=n**-0.5,
+               MODE=mode, SIGNED=signed, BIAS=bias_layout(bias),
+               num_warps=_warps(n * self.pairs * self.images))  # fmt: skip
+        return out, keys

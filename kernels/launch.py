@@ -1,0 +1,67 @@
+"""How kernels are launched: device, autotuning, and what stays fixed so that results do too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+
+@triton.jit
+def _probe():
+    pass
+
+
+#: Whether kernels run in Triton's interpreter, on CPU tensors (TRITON_INTERPRET=1 at import).
+INTERPRETED = not isinstance(_probe, triton.runtime.JITFunction)
+
+#: Whether kernels may hold PTX: neither the interpreter nor an AMD device takes it.
+PTX = not INTERPRETED and torch.version.hip is None
+
+
+def tuned(configs: Sequence[triton.Config], key: list[str]) -> Any:
+    """triton.autotune, or in the interpreter (which has nothing to time) the first configuration.
+
+    Configurations differ in tile and warp counts only. Whatever decides the order of a float sum is fixed
+    by the problem, so results do not depend on which configuration won.
+    """
+
+    def decorate(kernel: Any) -> Any:
+        if INTERPRETED:
+            kernel.default_meta = configs[0].kwargs
+            return kernel
+        return triton.autotune(configs=list(configs), key=key)(kernel)
+
+    return decorate
+
+
+def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
+    """Run a kernel with a one-dimensional grid on its first argument's device and current stream."""
+    if programs == 0:
+        return
+    if INTERPRETED:
+        meta = {**getattr(kernel, "default_meta", {}), **meta}
+    first: Tensor = args[0]
+    if first.is_cuda:
+        with torch.cuda.device(first.device):
+            kernel[(programs,)](*args, **meta)
+    else:
+        kernel[(programs,)](*args, **meta)
+
+
+def seed_words(seed: int) -> tuple[int, int]:
+    """The 64 bit key as two signed 32 bit kernel arguments."""
+    low, high = seed & 0xFFFFFFFF, seed >> 32
+    return low - (low >> 31 << 32), high - (high >> 31 << 32)
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n (n >= 1)."""
+    return 1 << (n - 1).bit_length()

@@ -1,0 +1,35 @@
+"""Device functions on the geometry and scale of residuals that several families share."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def power_scale(peak, BITS: tl.constexpr):
+    """(2^q, 2^-q) such that |peak| * 2^q lies below 2^BITS and near it: exact, from the exponent bits."""
+    exponent = (peak.to(tl.int32, bitcast=True) >> 23) & 0xFF
+    biased = tl.minimum(tl.maximum(253 + BITS - exponent, 1), 253)
+    scale = (biased << 23).to(tl.float32, bitcast=True)
+    inverse = ((254 - biased) << 23).to(tl.float32, bitcast=True)
+    return scale, inverse
+
+
+@triton.jit
+def group_range(g, dim, groups):
+    """First coordinate and number of coordinates of group g, int64."""
+    start = g.to(tl.int64) * dim // groups
+    return start, (g.to(tl.int64) + 1) * dim // groups - start
+
+
+@triton.jit
+def word_of(v: tl.constexpr, w0, w1, w2, w3):
+    """The v-th of a Philox call's four words, v known at compile time."""
+    if v == 0:
+        word = w0
+    elif v == 1:
+        word = w1
+    elif v == 2:
+        word = w2
+    else:
+        word = w3
+    return word

@@ -1,0 +1,92 @@
+"""The triton backend's operations, with the signatures of ddcm_fast.backends.reference.
+
+Nothing here waits for the device or looks at its data: the step is read by the kernels through its pointer, every
+launch depends on shapes alone, and so all of it can be captured into a CUDA graph once a first call has
+compiled and tuned the kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from ..law import CodebookSpec
+from . import gaussian, hadamard_search, sign
+from .combine import combine
+from .ranking import BEST, RANK, STORE, finish, peaks
+from .rotation import to_codebook_order, to_image_order
+
+__all__ = ["combine", "norms", "scores", "search", "to_codebook_order", "to_image_order", "topk"]
+
+_RESIDUALS = {
+    "gaussian": gaussian.Residual,
+    "sign": sign.Residual,
+    "hadamard": hadamard_search.Residual,
+}
+
+#: Candidates that topk holds at once, over all images and groups: 24 MB of keys and scores.
+_CANDIDATES = 1 << 21
+
+
+def search(
+    spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Optional[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best atom of each group; see ddcm_fast.reference.search.
+
+    An image with an infinite or NaN entry gets index -1, sign +1 and score NaN in every group.
+    """
+    peak = peaks(w)
+    residual = _RESIDUALS[spec.kind](spec, w, peak)
+    score, key = residual.score(step, bias, signed, BEST, 0, spec.size)
+    return finish(spec, key, score, peak, signed)
+
+
+def topk(
+    spec: CodebookSpec, w: Tensor, step: Tensor, m: int, signed: bool, bias: Optional[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The m best atoms of each group, best first; see ddcm_fast.reference.topk and `search`.
+
+    The codebook goes by in ranges of bounded size; the m best so far stand before each range's candidates, and
+    torch.topk on the keys, no two of which are equal, leaves nothing to chance.
+    """
+    peak = peaks(w)
+    residual = _RESIDUALS[spec.kind](spec, w, peak)
+    batch, groups = len(w), spec.groups
+    align = residual.align
+    chunk = -(-max(m, _CANDIDATES // (batch * groups)) // align) * align
+    best_key = best_score = None
+    for first in range(0, spec.size, chunk):
+        last = min(spec.size, first + chunk)
+        score = w.new_empty(batch, groups, last - first)
+        key = torch.empty_like(score, dtype=torch.int64)
+        residual.score(step, bias, signed, RANK, first, last, score, key)
+        if best_key is not None:
+            key = torch.cat((best_key, key), dim=-1)
+            score = torch.cat((best_score, score), dim=-1)
+        best_key, at = key.topk(min(m, key.shape[-1]), dim=-1)
+        best_score = score.gather(-1, at)
+    finite = torch.isfinite(peak)[:, None, None]
+    index = torch.where(finite, 0xFFFFFFFF - (best_key & 0xFFFFFFFF), -1)
+    negative = (best_score < 0) & finite if signed else torch.zeros_like(best_key, dtype=torch.bool)
+    sign = torch.where(negative, -1, 1).to(torch.int8)
+    score = torch.where(finite, torch.where(negative, -best_score, best_score), float("nan"))
+    return index, sign, score
+
+
+def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
+    """All scores (B, G, K) float32; see ddcm_fast.reference.scores."""
+    out = w.new_empty(len(w), spec.groups, spec.size)
+    _RESIDUALS[spec.kind](spec, w, peaks(w)).score(step, None, False, STORE, 0, spec.size, out)
+    return out
+
+
+def norms(spec: CodebookSpec, step: Tensor) -> Tensor:
+    """Squared norms of all atoms (G, K) float32; see ddcm_fast.reference.norms."""
+    if spec.kind == "gaussian":
+        return gaussian.norms(spec, step)
+    if spec.kind == "hadamard":
+        return hadamard_search.norms(spec, step)
+    start = torch.arange(spec.groups + 1, device=step.device) * spec.dim // spec.groups
+    return start.diff().float()[:, None].repeat(1, spec.size)

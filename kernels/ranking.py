@@ -1,0 +1,141 @@
+"""Ranking atoms: one int64 key orders by value, then by lower index; and the search's last reduction."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..law import CodebookSpec
+from .launch import ceil_div, launch
+
+#: What a scoring kernel does with the scores of its atoms.
+BEST, STORE, RANK = 0, 1, 2
+_BEST: tl.constexpr = tl.constexpr(BEST)
+_STORE: tl.constexpr = tl.constexpr(STORE)
+
+#: Below the key of every atom.
+LOWEST: tl.constexpr = tl.constexpr(-(2**63))
+
+#: Programs that share the atoms of one group: enough to fill a GPU several times over, and the bound on what a
+#: search writes, O(B * G * PROGRAMS).
+_PROGRAMS = 2048
+
+
+@triton.jit
+def rank_key(score, k, g, size, bias, SIGNED: tl.constexpr, BIAS: tl.constexpr):
+    """Sortable key of atoms k (...) int64 of group g with scores (...) float32; LOWEST for k >= size.
+
+    High word: the value |score| + bias (signed) or score + bias as an order-preserving int32. Low word: 2^32 - 1 - k,
+    so that of equal values the lower index wins and no two keys are equal: a maximum over any tiling
+    is then the same. BIAS is 0 (none), 1 (bias (K,)) or 2 (bias (G, K)).
+    """
+    value = score
+    if SIGNED:
+        value = tl.abs(score)
+    if BIAS == 1:
+        value += tl.load(bias + k, mask=k < size, other=0.0)
+    if BIAS == 2:
+        value += tl.load(bias + g.to(tl.int64) * size + k, mask=k < size, other=0.0)
+    value = tl.where(value == 0, 0.0, value)  # -0 ties with +0
+    bits = value.to(tl.int32, bitcast=True)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    key = (ordered.to(tl.int64) << 32) | (0xFFFFFFFF - k)
+    return tl.where(k < size, key, LOWEST)
+
+
+@triton.jit
+def settle(score, k, b, g, batch, groups, first, last, size, width, bias, out, keys, best_key, best_score,
+           MODE: tl.constexpr, SIGNED: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
+    """What becomes of one tile of scores: kept if best so far, or stored.
+
+    score (...) float32 for atoms k and images b, both of score's shape after broadcasting. BEST returns the better of
+    (best_key, best_score) and this tile, entry by entry. STORE writes out[b, g, k - first] of a (B, G, width) float32 array;
+    RANK writes keys of the same layout beside it.
+    """
+    if MODE == _BEST:
+        key = rank_key(score, k, g, size, bias, SIGNED, BIAS)
+        key = tl.where(k < last, key, LOWEST)
+        better = key > best_key
+        best_key = tl.where(better, key, best_key)
+        best_score = tl.where(better, score, best_score)
+    else:
+        where = (b.to(tl.int64) * groups + g) * width + (k - first)
+        inside = (b < batch) & (k < last)
+        tl.store(out + where, score, mask=inside)
+        if MODE != _STORE:
+            key = rank_key(score, k, g, size, bias, SIGNED, BIAS)
+            tl.store(keys + where, key, mask=inside)
+    return best_key, best_score
+
+
+@triton.jit
+def emit_best(best_key, best_score, AXIS: tl.constexpr):
+    """Reduce a program's best pairs along an axis: (key, score) of the largest key."""
+    key = tl.max(best_key, axis=AXIS)
+    # Keys differ, so one entry at most survives the mask and the sum is that entry; an image no
+    # atom was scored for has LOWEST everywhere and its sum is not used.
+    here = best_key == tl.expand_dims(key, AXIS)
+    return key, tl.sum(tl.where(here, best_score, 0.0), axis=AXIS)
+
+
+@triton.jit(do_not_specialize=["groups", "programs"])
+def finish_kernel(keys, scores, peak, index, sign, score, groups, programs, N: tl.constexpr,
+                  SIGNED: tl.constexpr):  # fmt: skip
+    """The search's second stage, one program an image and group.
+
+    keys (B * G, programs) int64, scores (B * G, programs) float32 -> index (B * G) int64, sign int8, score
+    float32; index -1 and score NaN where the image's peak (B,) is infinite or NaN.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    best_key = tl.full((N,), LOWEST, tl.int64)
+    best_score = tl.zeros((N,), tl.float32)
+    for start in range(0, programs, N):
+        i = start + tl.arange(0, N)
+        key = tl.load(keys + row * programs + i, mask=i < programs, other=LOWEST)
+        raw = tl.load(scores + row * programs + i, mask=i < programs, other=0.0)
+        better = key > best_key
+        best_key = tl.where(better, key, best_key)
+        best_score = tl.where(better, raw, best_score)
+    key, raw = emit_best(best_key, best_score, 0)
+    finite = tl.load(peak + row // groups) < float("inf")  # False for NaN too
+    negative = False
+    if SIGNED:
+        negative = raw < 0
+    magnitude = tl.where(negative, -raw, raw)
+    tl.store(index + row, tl.where(finite, 0xFFFFFFFF - (key & 0xFFFFFFFF), -1))
+    tl.store(sign + row, tl.where(negative & finite, -1, 1).to(tl.int8))
+    tl.store(score + row, tl.where(finite, magnitude, float("nan")))
+
+
+def peaks(w: Tensor) -> Tensor:
+    """Largest magnitude of every row: (B, D) -> (B,) float32, infinite or NaN for a row that holds such."""
+    low, high = torch.aminmax(w, dim=1)
+    return torch.maximum(-low, high)
+
+
+def bias_layout(bias: Optional[Tensor]) -> int:
+    """The BIAS of rank_key."""
+    return 0 if bias is None else bias.dim()
+
+
+def atom_span(spec: CodebookSpec, images: int, first: int, last: int, tile: int) -> int:
+    """Atoms one program scores, a multiple of the tile, so that about _PROGRAMS share the range."""
+    share = max(1, _PROGRAMS // (spec.groups * images))
+    return ceil_div(ceil_div(last - first, share), tile) * tile
+
+
+def finish(
+    spec: CodebookSpec, keys: Tensor, scores: Tensor, peak: Tensor, signed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Stage two of the search: keys, scores (B, G, programs) -> index, sign, score (B, G)."""
+    batch, groups, programs = keys.shape
+    index = keys.new_empty(batch, groups)
+    sign = torch.empty(batch, groups, dtype=torch.int8, device=keys.device)
+    score = scores.new_empty(batch, groups)
+    launch(finish_kernel, batch * groups, keys, scores, peak, index, sign, score, groups, programs,
+           N=256, SIGNED=signed, num_warps=2)  # fmt: skip
+    return index, sign, score

@@ -1,0 +1,333 @@
+"""Scores of `sign` codebooks: random bits against an integer residual, exactly (noise-law, section 4).
+
+The residual of image b is rounded to integers V = round(w * 2^q), 2^q the power of two that puts the image's
+largest magnitude between 2^21 and 2^22. With bits x in {0, 1} an atom's score is
+
+    <y, w> = sum_i (1 - 2 x_i) w_i = 2^-q (sum_i V_i - 2 sum_i x_i V_i) + rounding,
+
+and every sum is one of integers, so that no tiling, split or configuration changes a bit of the result. Each V_i is
+off by at most half a unit (one unit for the even bits of the small-batch kernel's odd partners), that is 2^-22 of the
+largest magnitude m: the score is off by about 2^-22 m sqrt(D / 3), or 2^-22 (m / |w|) / 2 of |z||w|
+with |z| = sqrt(D): below 1.4e-7 for any residual. V is held as three balanced base-256 digits, each an int8.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..law import CodebookSpec
+from .layout import group_range, power_scale, word_of
+from .launch import PTX, ceil_div, launch, power_of_2, seed_words, tuned
+from .philox import SIGN, philox
+from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, settle
+
+_BEST: tl.constexpr = tl.constexpr(BEST)
+_SIZES = [
+    "dim", "size", "groups", "batch", "calls", "first", "last", "span", "programs", "width",
+    "seed_low", "seed_high",
+]  # fmt: skip
+
+#: Up to this many images share one program of the small-batch kernel; more take the matrix product.
+SMALL_BATCH = 4
+
+
+@triton.jit
+def _digits(v):
+    """Balanced base-256 digits of int32 v, |v| < 2^23, highest first; each -128 .. 127."""
+    low = ((v + 128) & 255) - 128
+    v = (v - low) >> 8
+    middle = ((v + 128) & 255) - 128
+    return (v - middle) >> 8, middle, low
+
+
+@triton.jit
+def _dp4a(a, b, c, PTX: tl.constexpr):
+    """c + the dot product of the unsigned bytes of a (1, K, C) and the signed ones of b (B, 1, C)."""
+    if PTX:
+        c = tl.inline_asm_elementwise(
+            "dp4a.u32.s32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, c], dtype=tl.int32, is_pure=True, pack=1
+        )
+    else:
+        shift = (8 * tl.arange(0, 4))[None, None, None, :]
+        left = ((a[:, :, :, None] >> shift) & 0xFF).to(tl.int32)
+        right = (b[:, :, :, None] << (24 - shift)) >> 24
+        c += tl.sum(left * right, axis=3)
+    return c
+
+
+# ---- small batches: dp4a -------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["dim", "groups", "tiles", "calls"])
+def pack_kernel(w, peak, packed, total, dim, groups, tiles, calls, C: tl.constexpr):
+    """Lay a residual out for `small_kernel`: w (B, D) float32 -> packed (B, G, 32, 3, calls) int32.
+
+    packed[b, g, 8 * v + j, d, c] holds digit d of the coordinates of bits j, 8 + j, 16 + j and 24 + j of word v of
+    call c, one a byte. Odd j are rounded to even integers and halved, since their bits will weigh two.
+    total (B, G) int64 gathers the sum of all V; the additions are of integers, so their order is free.
+    """
+    pid = tl.program_id(0)
+    tile, row = pid % tiles, (pid // tiles).to(tl.int64)
+    b, g = row // groups, row % groups
+    start, length = group_range(g, dim, groups)
+    scale, _ = power_scale(tl.load(peak + b), 22)
+    c = tile * C + tl.arange(0, C)
+    byte = tl.arange(0, 4)
+    count = tl.zeros((), tl.int64)
+    for vj in range(32):
+        odd = vj & 1
+        i = c.to(tl.int64)[:, None] * 128 + (vj // 8 * 32 + vj % 8) + 8 * byte[None, :]
+        x = tl.load(w + b * dim + start + i, mask=i < length, other=0.0)
+        v = tl.floor(x * tl.where(odd == 1, scale * 0.5, scale) + 0.5).to(tl.int32)
+        count += tl.sum(tl.sum(v.to(tl.int64), axis=1), axis=0) << odd
+        high, middle, low = _digits(v)
+        at = packed + ((row * 32 + vj) * 3).to(tl.int64) * calls + c
+        shift = 8 * byte[None, :]
+        tl.store(at, tl.sum((high & 255) << shift, axis=1), mask=c < calls)
+        tl.store(at + calls, tl.sum((middle & 255) << shift, axis=1), mask=c < calls)
+        tl.store(at + 2 * calls, tl.sum((low & 255) << shift, axis=1), mask=c < calls)
+    tl.atomic_add(total + row, count)
+
+
+@tuned(
+    [
+        triton.Config({"K": 32}, num_warps=4),
+        triton.Config({"K": 64}, num_warps=4),
+        triton.Config({"K": 16}, num_warps=2),
+        triton.Config({"K": 64}, num_warps=8),
+    ],
+    key=["C", "B", "MODE", "span"],
+)
+@triton.jit(do_not_specialize=_SIZES)
+def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, batch, calls, first,
+                 last, span, programs, width, seed_low, seed_high, B: tl.constexpr, K: tl.constexpr,
+                 C: tl.constexpr, MODE: tl.constexpr, SIGNED: tl.constexpr, BIAS: tl.constexpr,
+                 PTX: tl.constexpr):  # fmt: skip
+    """Scores of up to B images at once, on the dot product of four bytes.
+
+    A thread owns Philox calls of its own, one atom's each (lanes along the calls, so that residual words load
+    coalesced and are shared by the thread's atoms). `word & 0x01010101` is four entries, and with its
+    odd partner `word & 0x02020202` one shift serves eight; three dp4a, one a digit, multiply four entries. Per entry:
+    45 / 128 instructions of Philox, 11 / 32 of masks and shifts and 3 B / 4 of dp4a.
+
+    packed, total: of pack_kernel; step () int64; the program's atoms are first + p * span ... For BEST, out and keys are
+    (B, G, programs); otherwise (B, G, width), see ranking.settle.
+    """
+    pid = tl.program_id(0)
+    p = pid % programs
+    g = (pid // programs) % groups
+    image = (pid // programs // groups) * B + tl.arange(0, B)
+    now = tl.load(step)
+    row = image.to(tl.int64) * groups + g
+    real = image < batch
+    _, inverse = power_scale(tl.load(peak + image, mask=real, other=1.0), 22)
+    whole = tl.load(total + row, mask=real, other=0)
+    begin = first + p.to(tl.int64) * span
+    best_key = tl.full((B, K), LOWEST, tl.int64)
+    best_score = tl.zeros((B, K), tl.float32)
+    for k0 in range(begin, tl.minimum(begin + span, last), K):
+        k = k0 + tl.arange(0, K).to(tl.int64)
+        ones = tl.zeros((B, K, C), tl.int64)
+        # A call adds at most 2^15 to a digit's sum: 2^15 calls cannot overflow 31 bits.
+        for outer in range(0, calls, C * 32768):
+            high = tl.zeros((B, K, C), tl.int32)
+            middle = tl.zeros((B, K, C), tl.int32)
+            low = tl.zeros((B, K, C), tl.int32)
+            for c0 in range(outer, tl.minimum(calls, outer + C * 32768), C):
+                c = c0 + tl.arange(0, C)
+                block = g.to(tl.int64) * calls + c
+                w0, w1, w2, w3 = philox(block[None, :], k[:, None], now, SIGN, seed_low, seed_high)
+                at = packed + (row[:, None] * 96) * calls + c[None, :]
+                inside = real[:, None] & (c < calls)[None, :]
+                for v in tl.static_range(4):
+                    word = word_of(v, w0, w1, w2, w3)
+                    for j in tl.static_range(8):
+                        x = ((word >> (j - j % 2)) & (0x01010101 << (j % 2)))[None, :, :]
+                        digit = at + (8 * v + j) * 3 * calls
+                        r0 = tl.load(digit, mask=inside, other=0)[:, None, :]
+                        r1 = tl.load(digit + calls, mask=inside, other=0)[:, None, :]
+                        r2 = tl.load(digit + 2 * calls, mask=inside, other=0)[:, None, :]
+                        high = _dp4a(x, r0, high, PTX)
+                        middle = _dp4a(x, r1, middle, PTX)
+                        low = _dp4a(x, r2, low, PTX)
+            ones += (high.to(tl.int64) << 16) + (middle.to(tl.int64) << 8) + low
+        score = (whole[:, None] - 2 * tl.sum(ones, axis=2)).to(tl.float32) * inverse[:, None]
+        best_key, best_score = settle(
+            score, k[None, :], image[:, None], g, batch, groups, first, last, size, width, bias, out, keys,
+            best_key, best_score, MODE, SIGNED, BIAS,
+        )  # fmt: skip
+    if MODE == _BEST:
+        key, score = emit_best(best_key, best_score, 1)
+        tl.store(keys + row * programs + p, key, mask=real)
+        tl.store(out + row * programs + p, score, mask=real)
+
+
+# ---- large batches: the matrix product -----------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["dim", "groups", "tiles", "batch"])
+def planes_kernel(w, peak, planes, total, dim, groups, tiles, batch, padded, images, C: tl.constexpr):
+    """Lay residuals out for `large_kernel`: w (B, D) float32 -> planes (G, 128, 3, images, padded) int8.
+
+    planes[g, i, d, b, c] is digit d of the coordinate of bit i of call c; rows past the batch are 0.
+    total (B, G) int64 gathers the sums of V.
+    """
+    pid = tl.program_id(0)
+    tile, row = pid % tiles, (pid // tiles).to(tl.int64)
+    b, g = row // groups, row % groups
+    real = b < batch
+    start, length = group_range(g, dim, groups)
+    length = tl.where(real, length, 0)
+    scale, _ = power_scale(tl.load(peak + b, mask=real, other=1.0), 22)
+    c = tile * C + tl.arange(0, C)
+    count = tl.zeros((), tl.int64)
+    plane = images.to(tl.int64) * padded
+    for bit in range(128):
+        i = c.to(tl.int64) * 128 + bit
+        x = tl.load(w + b * dim + start + i, mask=i < length, other=0.0)
+        v = tl.floor(x * scale + 0.5).to(tl.int32)
+        count += tl.sum(v.to(tl.int64), axis=0)
+        high, middle, low = _digits(v)
+        at = planes + (g * 128 + bit) * 3 * plane + b * padded + c
+        tl.store(at, high.to(tl.int8), mask=c < padded)
+        tl.store(at + plane, middle.to(tl.int8), mask=c < padded)
+        tl.store(at + 2 * plane, low.to(tl.int8), mask=c < padded)
+    tl.atomic_add(total + row, count, mask=real)
+
+
+@tuned(
+    [triton.Config({"K": 64}, num_warps=4), triton.Config({"K": 128}, num_warps=8)],
+    key=["B", "MODE", "span"],
+)
+@triton.jit(do_not_specialize=_SIZES)
+def large_kernel(planes, total, peak, step, bias, out, keys, dim, size, groups, batch, calls, padded, images,
+                 first, last, span, programs, width, seed_low, seed_high, B: tl.constexpr,
+                 K: tl.constexpr, C: tl.constexpr, MODE: tl.constexpr, SIGNED: tl.constexpr,
+                 BIAS: tl.constexpr):  # fmt: skip
+    """Scores of B images at once on the integer matrix product, one of depth C calls for each bit.
+
+    The noise of K atoms and C calls is made once and multiplied with three digits of all B images.
+    Arguments as small_kernel's; planes of planes_kernel.
+    """
+    pid = tl.program_id(0)
+    p = pid % programs
+    g = (pid // programs) % groups
+    b0 = (pid // programs // groups) * B
+    image = b0 + tl.arange(0, B)
+    now = tl.load(step)
+    row = image.to(tl.int64) * groups + g
+    real = image < batch
+    _, inverse = power_scale(tl.load(peak + image, mask=real, other=1.0), 22)
+    whole = tl.load(total + row, mask=real, other=0)
+    begin = first + p.to(tl.int64) * span
+    plane = images.to(tl.int64) * padded
+    column = tl.arange(0, C)
+    corner = planes + g.to(tl.int64) * 384 * plane + image.to(tl.int64)[:, None] * padded + column[None, :]
+    best_key = tl.full((K, B), LOWEST, tl.int64)
+    best_score = tl.zeros((K, B), tl.float32)
+    for k0 in range(begin, tl.minimum(begin + span, last), K):
+        k = k0 + tl.arange(0, K).to(tl.int64)
+        ones = tl.zeros((K, B), tl.int64)
+        # A call adds at most 128 * 128 to a digit's sum: 2^16 calls cannot overflow 31 bits.
+        for outer in range(0, padded, 65536):
+            high = tl.zeros((K, B), tl.int32)
+            middle = tl.zeros((K, B), tl.int32)
+            low = tl.zeros((K, B), tl.int32)
+            for c0 in range(outer, tl.minimum(padded, outer + 65536), C):
+                block = g.to(tl.int64) * calls + c0 + column
+                w0, w1, w2, w3 = philox(block[None, :], k[:, None], now, SIGN, seed_low, seed_high)
+                for v in tl.static_range(4):
+                    word = word_of(v, w0, w1, w2, w3)
+                    for bit in range(32):
+                        x = ((word >> bit) & 1).to(tl.int8)
+                        at = corner + (v * 32 + bit) * 3 * plane + c0
+                        high = tl.dot(x, tl.trans(tl.load(at)), high, out_dtype=tl.int32)
+                        middle = tl.dot(x, tl.trans(tl.load(at + plane)), middle, out_dtype=tl.int32)
+                        low = tl.dot(x, tl.trans(tl.load(at + 2 * plane)), low, out_dtype=tl.int32)
+            ones += (high.to(tl.int64) << 16) + (middle.to(tl.int64) << 8) + low
+        score = (whole[None, :] - 2 * ones).to(tl.float32) * inverse[None, :]
+        best_key, best_score = settle(
+            score, k[:, None], image[None, :], g, batch, groups, first, last, size, width, bias, out, keys,
+            best_key, best_score, MODE, SIGNED, BIAS,
+        )  # fmt: skip
+    if MODE == _BEST:
+        key, score = emit_best(best_key, best_score, 0)
+        tl.store(keys + row * programs + p, key, mask=real)
+        tl.store(out + row * programs + p, score, mask=real)
+
+
+# ---- host ----------------------------------------------------------------------------------------
+
+
+class Residual:
+    """A batch of residuals laid out for the search, to be scored against any ranges of atoms."""
+
+    #: A range of atoms may begin anywhere; for the hadamard kind it may not.
+    align = 1
+
+    def __init__(self, spec: CodebookSpec, w: Tensor, peak: Tensor) -> None:
+        self.spec, self.peak, self.batch = spec, peak, len(w)
+        calls, rows = spec.calls_per_group, len(w) * spec.groups
+        self.small = len(w) <= SMALL_BATCH
+        if self.small:
+            self.images = power_of_2(len(w))
+            self.depth = min(32, power_of_2(calls))
+            self.total = torch.zeros(rows, dtype=torch.int64, device=w.device)
+            self.packed = torch.empty(rows * 96 * calls, dtype=torch.int32, device=w.device)
+            tile = min(64, power_of_2(calls))
+            tiles = ceil_div(calls, tile)
+            launch(pack_kernel, rows * tiles, w, peak, self.packed, self.total, spec.dim, spec.groups,
+                   tiles, calls, C=tile)  # fmt: skip
+            return
+        self.images = min(64, max(16, power_of_2(len(w))))
+        self.depth = min(64, max(32, power_of_2(calls)))
+        self.padded = ceil_div(calls, self.depth) * self.depth
+        self.rows = ceil_div(len(w), self.images) * self.images
+        self.total = torch.zeros(rows, dtype=torch.int64, device=w.device)
+        self.packed = torch.empty(
+            spec.groups * 384 * self.rows * self.padded, dtype=torch.int8, device=w.device
+        )
+        tiles = self.padded // self.depth
+        launch(planes_kernel, self.rows * spec.groups * tiles, w, peak, self.packed, self.total, spec.dim,
+               spec.groups, tiles, len(w), self.padded, self.rows, C=self.depth)  # fmt: skip
+
+    def score(
+        self,
+        step: Tensor,
+        bias: Optional[Tensor],
+        signed: bool,
+        mode: int,
+        first: int,
+        last: int,
+        out: Optional[Tensor] = None,
+        keys: Optional[Tensor] = None,
+    ) -> tuple[Optional[Tensor], Optional[Tensor]]:
+        """Score atoms first .. last - 1 of every group.
+
+        Mode BEST makes and returns partial scores and keys (B, G, programs); STORE fills out and RANK fills out and
+        keys, both contiguous (B, G, width) with last - first <= width.
+        """
+        spec = self.spec
+        blocks = ceil_div(self.batch, self.images)
+        span = atom_span(spec, blocks, first, last, 64 if self.small else 128)
+        programs = ceil_div(last - first, span)
+        if mode == BEST:
+            shape = (self.batch, spec.groups, programs)
+            out = self.peak.new_empty(shape)
+            keys = self.total.new_empty(shape)
+        width = out.shape[-1] if out is not None else 0
+        head = (self.packed, self.total, self.peak, step, bias, out, keys, spec.dim, spec.size, spec.groups)
+        tail = (first, last, span, programs, width, *seed_words(spec.seed))
+        meta = {"B": self.images, "C": self.depth, "MODE": mode, "SIGNED": signed, "BIAS": bias_layout(bias)}
+        grid = programs * spec.groups * blocks
+        calls = spec.calls_per_group
+        if self.small:
+            launch(small_kernel, grid, *head, self.batch, calls, *tail, **meta, PTX=PTX)
+        else:
+            launch(large_kernel, grid, *head, self.batch, calls, self.padded, self.rows, *tail, **meta)
+        return out, keys
