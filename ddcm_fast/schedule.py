@@ -90,7 +90,8 @@ def plan(
     for i, t in enumerate(timesteps):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = levels[i], levels[i + 1]
         ratio = (alpha_t * sigma_s) ** 2 / (alpha_s * sigma_t) ** 2
-        v2 = (1.0 if eta is None else eta[i]) ** 2 * sigma_s**2 * max(0.0, 1.0 - ratio)
+        share = 1.0 if model.fresh_noise else max(0.0, 1.0 - ratio)
+        v2 = (1.0 if eta is None else eta[i]) ** 2 * sigma_s**2 * share
         steps.append(
             Step(
                 index=i,
@@ -121,6 +122,29 @@ def trailing(model: DiffusionModel, count: int) -> list[float]:
     grid = model.training_timesteps()
     _check_count(count, len(grid))
     return [grid[i * len(grid) // count] for i in range(count)]
+
+
+def tail_timesteps(stop: int, count: int) -> list[float]:
+    """`count` timesteps evenly spaced from `stop` towards the clean image, which follows the last.
+
+    Raises ConfigError: fewer than `count` timesteps from `stop` down.
+    """
+    if count > stop + 1:
+        raise ConfigError(f"a tail of {count} steps does not fit below timestep {stop}")
+    return [float(stop - i * stop // count) for i in range(count)]
+
+
+def allocate(total: int, weights: Sequence[float]) -> list[int]:
+    """Share `total` in proportion to weights: rounded down, the rest to the largest remainders, first come first."""
+    whole = sum(weights)
+    if whole <= 0:
+        weights, whole = [1.0] * len(weights), float(len(weights))
+    exact = [total * w / whole for w in weights]
+    parts = [int(e) for e in exact]
+    order = sorted(range(len(parts)), key=lambda i: parts[i] - exact[i])
+    for i in order[: total - sum(parts)]:
+        parts[i] += 1
+    return parts
 
 
 def _check_count(count: int, most: int) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..condition import Condition
 from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..information import InformationCurve
 
 _SAMPLES = 4096  # entries of each tensor that go into the fingerprint
 
@@ -25,6 +28,10 @@ class DiffusionModel(ABC):
         max_timestep: the noisiest timestep; sampling starts there.
         multiple: image height and width must be multiples of this (the codec pads and crops).
         channels: of the image, 3 or 1.
+        fresh_noise: a consistency model's: x0_hat is a sample, and a step goes on from it with fresh noise alone
+            (v = sigma_s), as such models are sampled.
+        min_side: pixels that each side of an image must have at least.
+        information: the curve measured by `ddcm calibrate`, if there is one.
     """
 
     name: str
@@ -33,6 +40,9 @@ class DiffusionModel(ABC):
     max_timestep: float
     multiple: int = 1
     channels: int = 3
+    min_side: int = 16
+    fresh_noise: bool = False
+    information: InformationCurve | None = None
 
     @abstractmethod
     def alpha_sigma(self, t: float) -> tuple[float, float]:

@@ -1,0 +1,172 @@
+"""NetworkModel: what all adapters of diffusers' networks share (levels, guidance, learned variance, fingerprint)."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections import OrderedDict
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..condition import Condition
+from ..errors import ConfigError
+from .base import DiffusionModel, eps_from_x0, weights_fingerprint
+from .levels import Levels
+
+_KEPT = 16  # prepared conditions kept
+
+Inputs = dict[str, Any]
+
+
+class NetworkModel(DiffusionModel):
+    """A network behind some noise levels.
+
+    Subclasses say what a condition is to the network (`prepare`) and how it is called (`call`). What does not change
+    from step to step is prepared once for a condition, batch and size, and kept on the device.
+
+    Args:
+        network: a torch module with `config`, `dtype` and `device`.
+        levels: what its inputs and outputs mean.
+        name: travels in files.
+        compiled: call it through torch.compile.
+    """
+
+    #: Guidance where there is a prompt or a label and the user does not say.
+    default_guidance: float = 1.0
+
+    def __init__(self, network: Any, levels: Levels, name: str, compiled: bool = False) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.levels = levels
+        self.name = name
+        self.device = network.device
+        self.dtype = network.dtype
+        self.max_timestep = levels.max_timestep
+        self.fresh_noise = levels.fresh_noise
+        self._run = torch.compile(network) if compiled else network
+        self._fingerprint: bytes | None = None
+        self._prepared: OrderedDict[tuple[Any, ...], tuple[Inputs, float | None]] = OrderedDict()
+
+    # ---- what an adapter says ------------------------------------------------------------------
+
+    @abstractmethod
+    def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
+        """The network's output, of any dtype.
+
+        Args:
+            sample: (B, *latent_shape) in the network's dtype; 2B of them under classifier-free guidance.
+            time: (B,) float32. inputs: from `prepare`, tensors with B rows.
+        """
+
+    def prepare(self, condition: Condition | None, guided: bool, shape: torch.Size) -> Inputs:
+        """What the network is told: tensors with one row, or two (without and with the condition) if guided.
+
+        shape: of the state, (B, *latent_shape). Values that are no tensors are handed on as they are.
+        """
+        return {}
+
+    def guidance(self, condition: Condition | None) -> float | None:
+        """The scale of classifier-free guidance, None for a single evaluation."""
+        if condition is None or condition.guidance_scale in (None, 1.0):
+            return None
+        return condition.guidance_scale
+
+    def description(self) -> dict[str, Any]:
+        """What besides weights tells this model from another, for the fingerprint."""
+        return self.levels.describe()
+
+    def weights(self) -> list[tuple[str, Tensor]]:
+        """Named weights of every sub-network that touches the image, for the fingerprint."""
+        return list(self.network.state_dict().items())
+
+    # ---- DiffusionModel --------------------------------------------------------------------------
+
+    def alpha_sigma(self, t: float) -> tuple[float, float]:
+        """See DiffusionModel.alpha_sigma."""
+        return self.levels.alpha_sigma(t)
+
+    def training_timesteps(self) -> list[float]:
+        """See DiffusionModel.training_timesteps."""
+        return self.levels.timesteps()
+
+    def predict(self, x: Tensor, t: float, condition: Any = None) -> tuple[Tensor, Tensor]:
+        """See DiffusionModel.predict. Guidance evaluates both halves in one call."""
+        alpha, sigma = self.alpha_sigma(t)
+        inputs, scale = self._inputs(condition, x.shape)
+        sample = self.levels.scale_input(x, t)
+        if scale is not None:
+            sample = torch.cat((sample, sample))
+        sample = sample.to(self.dtype)
+        if sample.dim() == 4:
+            sample = sample.contiguous(memory_format=torch.channels_last)
+        time = torch.full((len(sample),), self.levels.network_time(t), dtype=torch.float32, device=x.device)
+        output = self.call(sample, time, inputs)
+        if output.shape[1] == 2 * x.shape[1]:
+            output = output[:, : x.shape[1]]  # a learned variance follows; the codebooks replace it
+        output = output.float().contiguous()
+        if scale is not None:
+            without, with_ = output.chunk(2)
+            output = without + scale * (with_ - without)
+        x0_hat = self.levels.x0(x, output, t)
+        return x0_hat, eps_from_x0(x, x0_hat, alpha, sigma)
+
+    def _inputs(self, condition: Condition | None, shape: torch.Size) -> tuple[Inputs, float | None]:
+        key = (condition, *shape)
+        if key not in self._prepared:
+            scale = self.guidance(condition)
+            # No inference tensors are kept: someone may want gradients through the network later.
+            with torch.inference_mode(False), torch.no_grad():
+                rows = self.prepare(condition, scale is not None, shape)
+                many = {
+                    k: v.repeat_interleave(shape[0], 0).contiguous() if isinstance(v, Tensor) else v
+                    for k, v in rows.items()
+                }
+            self._prepared[key] = (many, scale)
+            while len(self._prepared) > _KEPT:
+                self._prepared.popitem(last=False)
+        self._prepared.move_to_end(key)
+        return self._prepared[key]
+
+    def fingerprint(self) -> bytes:
+        """See DiffusionModel.fingerprint."""
+        if self._fingerprint is None:
+            self._fingerprint = weights_fingerprint(json.dumps(self.description()), self.weights())
+        return self._fingerprint
+
+    # ---- for adapters ----------------------------------------------------------------------------
+
+    def _complete_label(self, condition: Condition | None, classes: int, no_class: int | None) -> Condition | None:
+        """complete_condition of class-conditional models; no_class is the unconditional label, if there is one."""
+        if condition is not None and (condition.prompt or condition.negative_prompt):
+            raise ConfigError(f"model {self.name!r} takes a class label, no prompt")
+        if condition is not None and condition.guidance_scale is None:
+            condition = replace(condition, guidance_scale=self.default_guidance)
+        self._label_rows(condition, classes, no_class, self.guidance(condition) is not None)
+        return None if condition is None or condition.label is None else condition
+
+    def _label_rows(
+        self, condition: Condition | None, classes: int, no_class: int | None, guided: bool
+    ) -> list[int]:
+        """The labels of one evaluation, or of both halves of a guided one. Raises ConfigError if one is missing."""
+        label = no_class if condition is None or condition.label is None else condition.label
+        if label is None:
+            raise ConfigError(f"model {self.name!r} is class-conditional: give a label, 0 to {classes - 1}")
+        if label >= classes and label != no_class:
+            raise ConfigError(f"model {self.name!r} has labels 0 to {classes - 1}, not {label}")
+        if not guided:
+            return [label]
+        if no_class is None:
+            raise ConfigError(f"model {self.name!r} has no unconditional class, so no classifier-free guidance")
+        return [no_class, label]
+
+    def _complete_prompt(self, condition: Condition | None) -> Condition | None:
+        """complete_condition of text-to-image models."""
+        if not condition:
+            return None
+        if condition.label is not None:
+            raise ConfigError(f"model {self.name!r} takes a prompt, no label")
+        if condition.guidance_scale is None:
+            condition = replace(condition, guidance_scale=self.default_guidance)
+        return condition
