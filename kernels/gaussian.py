@@ -19,7 +19,7 @@ from ..law import GAUSSIAN_SCALE, CodebookSpec, gaussian_table
 from .launch import ceil_div, launch, power_of_2, seed_words, tuned
 from .layout import group_range, power_scale, word_of
 from .philox import GAUSSIAN, philox
-from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, settle
+from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, keep_best, store_scores
 
 _BEST: tl.constexpr = tl.constexpr(BEST)
 _SIZES = [
@@ -47,18 +47,23 @@ def entry(half, table):
 # ---- small batches: fused multiply-adds ----------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["dim", "groups", "tiles", "calls"])
-def arrange_kernel(w, arranged, dim, groups, tiles, calls, C: tl.constexpr):
-    """w (B, D) float32 -> arranged (B, G, 8, calls) float32: entry 8 c + i of a group at [i, c], 0 past its end."""
+@triton.jit(do_not_specialize=["dim", "groups", "tiles", "batch"])
+def arrange_kernel(w, arranged, dim, groups, tiles, batch, C: tl.constexpr):
+    """w (B, D) float32 -> arranged (rows, tiles, 4, C, 2) float32, for rows b * G + g and tiles of C calls.
+
+    The last axes are word of the call, call and halfword of the word: [v, c, h] is entry 8 (t * C + c) + 2 v + h of the group.
+    Rows past the batch and entries past the group's end are 0.
+    """
     pid = tl.program_id(0)
     tile, row = pid % tiles, (pid // tiles).to(tl.int64)
     b, g = row // groups, row % groups
     start, length = group_range(g, dim, groups)
-    c = (tile * C + tl.arange(0, C))[:, None]
+    length = tl.where(b < batch, length, 0)
+    c = tl.arange(0, C)[:, None]
     half = tl.arange(0, 8)[None, :]
-    i = c.to(tl.int64) * 8 + half
+    i = (tile.to(tl.int64) * C + c) * 8 + half
     x = tl.load(w + b * dim + start + i, mask=i < length, other=0.0)
-    tl.store(arranged + (row * 8 + half) * calls + c, x, mask=c < calls)
+    tl.store(arranged + pid.to(tl.int64) * (8 * C) + half // 2 * (2 * C) + 2 * c + half % 2, x)
 
 
 @tuned(
@@ -87,6 +92,8 @@ def small_kernel(arranged, table, step, bias, out, keys, dim, size, groups, batc
     real = image < batch
     row = image.to(tl.int64) * groups + g
     now = tl.load(step)
+    tiles = tl.cdiv(calls, C)
+    lane = tl.arange(0, C)
     begin = first + p.to(tl.int64) * span
     best_key = tl.full((B, K), LOWEST, tl.int64)
     best_score = tl.zeros((B, K), tl.float32)
@@ -94,23 +101,24 @@ def small_kernel(arranged, table, step, bias, out, keys, dim, size, groups, batc
         k = k0 + tl.arange(0, K).to(tl.int64)
         total = tl.zeros((B, K, C), tl.float32)
         for c0 in range(0, calls, C):
-            c = c0 + tl.arange(0, C)
-            block = g.to(tl.int64) * calls + c
+            block = g.to(tl.int64) * calls + c0 + lane
             w0, w1, w2, w3 = philox(block[None, :], k[:, None], now, GAUSSIAN, seed_low, seed_high)
-            at = arranged + row[:, None] * 8 * calls + c[None, :]
-            inside = real[:, None] & (c < calls)[None, :]
+            at = arranged + (row[:, None] * tiles + c0 // C) * (4 * C) + lane[None, :]
             for v in tl.static_range(4):
                 word = word_of(v, w0, w1, w2, w3)
-                y = entry(word & 0xFFFF, table).to(tl.float32)
-                r = tl.load(at + 2 * v * calls, mask=inside, other=0.0)
-                total += y[None, :, :] * r[:, None, :]
-                y = entry(word >> 16, table).to(tl.float32)
-                r = tl.load(at + (2 * v + 1) * calls, mask=inside, other=0.0)
-                total += y[None, :, :] * r[:, None, :]
-        best_key, best_score = settle(
-            tl.sum(total, axis=2), k[None, :], image[:, None], g, batch, groups, first, last, size, width,
-            bias, out, keys, best_key, best_score, MODE, SIGNED, BIAS,
-        )  # fmt: skip
+                pair = tl.load(at + v * C)  # two floats in one 64 bit load
+                r = pair.to(tl.int32).to(tl.float32, bitcast=True)
+                total += entry(word & 0xFFFF, table).to(tl.float32)[None, :, :] * r[:, None, :]
+                r = (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+                total += entry(word >> 16, table).to(tl.float32)[None, :, :] * r[:, None, :]
+        score = tl.sum(total, axis=2)
+        if MODE == _BEST:
+            best_key, best_score = keep_best(
+                score, k[None, :], g, size, last, bias, best_key, best_score, SIGNED, BIAS
+            )
+        else:
+            store_scores(score, k[None, :], image[:, None], g, batch, groups, first, last, size, width, bias, out,
+                         keys, MODE, SIGNED, BIAS)  # fmt: skip
     if MODE == _BEST:
         key, score = emit_best(best_key, best_score, 1)
         tl.store(keys + row * programs + p, key, mask=real)
@@ -193,10 +201,14 @@ def large_kernel(planes, table, peak, step, bias, out, keys, dim, size, groups, 
                 high = tl.dot(y, tl.trans(tl.load(at + (4 * v + 2) * plane)), high)
                 low = tl.dot(y, tl.trans(tl.load(at + (4 * v + 3) * plane)), low)
             total += high + low * 0.00048828125
-        best_key, best_score = settle(
-            total * inverse[None, :], k[:, None], image[None, :], g, batch, groups, first, last, size, width,
-            bias, out, keys, best_key, best_score, MODE, SIGNED, BIAS,
-        )  # fmt: skip
+        score = total * inverse[None, :]
+        if MODE == _BEST:
+            best_key, best_score = keep_best(
+                score, k[:, None], g, size, last, bias, best_key, best_score, SIGNED, BIAS
+            )
+        else:
+            store_scores(score, k[:, None], image[None, :], g, batch, groups, first, last, size, width, bias, out,
+                         keys, MODE, SIGNED, BIAS)  # fmt: skip
     if MODE == _BEST:
         key, score = emit_best(best_key, best_score, 0)
         tl.store(keys + row * programs + p, key, mask=real)
@@ -258,13 +270,14 @@ class Residual:
         if self.small:
             self.images = power_of_2(len(w))
             self.depth = min(32, power_of_2(calls))
-            self.arranged = torch.empty(len(w) * spec.groups * 8 * calls, device=w.device)
-            tiles = ceil_div(calls, 128)
-            launch(arrange_kernel, len(w) * spec.groups * tiles, w, self.arranged, spec.dim, spec.groups,
-                   tiles, calls, C=128)  # fmt: skip
+            tiles = ceil_div(calls, self.depth)
+            rows = ceil_div(len(w), self.images) * self.images * spec.groups
+            self.arranged = torch.empty(rows * tiles * 4 * self.depth, dtype=torch.int64, device=w.device)
+            launch(arrange_kernel, rows * tiles, w, self.arranged.view(torch.float32), spec.dim, spec.groups,
+                   tiles, len(w), C=self.depth)  # fmt: skip
             return
         self.images = min(128, max(16, power_of_2(len(w))))
-        self.depth = min(64, max(16, power_of_2(calls)))
+        self.depth = min(32, max(16, power_of_2(calls)))
         self.padded = ceil_div(calls, self.depth) * self.depth
         self.rows = ceil_div(len(w), self.images) * self.images
         self.arranged = torch.empty(

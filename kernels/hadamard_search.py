@@ -21,7 +21,7 @@ from .hadamard import hadamard
 from .launch import ceil_div, launch, power_of_2, seed_words
 from .layout import group_range
 from .philox import INNER, OUTER, flip, sign_masks
-from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, settle
+from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, rank_key, store_scores
 
 _BEST: tl.constexpr = tl.constexpr(BEST)
 
@@ -51,8 +51,8 @@ def score_kernel(w, step, bias, out, keys, dim, size, groups, batch, sub_blocks,
     call = tl.arange(0, CALLS)
     here = w + image.to(tl.int64)[None, :, None] * dim + start
     begin = first + p.to(tl.int64) * span
-    best_key = tl.full((P, B, N), LOWEST, tl.int64)
-    best_score = tl.zeros((P, B, N), tl.float32)
+    best_key = tl.full((B,), LOWEST, tl.int64)
+    best_score = tl.zeros((B,), tl.float32)
     for k0 in range(begin, tl.minimum(begin + span, last), P * N):
         pair = k0 // N + tl.arange(0, P).to(tl.int64)
         mixed = tl.zeros((P, B, N), tl.float32)
@@ -67,17 +67,23 @@ def score_kernel(w, step, bias, out, keys, dim, size, groups, batch, sub_blocks,
             inner = sign_masks(block, pair[:, None], now, INNER, seed_low, seed_high, P, N)
             mixed += flip(x, inner[:, None, :])
         mixed = hadamard(tl.reshape(mixed, (P * B, N)), P * B, N, LOG) * SCALE
+        score = tl.reshape(mixed, (P, B, N))
         k = pair[:, None, None] * N + lane[None, None, :]
-        best_key, best_score = settle(
-            tl.reshape(mixed, (P, B, N)), k, image[None, :, None], g, batch, groups, first, last, size, width,
-            bias, out, keys, best_key, best_score, MODE, SIGNED, BIAS,
-        )  # fmt: skip
+        if MODE == _BEST:
+            # Reduced tile by tile: a best of every entry would take three registers for each of them.
+            key = tl.where(k < last, rank_key(score, k, g, size, bias, SIGNED, BIAS), LOWEST)
+            key, score = emit_best(key, score, 2)
+            key, score = emit_best(key, score, 0)
+            better = key > best_key
+            best_key = tl.where(better, key, best_key)
+            best_score = tl.where(better, score, best_score)
+        else:
+            store_scores(score, k, image[None, :, None], g, batch, groups, first, last, size, width, bias, out,
+                         keys, MODE, SIGNED, BIAS)  # fmt: skip
     if MODE == _BEST:
-        key, score = emit_best(best_key, best_score, 2)
-        key, score = emit_best(key, score, 0)
         row = image.to(tl.int64) * groups + g
-        tl.store(keys + row * programs + p, key, mask=image < batch)
-        tl.store(out + row * programs + p, score, mask=image < batch)
+        tl.store(keys + row * programs + p, best_key, mask=image < batch)
+        tl.store(out + row * programs + p, best_score, mask=image < batch)
 
 
 # ---- norms ---------------------------------------------------------------------------------------
@@ -118,7 +124,7 @@ def norms_kernel(out, prefix, dim, size, groups, sub_blocks, pairs, first, last,
     total = tl.zeros((TILE,), tl.int64) + N * ((sub_blocks - 1).to(tl.int64) * N)
     for t in tl.static_range(LOG + 1):
         begin = ((cut >> (t + 1) << (t + 1)) ^ (k % N)) >> t << t
-        has = ((cut >> t) & 1 == 1) & (k < last)
+        has = k < tl.where(((cut >> t) & 1) == 1, last, first)
         total += tl.load(row + begin + (1 << t), mask=has, other=0)
         total -= tl.load(row + begin, mask=has, other=0)
     tl.store(out + g * size + k, total.to(tl.float32) * SCALE, mask=k < last)
@@ -130,7 +136,7 @@ def _transform(spec: CodebookSpec) -> dict[str, int]:
 
 
 def _warps(n: int) -> int:
-    return max(1, min(16, n // 1024))
+    return max(1, min(32, n // 512))
 
 
 def norms(spec: CodebookSpec, step: Tensor) -> Tensor:

@@ -39,7 +39,11 @@ def tuned(configs: Sequence[triton.Config], key: list[str]) -> Any:
 
 
 def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
-    """Run a kernel with a one-dimensional grid on its first argument's device and current stream."""
+    """Run a kernel with a one-dimensional grid on its first argument's device and current stream.
+
+    Fused multiply-adds are on unless a kernel whose results must match the law to the bit turns them off.
+    """
+    meta.setdefault("enable_fp_fusion", True)
     if programs == 0:
         return
     if INTERPRETED:

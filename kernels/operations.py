@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..law import CodebookSpec
-from . import gaussian, hadamard_search, sign
-from .combine import combine
+from . import gaussian, hadamard_search
+from . import sign as sign_search
+from .synthesis import combine
 from .ranking import BEST, RANK, STORE, finish, peaks
 from .rotation import to_codebook_order, to_image_order
 
@@ -22,7 +23,7 @@ __all__ = ["combine", "norms", "scores", "search", "to_codebook_order", "to_imag
 
 _RESIDUALS = {
     "gaussian": gaussian.Residual,
-    "sign": sign.Residual,
+    "sign": sign_search.Residual,
     "hadamard": hadamard_search.Residual,
 }
 

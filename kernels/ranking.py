@@ -14,8 +14,7 @@ from .launch import ceil_div, launch
 
 #: What a scoring kernel does with the scores of its atoms.
 BEST, STORE, RANK = 0, 1, 2
-_BEST: tl.constexpr = tl.constexpr(BEST)
-_STORE: tl.constexpr = tl.constexpr(STORE)
+_RANK: tl.constexpr = tl.constexpr(RANK)
 
 #: Below the key of every atom.
 LOWEST: tl.constexpr = tl.constexpr(-(2**63))
@@ -48,28 +47,25 @@ def rank_key(score, k, g, size, bias, SIGNED: tl.constexpr, BIAS: tl.constexpr):
 
 
 @triton.jit
-def settle(score, k, b, g, batch, groups, first, last, size, width, bias, out, keys, best_key, best_score,
-           MODE: tl.constexpr, SIGNED: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
-    """What becomes of one tile of scores: kept if best so far, or stored.
+def keep_best(score, k, g, size, last, bias, best_key, best_score, SIGNED: tl.constexpr,
+              BIAS: tl.constexpr):  # fmt: skip
+    """The better of (best_key, best_score) and a tile of scores of atoms k < last, entry by entry."""
+    key = tl.where(k < last, rank_key(score, k, g, size, bias, SIGNED, BIAS), LOWEST)
+    better = key > best_key
+    return tl.where(better, key, best_key), tl.where(better, score, best_score)
 
-    score (...) float32 for atoms k and images b, both of score's shape after broadcasting. BEST returns the better of
-    (best_key, best_score) and this tile, entry by entry. STORE writes out[b, g, k - first] of a (B, G, width) float32 array;
-    RANK writes keys of the same layout beside it.
+
+@triton.jit
+def store_scores(score, k, b, g, batch, groups, first, last, size, width, bias, out, keys,
+                 MODE: tl.constexpr, SIGNED: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
+    """Write a tile of scores to out[b, g, k - first], a (B, G, width) float32 array, and for RANK their keys
+    to keys, an int64 array of the same layout. k and b broadcast to the shape of score.
     """
-    if MODE == _BEST:
-        key = rank_key(score, k, g, size, bias, SIGNED, BIAS)
-        key = tl.where(k < last, key, LOWEST)
-        better = key > best_key
-        best_key = tl.where(better, key, best_key)
-        best_score = tl.where(better, score, best_score)
-    else:
-        where = (b.to(tl.int64) * groups + g) * width + (k - first)
-        inside = (b < batch) & (k < last)
-        tl.store(out + where, score, mask=inside)
-        if MODE != _STORE:
-            key = rank_key(score, k, g, size, bias, SIGNED, BIAS)
-            tl.store(keys + where, key, mask=inside)
-    return best_key, best_score
+    where = (b.to(tl.int64) * groups + g) * width + (k - first)
+    inside = (b < batch) & (k < last)
+    tl.store(out + where, score, mask=inside)
+    if MODE == _RANK:
+        tl.store(keys + where, rank_key(score, k, g, size, bias, SIGNED, BIAS), mask=inside)
 
 
 @triton.jit

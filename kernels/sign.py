@@ -24,7 +24,7 @@ from ..law import CodebookSpec
 from .layout import group_range, power_scale, word_of
 from .launch import PTX, ceil_div, launch, power_of_2, seed_words, tuned
 from .philox import SIGN, philox
-from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, settle
+from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, keep_best, store_scores
 
 _BEST: tl.constexpr = tl.constexpr(BEST)
 _SIZES = [
@@ -60,37 +60,49 @@ def _dp4a(a, b, c, PTX: tl.constexpr):
     return c
 
 
+@triton.jit
+def _halves(pair):
+    """The low and high int32 of int64s: what one 64 bit load brought."""
+    return pair.to(tl.int32), (pair >> 32).to(tl.int32)
+
+
 # ---- small batches: dp4a -------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["dim", "groups", "tiles", "calls"])
-def pack_kernel(w, peak, packed, total, dim, groups, tiles, calls, C: tl.constexpr):
-    """Lay a residual out for `small_kernel`: w (B, D) float32 -> packed (B, G, 32, 3, calls) int32.
+@triton.jit(do_not_specialize=["dim", "groups", "tiles", "batch"])
+def pack_kernel(w, peak, packed, total, dim, groups, tiles, batch, C: tl.constexpr):
+    """Lay residuals out for `small_kernel`: w (B, D) float32 -> packed (rows, tiles, 48, C, 2) int32.
 
-    packed[b, g, 8 * v + j, d, c] holds digit d of the coordinates of bits j, 8 + j, 16 + j and 24 + j of word v of
-    call c, one a byte. Odd j are rounded to even integers and halved, since their bits will weigh two.
-    total (B, G) int64 gathers the sum of all V; the additions are of integers, so their order is free.
+    Row b * G + g (rows past the batch are 0), tile t: the C calls from t * C on. Word 3 * (8 * v + j) + d of a call (its
+    index split in 48 pairs) holds digit d of the coordinates of bits j, 8 + j, 16 + j and 24 + j of word v,
+    one a byte. Odd j are rounded to even integers and halved, since their bits will weigh two.
+    total (rows) int64 gathers the sums of all V; these additions are of integers, so their order is free.
     """
     pid = tl.program_id(0)
     tile, row = pid % tiles, (pid // tiles).to(tl.int64)
     b, g = row // groups, row % groups
+    real = b < batch
     start, length = group_range(g, dim, groups)
-    scale, _ = power_scale(tl.load(peak + b), 22)
-    c = tile * C + tl.arange(0, C)
+    length = tl.where(real, length, 0)
+    scale, _ = power_scale(tl.load(peak + b, mask=real, other=1.0), 22)
+    c = tl.arange(0, C)
     byte = tl.arange(0, 4)
+    shift = 8 * byte[None, :]
     count = tl.zeros((), tl.int64)
+    base = packed + pid.to(tl.int64) * (96 * C) + 2 * c
     for vj in range(32):
         odd = vj & 1
-        i = c.to(tl.int64)[:, None] * 128 + (vj // 8 * 32 + vj % 8) + 8 * byte[None, :]
+        i = (tile.to(tl.int64) * C + c)[:, None] * 128 + (vj // 8 * 32 + vj % 8) + shift
         x = tl.load(w + b * dim + start + i, mask=i < length, other=0.0)
         v = tl.floor(x * tl.where(odd == 1, scale * 0.5, scale) + 0.5).to(tl.int32)
         count += tl.sum(tl.sum(v.to(tl.int64), axis=1), axis=0) << odd
         high, middle, low = _digits(v)
-        at = packed + ((row * 32 + vj) * 3).to(tl.int64) * calls + c
-        shift = 8 * byte[None, :]
-        tl.store(at, tl.sum((high & 255) << shift, axis=1), mask=c < calls)
-        tl.store(at + calls, tl.sum((middle & 255) << shift, axis=1), mask=c < calls)
-        tl.store(at + 2 * calls, tl.sum((low & 255) << shift, axis=1), mask=c < calls)
+        q = 3 * vj
+        tl.store(base + q // 2 * (2 * C) + q % 2, tl.sum((high & 255) << shift, axis=1))
+        q += 1
+        tl.store(base + q // 2 * (2 * C) + q % 2, tl.sum((middle & 255) << shift, axis=1))
+        q += 1
+        tl.store(base + q // 2 * (2 * C) + q % 2, tl.sum((low & 255) << shift, axis=1))
     tl.atomic_add(total + row, count)
 
 
@@ -111,18 +123,20 @@ def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, 
     """Scores of up to B images at once, on the dot product of four bytes.
 
     A thread owns Philox calls of its own, one atom's each (lanes along the calls, so that residual words load
-    coalesced and are shared by the thread's atoms). `word & 0x01010101` is four entries, and with its
+    coalesced, two at a time, and are shared by the thread's atoms). `word & 0x01010101` is four entries, and with its
     odd partner `word & 0x02020202` one shift serves eight; three dp4a, one a digit, multiply four entries. Per entry:
     45 / 128 instructions of Philox, 11 / 32 of masks and shifts and 3 B / 4 of dp4a.
 
-    packed, total: of pack_kernel; step () int64; the program's atoms are first + p * span ... For BEST, out and keys are
-    (B, G, programs); otherwise (B, G, width), see ranking.settle.
+    packed (as int64), total: of pack_kernel; step () int64; the program's atoms are first + p * span ... For BEST, out and keys are
+    (B, G, programs); otherwise (B, G, width), see ranking.store_scores.
     """
     pid = tl.program_id(0)
     p = pid % programs
     g = (pid // programs) % groups
     image = (pid // programs // groups) * B + tl.arange(0, B)
     now = tl.load(step)
+    tiles = tl.cdiv(calls, C)
+    lane = tl.arange(0, C)
     row = image.to(tl.int64) * groups + g
     real = image < batch
     _, inverse = power_scale(tl.load(peak + image, mask=real, other=1.0), 22)
@@ -139,28 +153,34 @@ def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, 
             middle = tl.zeros((B, K, C), tl.int32)
             low = tl.zeros((B, K, C), tl.int32)
             for c0 in range(outer, tl.minimum(calls, outer + C * 32768), C):
-                c = c0 + tl.arange(0, C)
-                block = g.to(tl.int64) * calls + c
+                block = g.to(tl.int64) * calls + c0 + lane
                 w0, w1, w2, w3 = philox(block[None, :], k[:, None], now, SIGN, seed_low, seed_high)
-                at = packed + (row[:, None] * 96) * calls + c[None, :]
-                inside = real[:, None] & (c < calls)[None, :]
+                at = packed + (row[:, None] * tiles + c0 // C) * (48 * C) + lane[None, :]
                 for v in tl.static_range(4):
                     word = word_of(v, w0, w1, w2, w3)
-                    for j in tl.static_range(8):
-                        x = ((word >> (j - j % 2)) & (0x01010101 << (j % 2)))[None, :, :]
-                        digit = at + (8 * v + j) * 3 * calls
-                        r0 = tl.load(digit, mask=inside, other=0)[:, None, :]
-                        r1 = tl.load(digit + calls, mask=inside, other=0)[:, None, :]
-                        r2 = tl.load(digit + 2 * calls, mask=inside, other=0)[:, None, :]
-                        high = _dp4a(x, r0, high, PTX)
-                        middle = _dp4a(x, r1, middle, PTX)
-                        low = _dp4a(x, r2, low, PTX)
+                    for j in tl.static_range(0, 8, 2):
+                        pair = at + (8 * v + j) // 2 * (3 * C)
+                        r0, r1 = _halves(tl.load(pair))
+                        r2, r3 = _halves(tl.load(pair + C))
+                        r4, r5 = _halves(tl.load(pair + 2 * C))
+                        bits = word >> j
+                        x = (bits & 0x01010101)[None, :, :]
+                        high = _dp4a(x, r0[:, None, :], high, PTX)
+                        middle = _dp4a(x, r1[:, None, :], middle, PTX)
+                        low = _dp4a(x, r2[:, None, :], low, PTX)
+                        x = (bits & 0x02020202)[None, :, :]
+                        high = _dp4a(x, r3[:, None, :], high, PTX)
+                        middle = _dp4a(x, r4[:, None, :], middle, PTX)
+                        low = _dp4a(x, r5[:, None, :], low, PTX)
             ones += (high.to(tl.int64) << 16) + (middle.to(tl.int64) << 8) + low
         score = (whole[:, None] - 2 * tl.sum(ones, axis=2)).to(tl.float32) * inverse[:, None]
-        best_key, best_score = settle(
-            score, k[None, :], image[:, None], g, batch, groups, first, last, size, width, bias, out, keys,
-            best_key, best_score, MODE, SIGNED, BIAS,
-        )  # fmt: skip
+        if MODE == _BEST:
+            best_key, best_score = keep_best(
+                score, k[None, :], g, size, last, bias, best_key, best_score, SIGNED, BIAS
+            )
+        else:
+            store_scores(score, k[None, :], image[:, None], g, batch, groups, first, last, size, width, bias, out,
+                         keys, MODE, SIGNED, BIAS)  # fmt: skip
     if MODE == _BEST:
         key, score = emit_best(best_key, best_score, 1)
         tl.store(keys + row * programs + p, key, mask=real)
@@ -251,10 +271,13 @@ def large_kernel(planes, total, peak, step, bias, out, keys, dim, size, groups, 
                         low = tl.dot(x, tl.trans(tl.load(at + 2 * plane)), low, out_dtype=tl.int32)
             ones += (high.to(tl.int64) << 16) + (middle.to(tl.int64) << 8) + low
         score = (whole[None, :] - 2 * ones).to(tl.float32) * inverse[None, :]
-        best_key, best_score = settle(
-            score, k[:, None], image[None, :], g, batch, groups, first, last, size, width, bias, out, keys,
-            best_key, best_score, MODE, SIGNED, BIAS,
-        )  # fmt: skip
+        if MODE == _BEST:
+            best_key, best_score = keep_best(
+                score, k[:, None], g, size, last, bias, best_key, best_score, SIGNED, BIAS
+            )
+        else:
+            store_scores(score, k[:, None], image[None, :], g, batch, groups, first, last, size, width, bias, out,
+                         keys, MODE, SIGNED, BIAS)  # fmt: skip
     if MODE == _BEST:
         key, score = emit_best(best_key, best_score, 0)
         tl.store(keys + row * programs + p, key, mask=real)
@@ -272,23 +295,23 @@ class Residual:
 
     def __init__(self, spec: CodebookSpec, w: Tensor, peak: Tensor) -> None:
         self.spec, self.peak, self.batch = spec, peak, len(w)
-        calls, rows = spec.calls_per_group, len(w) * spec.groups
+        calls = spec.calls_per_group
         self.small = len(w) <= SMALL_BATCH
         if self.small:
             self.images = power_of_2(len(w))
             self.depth = min(32, power_of_2(calls))
+            tiles = ceil_div(calls, self.depth)
+            rows = ceil_div(len(w), self.images) * self.images * spec.groups
             self.total = torch.zeros(rows, dtype=torch.int64, device=w.device)
-            self.packed = torch.empty(rows * 96 * calls, dtype=torch.int32, device=w.device)
-            tile = min(64, power_of_2(calls))
-            tiles = ceil_div(calls, tile)
-            launch(pack_kernel, rows * tiles, w, peak, self.packed, self.total, spec.dim, spec.groups,
-                   tiles, calls, C=tile)  # fmt: skip
+            self.packed = torch.empty(rows * tiles * 48 * self.depth, dtype=torch.int64, device=w.device)
+            launch(pack_kernel, rows * tiles, w, peak, self.packed.view(torch.int32), self.total, spec.dim,
+                   spec.groups, tiles, len(w), C=self.depth)  # fmt: skip
             return
         self.images = min(64, max(16, power_of_2(len(w))))
-        self.depth = min(64, max(32, power_of_2(calls)))
+        self.depth = 32
         self.padded = ceil_div(calls, self.depth) * self.depth
         self.rows = ceil_div(len(w), self.images) * self.images
-        self.total = torch.zeros(rows, dtype=torch.int64, device=w.device)
+        self.total = torch.zeros(len(w) * spec.groups, dtype=torch.int64, device=w.device)
         self.packed = torch.empty(
             spec.groups * 384 * self.rows * self.padded, dtype=torch.int8, device=w.device
         )
