@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -103,18 +104,24 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"{shlex.join(command)} failed:\n{done.stdout[-4000:]}")
 
 
+def _instruction_set_flags(cxx: list[str], source: Path, folder: Path) -> tuple[str, ...]:
+    """Flags for one file: those of its instruction set, or none where the compiler knows none such."""
+    flags = _X86_FLAGS.get(source.name, ())
+    if not flags or platform.machine() not in ("x86_64", "AMD64"):
+        return ()
+    empty = folder / f"empty-{source.name}"
+    empty.touch()
+    try:
+        _run([*cxx, *_FLAGS, *flags, "-c", str(empty), "-o", f"{empty}.o"])
+    except BuildError:
+        return ()
+    return flags
+
+
 def _compile_object(cxx: list[str], source: Path, folder: Path) -> str:
-    """Compile one file. A compiler that refuses an instruction set's flags leaves that set out."""
     target = str(folder / f"{source.stem}.o")
-    command = [*cxx, *_FLAGS, "-c", str(source), "-o", target]
-    extra = _X86_FLAGS.get(source.name, ())
-    if extra and platform.machine() in ("x86_64", "AMD64"):
-        try:
-            _run([*command, *extra])
-            return target
-        except BuildError:
-            pass
-    _run(command)
+    flags = _instruction_set_flags(cxx, source, folder)
+    _run([*cxx, *_FLAGS, *flags, "-c", str(source), "-o", target])
     return target
 
 
@@ -131,7 +138,8 @@ def compile_library(target: Path) -> None:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as name:
             folder = Path(name)
             sources = [path for path in _sources() if path.suffix == ".cpp"]
-            objects = [_compile_object(cxx, path, folder) for path in sources]
+            with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+                objects = list(pool.map(lambda path: _compile_object(cxx, path, folder), sources))
             library = str(folder / target.name)
             _run([*cxx, "-shared", "-pthread", *objects, "-o", library])
             os.replace(library, target)

@@ -10,6 +10,8 @@ namespace ddcm {
 namespace cpu {
 namespace {
 
+#include "gaussian_coefficients.h"
+
 struct Simd {
   static constexpr int lanes = 16;
   using F = __m512;
@@ -68,15 +70,27 @@ struct Simd {
   static F lookup16(const float* table, U index) {
     return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table));
   }
-  static F gaussian_of(U half, U sign) {
-    const U magnitude = _mm512_and_si512(half, _mm512_set1_epi32(0x7fff));
-    const F q = _mm512_i32gather_ps(magnitude, gaussian_table.value, 4);
-    // q | (sign & 0x80000000)
+  // T of section 4 by polynomials instead of a gather: see gaussian_coefficients.py. `half` holds the
+  // halfword in its upper 16 bits.
+  static F gaussian_of(U half) {
+    const U mask = _mm512_set1_epi32(0x7fff0000), ones = _mm512_set1_epi32(0x7fffffff);
+    const F x = _mm512_cvtepi32_ps(_mm512_ternarylogic_epi32(half, mask, ones, 0x6a));
+    const U segment = _mm512_srli_epi32(_mm512_castps_si512(x), 22);
+    F value = coefficient(kGaussianDegree, segment);
+    for (int i = kGaussianDegree - 1; i >= 0; --i)
+      value = _mm512_fmadd_ps(value, x, coefficient(i, segment));
+    const F q = _mm512_roundscale_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    // q | (half & 0x80000000)
     return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
-        _mm512_castps_si512(q), sign, _mm512_set1_epi32(static_cast<int>(0x80000000u)), 0xf8));
+        _mm512_castps_si512(q), half, _mm512_set1_epi32(static_cast<int>(0x80000000u)), 0xf8));
   }
-  static F gaussian_low(U w) { return gaussian_of(w, _mm512_slli_epi32(w, 16)); }
-  static F gaussian_high(U w) { return gaussian_of(_mm512_srli_epi32(w, 16), w); }
+  // vpermt2ps reads the low five bits of each index only.
+  static F coefficient(int power, U segment) {
+    const float* table = kGaussianCoefficients[power];
+    return _mm512_permutex2var_ps(_mm512_load_ps(table), segment, _mm512_load_ps(table + 16));
+  }
+  static F gaussian_low(U w) { return gaussian_of(_mm512_slli_epi32(w, 16)); }
+  static F gaussian_high(U w) { return gaussian_of(w); }
 
   static F flip(F x, uint32_t bits) {
     const U v = _mm512_castps_si512(x);

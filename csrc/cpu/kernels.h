@@ -78,6 +78,9 @@ struct Kernels {
   // y[i] = y[i] + c * gaussian i of the words (halfwords in order), the product rounded first.
   void (*add_gaussians)(float* y, const uint32_t* words, int64_t count, float c);
 
+  // The integers q of section 4 of `count` halfwords, two a word.
+  void (*gaussian_integers)(const uint32_t* words, int64_t count, float* out);
+
   // y[l] = y[l] + c * (sign l of the words * s[l ^ row]), 0 <= l < count <= n: section 4, hadamard.
   // s has n entries, a multiple of 64, and is 64 byte aligned.
   void (*add_hadamard)(float* y, const uint32_t* words, const float* s, int row, int64_t count,

@@ -642,6 +642,17 @@ void add_gaussians(float* y, const uint32_t* words, int64_t count, float c) {
   }
 }
 
+void gaussian_integers(const uint32_t* words, int64_t count, float* out) {
+  alignas(64) uint32_t in[L];
+  alignas(64) float low[L], high[L];
+  for (int64_t i = 0; i < count; i += 2 * L) {
+    for (int l = 0; l < L; ++l) in[l] = i + 2 * l < count ? words[i / 2 + l] : 0;
+    Simd::store(low, Simd::gaussian_low(Simd::load_u(in)));
+    Simd::store(high, Simd::gaussian_high(Simd::load_u(in)));
+    for (int l = 0; l < 2 * L && i + l < count; ++l) out[i + l] = l % 2 ? high[l / 2] : low[l / 2];
+  }
+}
+
 void add_hadamard(float* y, const uint32_t* words, const float* s, int row, int64_t count,
                   float c) {
   const F value = Simd::set1(c);
@@ -672,9 +683,9 @@ void gather(const float* x, int64_t dim, int64_t start, int64_t stride, int64_t 
 }
 
 constexpr Kernels make_kernels(const char* name) {
-  return Kernels{name,      scratch_bytes, scores,       argmax,    filter, gaussian_norms,
-                 block_words, flip,        add_signs,    add_gaussians, add_hadamard, transform,
-                 scale,     gather};
+  return Kernels{name,      scratch_bytes, scores,       argmax,    filter,
+                 gaussian_norms, block_words, flip, add_signs, add_gaussians, gaussian_integers,
+                 add_hadamard, transform, scale, gather};
 }
 
 }  // namespace
