@@ -30,7 +30,14 @@ class StepContext:
 
 
 class Chooser(ABC):
-    """Says which letters a coded step gets."""
+    """Says which letters a coded step gets.
+
+    Attributes:
+        ahead: (x0_hat, eps_hat) at the end of the step just chosen, of a chooser that has looked there with the
+            model's `predict` on the very same state: the loop then does not evaluate the model again.
+    """
+
+    ahead: tuple[Tensor, Tensor] | None = None
 
     @abstractmethod
     def choose(self, context: StepContext) -> Tensor | None:
@@ -125,7 +132,8 @@ def sample(
     hide = None if progress is None else not progress
     for step in tqdm(steps, disable=hide, desc=description, unit="step", leave=False):
         current = condition(step) if callable(condition) else condition
-        x0_hat, eps_hat = model.predict(x, step.t, current)
+        x0_hat, eps_hat = model.predict(x, step.t, current) if chooser.ahead is None else chooser.ahead
+        chooser.ahead = None
         z: Tensor | None = None
         if step.coded:
             context = StepContext(model, rule, step, x, x0_hat, eps_hat, current)
