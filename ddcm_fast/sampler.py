@@ -18,7 +18,10 @@ from .schedule import Step
 
 @dataclass(frozen=True)
 class StepContext:
-    """What is known when a step's noise is chosen; tensors are float32 (B, *latent_shape) on the model's device."""
+    """What is known when a step's noise is chosen; tensors are float32 (B, *latent_shape) on the model's device.
+
+    `following` is the step after this one (None at the last), for choosers that look ahead.
+    """
 
     model: DiffusionModel
     rule: Rule
@@ -27,6 +30,7 @@ class StepContext:
     x0_hat: Tensor
     eps_hat: Tensor
     condition: Any
+    following: Step | None = None
 
 
 class Chooser(ABC):
@@ -102,6 +106,12 @@ def initial_state(model: DiffusionModel, step: Step, noise: Tensor) -> Tensor:
     return noise * (step.alpha_t**2 + step.sigma_t**2) ** 0.5
 
 
+def advance(step: Step, x0_hat: Tensor, eps_hat: Tensor, z: Tensor | None) -> Tensor:
+    """x_s = alpha_s x0_hat + direction eps_hat + v z, (B, *latent_shape); z (B, D), or None for a step without."""
+    x = step.alpha_s * x0_hat + step.direction * eps_hat
+    return x if z is None else x + step.noise * z.reshape(x.shape)
+
+
 @torch.inference_mode()
 def sample(
     model: DiffusionModel,
@@ -127,16 +137,16 @@ def sample(
         Sample. The same inputs give the same bits on the same device.
     """
     x = initial_state(model, steps[0], noise.to(model.device, torch.float32))
-    shape = x.shape
     letters: list[Tensor] = []
     hide = None if progress is None else not progress
-    for step in tqdm(steps, disable=hide, desc=description, unit="step", leave=False):
+    after = [*steps[1:], None]
+    for step, following in zip(tqdm(steps, disable=hide, desc=description, unit="step", leave=False), after, strict=True):
         current = condition(step) if callable(condition) else condition
         x0_hat, eps_hat = model.predict(x, step.t, current) if chooser.ahead is None else chooser.ahead
         chooser.ahead = None
         z: Tensor | None = None
         if step.coded:
-            context = StepContext(model, rule, step, x, x0_hat, eps_hat, current)
+            context = StepContext(model, rule, step, x, x0_hat, eps_hat, current, following)
             choice = chooser.choose(context)
             if choice is None:
                 step = step.deterministic
@@ -145,7 +155,5 @@ def sample(
                 z = rule.noise(choice, step)
         elif step.noise > 0:
             z = rule.uncoded_noise(len(x), step, x.device)
-        x = step.alpha_s * x0_hat + step.direction * eps_hat
-        if z is not None:
-            x = x + step.noise * z.reshape(shape)
+        x = advance(step, x0_hat, eps_hat, z)
     return Sample(x, letters)
