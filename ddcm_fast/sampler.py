@@ -139,8 +139,8 @@ def sample(
     x = initial_state(model, steps[0], noise.to(model.device, torch.float32))
     letters: list[Tensor] = []
     hide = None if progress is None else not progress
-    after = [*steps[1:], None]
-    for step, following in zip(tqdm(steps, disable=hide, desc=description, unit="step", leave=False), after, strict=True):
+    bar = tqdm(steps, disable=hide, desc=description, unit="step", leave=False)
+    for step, following in zip(bar, [*steps[1:], None], strict=True):
         current = condition(step) if callable(condition) else condition
         x0_hat, eps_hat = model.predict(x, step.t, current) if chooser.ahead is None else chooser.ahead
         chooser.ahead = None

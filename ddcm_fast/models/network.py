@@ -92,7 +92,10 @@ class NetworkModel(DiffusionModel):
         return self.levels.timesteps()
 
     def predict(self, x: Tensor, t: float, condition: Any = None) -> tuple[Tensor, Tensor]:
-        """See DiffusionModel.predict. Guidance evaluates both halves in one call."""
+        """See DiffusionModel.predict. Guidance evaluates both halves in one call.
+
+        The condition may be a tuple of one a row, of one guidance scale.
+        """
         alpha, sigma = self.alpha_sigma(t)
         inputs, scale = self._inputs(condition, x.shape)
         sample = self.levels.scale_input(x, t)
@@ -112,17 +115,19 @@ class NetworkModel(DiffusionModel):
         x0_hat = self.levels.x0(x, output, t)
         return x0_hat, eps_from_x0(x, x0_hat, alpha, sigma)
 
-    def _inputs(self, condition: Condition | None, shape: torch.Size) -> tuple[Inputs, float | None]:
+    def _inputs(
+        self, condition: Condition | tuple[Condition | None, ...] | None, shape: torch.Size
+    ) -> tuple[Inputs, float | None]:
         key = (condition, *shape)
         if key not in self._prepared:
-            scale = self.guidance(condition)
+            own = condition if isinstance(condition, tuple) else (condition,)
+            scale, *others = {self.guidance(c) for c in own}
+            if others or len(own) not in (1, shape[0]):
+                raise ConfigError(f"{len(own)} conditions of {1 + len(others)} guidances for {shape[0]} images")
             # No inference tensors are kept: someone may want gradients through the network later.
             with torch.inference_mode(False), torch.no_grad():
-                rows = self.prepare(condition, scale is not None, shape)
-                many = {
-                    k: v.repeat_interleave(shape[0], 0).contiguous() if isinstance(v, Tensor) else v
-                    for k, v in rows.items()
-                }
+                rows = [self.prepare(c, scale is not None, shape) for c in own]
+                many = {k: _stacked([row[k] for row in rows], shape[0]) for k in rows[0]}
             self._prepared[key] = (many, scale)
             while len(self._prepared) > _KEPT:
                 self._prepared.popitem(last=False)
@@ -170,3 +175,11 @@ class NetworkModel(DiffusionModel):
         if condition.guidance_scale is None:
             condition = replace(condition, guidance_scale=self.default_guidance)
         return condition
+
+
+def _stacked(rows: list[Any], batch: int) -> Any:
+    """One prepared value for a batch, from one or `batch` of them: (1 or 2, ...) each -> (batch or 2 batch, ...)."""
+    if not isinstance(rows[0], Tensor):
+        return rows[0]
+    many = torch.stack(rows, dim=1)  # the halves of a guided evaluation stay apart
+    return many.expand(-1, batch, *many.shape[2:]).flatten(0, 1).contiguous()
