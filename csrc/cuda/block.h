@@ -83,6 +83,13 @@ DDCM_FN double power_of_two(int e) {
 #endif
 }
 
+// x * 2^e for -250 <= e <= 250, in two factors because 2^e itself may not be a float.
+DDCM_FN float scaled(float x, int e) {
+  const int half = e / 2;
+  return x * bits_float(static_cast<uint32_t>(half + 127) << 23) *
+         bits_float(static_cast<uint32_t>(e - half + 127) << 23);
+}
+
 // Nearest integer, ties to even.
 DDCM_FN int round_to_int(double x) {
 #if defined(__CUDA_ARCH__)
@@ -93,6 +100,16 @@ DDCM_FN int round_to_int(double x) {
 }
 
 DDCM_FN float quiet_nan() { return bits_float(0x7fffffffu); }
+
+// The same number, but the compiler does not know it: what is derived from it is computed anew where it is
+// needed instead of being kept in registers across a long loop.
+template <class Integer>
+DDCM_FN Integer opaque(Integer x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
 
 // ---- integer atomics: order does not matter, so results stay deterministic ------------------------
 
@@ -234,7 +251,7 @@ struct DeviceBlock {
   State state;
   char* shared_memory;
 
-  __device__ __forceinline__ int64_t index() const { return blockIdx.x; }
+  __device__ __forceinline__ int index() const { return static_cast<int>(blockIdx.x); }
   __device__ __forceinline__ char* shared() { return shared_memory; }
   __device__ __forceinline__ void sync() { __syncthreads(); }
 
@@ -259,15 +276,15 @@ template <class State, int Threads>
 struct HostBlock {
   std::vector<State> states;
   std::vector<Vec4> memory;
-  int64_t block_index;
+  int block_index;
 
-  HostBlock(int64_t index, int64_t shared_bytes)
+  HostBlock(int index, int64_t shared_bytes)
       : states(Threads), memory(shared_bytes / sizeof(Vec4) + 1), block_index(index) {
     std::memset(static_cast<void*>(states.data()), 0xA5, states.size() * sizeof(State));
     std::memset(static_cast<void*>(memory.data()), 0xA5, memory.size() * sizeof(Vec4));
   }
 
-  int64_t index() const { return block_index; }
+  int index() const { return block_index; }
   char* shared() { return reinterpret_cast<char*>(memory.data()); }
   void sync() {}
 

@@ -162,6 +162,8 @@ struct Driver {
     int64_t batch_tiles;
   };
 
+  static int64_t warp_atoms(const Prepared& p) { return 16 * row_tiles(p.column_tiles); }
+
   // The plan and workspace for scoring `count` atoms at a time; with a null arena base, only the sizes.
   Prepared plan(Arena& arena, int64_t batch, int64_t count) {
     Prepared p{};
@@ -179,7 +181,7 @@ struct Driver {
     // and whenever a warp would need more than one segment.
     p.split = 1;
     while (p.split < warps &&
-           ((p.split < steps && ceil_div(count, kWarpAtoms * (warps / p.split)) * geometry.groups * p.batch_tiles <
+           ((p.split < steps && ceil_div(count, warp_atoms(p) * (warps / p.split)) * geometry.groups * p.batch_tiles <
                                     int64_t{8} * spec.multiprocessors) ||
             ceil_div(steps, p.split) > kStepsPerSegment)) {
       p.split *= 2;
@@ -224,13 +226,14 @@ struct Driver {
 
   template <class Traits, int ColumnTiles, bool Scores>
   void score_products(const Prepared& p, const Target& target) {
-    const int64_t tile_atoms = int64_t{Traits::kWarps / p.split} * kWarpAtoms;
+    const int64_t tile_atoms = Traits::kWarps / p.split * warp_atoms(p);
     const int64_t tiles = ceil_div(target.last - target.first, tile_atoms);
     const int64_t chunks = target.chunks == 0 ? tiles : smaller(target.chunks, tiles);
     SearchKernel<Traits, ColumnTiles, Scores> kernel{
         geometry, make_round_keys(geometry.seed), target.ranking, step, tables.halves(), p.fragments,
-        p.max_bits, p.correction, target.results, target.scores, target.score_stride, p.batch,
-        target.first, target.last, tiles, chunks, p.split, p.warp_steps};
+        p.max_bits, p.correction, target.results, target.scores, target.score_stride, target.first,
+        target.last, static_cast<int32_t>(p.batch), static_cast<int32_t>(tiles),
+        static_cast<int32_t>(chunks), p.split, p.warp_steps};
     run(kernel, chunks * geometry.groups * p.batch_tiles);
   }
 
@@ -252,7 +255,7 @@ struct Driver {
     const int64_t chunks = target.chunks == 0 ? tiles : smaller(target.chunks, tiles);
     HadamardKernel<LogN, Scores> kernel{geometry, target.ranking, step, w, p.max_bits, target.results,
                                         target.scores, target.score_stride, target.first, target.last,
-                                        tiles, chunks};
+                                        static_cast<int32_t>(tiles), static_cast<int32_t>(chunks)};
     run(kernel, chunks * geometry.groups * p.batch);
   }
 
@@ -277,7 +280,7 @@ struct Driver {
   // multiprocessor in all. Shared by the plan and the launch.
   int64_t search_chunks(const Prepared& p) const {
     const int64_t rows = geometry.groups * (geometry.kind == kHadamard ? p.batch : p.batch_tiles);
-    int64_t tile_atoms = kWarpAtoms;
+    int64_t tile_atoms = warp_atoms(p);
     if (geometry.kind == kHadamard) {
       tile_atoms = geometry.hadamard_n <= 2048 ? 2048 : geometry.hadamard_n;
     } else {

@@ -13,7 +13,7 @@ struct HostLaunch {
   template <class Kernel>
   int run(const Kernel& kernel, int64_t blocks) const {
     for (int64_t i = 0; i < blocks; ++i) {
-      HostBlock<typename Kernel::State, Kernel::kThreads> block(i, kernel.shared_bytes());
+      HostBlock<typename Kernel::State, Kernel::kThreads> block(static_cast<int>(i), kernel.shared_bytes());
       kernel(block);
     }
     return 0;

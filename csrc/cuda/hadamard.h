@@ -26,15 +26,34 @@ struct Transform {
   // Lowest bit of pass p's field; the last field may reach back over bits that are already done.
   static DDCM_FN constexpr int field(int pass) { return 4 * pass < LogN - 4 ? 4 * pass : LogN - 4; }
 
-  // Entry of the unit that register i of a thread holds in pass p's layout.
-  static DDCM_FN int entry(int thread, int i, int pass) {
+  // The thread's number; where registers are scarcest, what is derived from it is not kept over a phase.
+  static DDCM_FN int fresh(int thread) { return kThreads >= 1024 ? opaque(thread) : thread; }
+
+  // Entry of the unit that register i of a thread holds in pass p's layout: base | offset, disjoint bits. Every
+  // address below is split the same way, into one register and constants.
+  static DDCM_FN int base(int thread, int pass) {
     const int u = thread % kUnitThreads, f = field(pass);
-    return (u >> f) << (f + 4) | i << f | (u & ((1 << f) - 1));
+    return (u >> f) << (f + 4) | (u & ((1 << f) - 1));
   }
 
+  static DDCM_FN constexpr int offset(int i, int pass) { return i << field(pass); }
+
+  static DDCM_FN int entry(int thread, int i, int pass) { return base(thread, pass) + offset(i, pass); }
+
+  // Where an entry stands in the block's buffer: one word of padding in 16 avoids bank conflicts.
   static DDCM_FN int padded(int thread, int entry) {
     const int at = thread / kUnitThreads * kN + entry;
     return at + at / 16;
+  }
+
+  static DDCM_FN constexpr int padded_offset(int i, int pass) {
+    return offset(i, pass) + offset(i, pass) / 16;
+  }
+
+  // The buffer from register 0's entry on: register i's stands padded_offset(i, pass) further.
+  template <class Value>
+  static DDCM_FN Value* at(Value* buffer, int thread, int pass) {
+    return buffer + padded(thread, base(thread, pass));
   }
 
   // The stages of pass p, on registers in its layout.
@@ -55,14 +74,16 @@ struct Transform {
   // From pass p's layout to pass q's. Ends without a sync: the next use of the buffer must follow one.
   template <class Block>
   static DDCM_FN void exchange(Block& block, float* buffer, int p, int q) {
-    block.each([&](int thread, auto& s) {
+    block.each([&](int number, auto& s) {
+      const int thread = fresh(number);
       DDCM_UNROLL
-      for (int i = 0; i < 16; ++i) buffer[padded(thread, entry(thread, i, p))] = s.x[i];
+      for (int i = 0; i < 16; ++i) at(buffer, thread, p)[padded_offset(i, p)] = s.x[i];
     });
     block.sync();
-    block.each([&](int thread, auto& s) {
+    block.each([&](int number, auto& s) {
+      const int thread = fresh(number);
       DDCM_UNROLL
-      for (int i = 0; i < 16; ++i) s.x[i] = buffer[padded(thread, entry(thread, i, q))];
+      for (int i = 0; i < 16; ++i) s.x[i] = at(buffer, thread, q)[padded_offset(i, q)];
     });
     block.sync();
   }
@@ -88,14 +109,13 @@ struct Transform {
     }
   }
 
-  // Sign words of a unit's stream: words(unit)[l / 32].
-  static DDCM_FN const uint32_t* words(const char* signs, int thread) {
-    return reinterpret_cast<const uint32_t*>(signs) + thread / kUnitThreads * kCalls * 4;
-  }
-
-  static DDCM_FN float with_sign(float x, const uint32_t* words, int l) {
-    const uint32_t word = words[l >> 5];
-    return bits_float(float_bits(x) ^ (word << (31 - (l & 31)) & 0x80000000u));
+  // x with the sign of entry (thread, i) in pass p's layout; `signs` holds the units' words of one stream.
+  static DDCM_FN float with_sign(float x, const char* signs, int thread, int i, int pass) {
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(signs) +
+                            thread / kUnitThreads * kCalls * 4 + base(thread, pass) / 32;
+    const uint32_t word = words[offset(i, pass) / 32];
+    const int top = 31 - base(thread, pass) % 32 - offset(i, pass) % 32;
+    return bits_float(float_bits(x) ^ (word << top & 0x80000000u));
   }
 
   // Makes the sign words of the units' sub-blocks; call_of(unit, block, pair) says which (false: none needed). Both
@@ -119,10 +139,10 @@ struct Transform {
 template <int LogN, bool Scores>
 struct HadamardKernel {
   using T = Transform<LogN>;
+  static constexpr int kLast = T::kPasses - 1;
   static constexpr int kThreads = T::kThreads, kMinBlocks = T::kMinBlocks;
   struct State {
     float x[16], sum[16];
-    Candidate best;
   };
 
   Geometry geometry;
@@ -134,7 +154,7 @@ struct HadamardKernel {
   float* scores;
   int64_t score_stride;
   int64_t first, last;  // atoms; first is a multiple of n
-  int64_t tiles, chunks;
+  int32_t tiles, chunks;
 
   static constexpr int64_t kSignsAt = T::kBufferBytes;
   static constexpr int64_t kBestAt = kSignsAt + 2 * T::kSignBytes;
@@ -144,51 +164,51 @@ struct HadamardKernel {
 
   template <class Block>
   DDCM_FN void operator()(Block& block) const {
-    const int64_t chunk = block.index() % chunks, row = block.index() / chunks;
-    const int64_t g = row % geometry.groups, b = row / geometry.groups;
+    const int chunk = block.index() % chunks, row = block.index() / chunks;
+    const int groups = static_cast<int>(geometry.groups), g = row % groups, b = row / groups;
     const uint32_t step_word = static_cast<uint32_t>(*step);
     const uint32_t maximum = max_bits[row];
     // Scaled so that the largest magnitude is in [1, 2): sums cannot overflow.
     const int exponent = floor_log2(maximum);
     const float* part = w + b * geometry.dim + geometry.group_start(g);
-    const int64_t size = geometry.group_dim(g);
+    const uint32_t size = static_cast<uint32_t>(geometry.group_dim(g));
     float* buffer = reinterpret_cast<float*>(block.shared());
     char* inner = block.shared() + kSignsAt;
     const char* outer = inner + T::kSignBytes;
 
-    if (!Scores) block.each([&](int, State& s) { s.best = no_candidate(); });
+    // A thread's best so far waits in shared memory: registers are for the transform.
+    Candidate* best = reinterpret_cast<Candidate*>(block.shared() + kBestAt);
+    if (!Scores) block.each([&](int thread, State&) { best[thread] = no_candidate(); });
     DDCM_NO_UNROLL
-    for (int64_t tile = chunk; tile < tiles; tile += chunks) {
-      const int64_t first_pair = first / T::kN + tile * T::kUnits;
+    for (int tile = chunk; tile < tiles; tile += chunks) {
+      const uint32_t first_pair = static_cast<uint32_t>(first / T::kN) + tile * T::kUnits;
       block.each([&](int, State& s) {
         DDCM_UNROLL
         for (int i = 0; i < 16; ++i) s.sum[i] = 0.0f;
       });
       DDCM_NO_UNROLL
-      for (int64_t c = 0; c < geometry.sub_blocks; ++c) {
+      for (int c = 0; c < geometry.sub_blocks; ++c) {
         T::make_signs(block, inner, geometry.key(), step_word, 2,
                       [&](int unit, uint32_t& first_block, uint32_t& pair) {
                         first_block = geometry.block(g, c * T::kCalls);
-                        pair = static_cast<uint32_t>(first_pair + unit);
+                        pair = first_pair + unit;
                         return true;
                       });
         block.sync();
-        block.each([&](int thread, State& s) {
-          const uint32_t* d = T::words(outer, thread);
-          const double scale = power_of_two(-exponent);
+        block.each([&](int number, State& s) {
+          const int thread = T::fresh(number);
           DDCM_UNROLL
           for (int i = 0; i < 16; ++i) {
-            const int l = T::entry(thread, i, T::kPasses - 1);
-            const int64_t at = c * T::kN + l;
-            const float value = at < size ? static_cast<float>(static_cast<double>(part[at]) * scale) : 0.0f;
-            s.x[i] = T::with_sign(value, d, l);
+            const uint32_t at = static_cast<uint32_t>(c) * T::kN + T::entry(thread, i, kLast);
+            const float value = at < size ? scaled(part[at], -exponent) : 0.0f;
+            s.x[i] = T::with_sign(value, outer, thread, i, kLast);
           }
         });
         T::descend(block, buffer);
-        block.each([&](int thread, State& s) {
-          const uint32_t* e = T::words(inner, thread);
+        block.each([&](int number, State& s) {
+          const int thread = T::fresh(number);
           DDCM_UNROLL
-          for (int i = 0; i < 16; ++i) s.sum[i] += T::with_sign(s.x[i], e, T::entry(thread, i, 0));
+          for (int i = 0; i < 16; ++i) s.sum[i] += T::with_sign(s.x[i], inner, thread, i, 0);
         });
         block.sync();  // the signs are read; the next sub-block's may be written
       }
@@ -197,31 +217,28 @@ struct HadamardKernel {
         for (int i = 0; i < 16; ++i) s.x[i] = s.sum[i];
       });
       T::ascend(block, buffer);
-      block.each([&](int thread, State& s) {
-        const double unit = finite_maximum(maximum) ? power_of_two(exponent - LogN / 2)
-                                                    : static_cast<double>(quiet_nan());
-        const int64_t pair = first_pair + thread / T::kUnitThreads;
+      block.each([&](int number, State& s) {
+        const int thread = T::fresh(number);
+        const uint32_t pair = first_pair + thread / T::kUnitThreads;
         DDCM_UNROLL
         for (int i = 0; i < 16; ++i) {
-          const int64_t k = pair * T::kN + T::entry(thread, i, T::kPasses - 1);
+          const int64_t k = static_cast<int64_t>(pair) * T::kN + T::entry(thread, i, kLast);
           if (k >= last) continue;
-          const float score = static_cast<float>(static_cast<double>(s.x[i]) * unit);
+          const float score = finite_maximum(maximum) ? scaled(s.x[i], exponent - LogN / 2) : quiet_nan();
           if (Scores) {
-            scores[row * score_stride + k - first] = score;
+            scores[static_cast<int64_t>(row) * score_stride + k - first] = score;
           } else {
             const Candidate candidate = ranking.candidate(score, g, k);
-            if (better(candidate, s.best)) s.best = candidate;
+            if (better(candidate, best[thread])) best[thread] = candidate;
           }
         }
       });
     }
     if (!Scores) {
-      Candidate* best = reinterpret_cast<Candidate*>(block.shared() + kBestAt);
-      block.each([&](int thread, State& s) { best[thread] = s.best; });
       block.sync();
       reduce_candidates<kThreads>(block, best, 1);
       block.each([&](int thread, State&) {
-        if (thread == 0) results[row * chunks + chunk] = best[0];
+        if (thread == 0) results[static_cast<int64_t>(row) * chunks + chunk] = best[0];
       });
     }
   }
@@ -233,6 +250,7 @@ struct HadamardKernel {
 template <int LogN>
 struct HadamardNormKernel {
   using T = Transform<LogN>;
+  static constexpr int kLast = T::kPasses - 1;
   static constexpr int kThreads = T::kThreads, kMinBlocks = T::kMinBlocks;
   struct State {
     float x[16];
@@ -261,9 +279,8 @@ struct HadamardNormKernel {
                   });
     block.sync();
     block.each([&](int thread, State& s) {
-      const uint32_t* e = T::words(inner, thread);
       DDCM_UNROLL
-      for (int i = 0; i < 16; ++i) s.x[i] = T::with_sign(1.0f, e, T::entry(thread, i, T::kPasses - 1));
+      for (int i = 0; i < 16; ++i) s.x[i] = T::with_sign(1.0f, inner, thread, i, kLast);
     });
     T::descend(block, buffer);
     block.each([&](int thread, State& s) {
@@ -271,7 +288,7 @@ struct HadamardNormKernel {
       for (int i = 0; i < 16; ++i) {
         s.total[i] = 0;
         const int32_t value = static_cast<int32_t>(s.x[i]);
-        squares[T::padded(thread, T::entry(thread, i, 0))] = value * value;
+        T::at(squares, thread, 0)[T::padded_offset(i, 0)] = value * value;
       }
     });
     block.sync();
@@ -282,9 +299,9 @@ struct HadamardNormKernel {
       block.each([&](int thread, State& s) {
         DDCM_UNROLL
         for (int i = 0; i < 16; ++i) {
-          const int j = T::entry(thread, i, T::kPasses - 1);
+          const int j = T::entry(thread, i, kLast);
           if (rest >> level & 1) s.total[i] += squares[T::padded(thread, (start ^ j) & (T::kN - 1))];
-          s.next[i] = squares[T::padded(thread, j)];
+          s.next[i] = T::at(squares, thread, kLast)[T::padded_offset(i, kLast)];
           if (level < LogN) s.next[i] += squares[T::padded(thread, j ^ 1 << level)];
         }
       });
@@ -292,7 +309,7 @@ struct HadamardNormKernel {
       block.each([&](int thread, State& s) {
         DDCM_UNROLL
         for (int i = 0; i < 16; ++i) {
-          squares[T::padded(thread, T::entry(thread, i, T::kPasses - 1))] = s.next[i];
+          T::at(squares, thread, kLast)[T::padded_offset(i, kLast)] = s.next[i];
         }
       });
       block.sync();
@@ -301,7 +318,7 @@ struct HadamardNormKernel {
       const int64_t pair = tile * T::kUnits + thread / T::kUnitThreads;
       DDCM_UNROLL
       for (int i = 0; i < 16; ++i) {
-        const int64_t k = pair * T::kN + T::entry(thread, i, T::kPasses - 1);
+        const int64_t k = pair * T::kN + T::entry(thread, i, kLast);
         if (k >= geometry.size) continue;
         out[g * geometry.size + k] = static_cast<float>(static_cast<double>(c) * T::kN +
                                                         static_cast<double>(s.total[i]) / T::kN);
@@ -314,6 +331,7 @@ struct HadamardNormKernel {
 template <int LogN>
 struct HadamardCombineKernel {
   using T = Transform<LogN>;
+  static constexpr int kLast = T::kPasses - 1;
   static constexpr int kThreads = T::kThreads, kMinBlocks = T::kMinBlocks;
   struct State {
     float x[16], sum[16];
@@ -354,25 +372,21 @@ struct HadamardCombineKernel {
                     });
       block.sync();
       block.each([&](int thread, State& s) {
-        const uint32_t* e = T::words(inner, thread);
         DDCM_UNROLL
-        for (int i = 0; i < 16; ++i) {
-          s.x[i] = T::with_sign(1.0f, e, T::entry(thread, i, T::kPasses - 1));
-        }
+        for (int i = 0; i < 16; ++i) s.x[i] = T::with_sign(1.0f, inner, thread, i, kLast);
       });
       T::descend(block, buffer);
       block.each([&](int thread, State& s) {
         DDCM_UNROLL
-        for (int i = 0; i < 16; ++i) buffer[T::padded(thread, T::entry(thread, i, 0))] = s.x[i];
+        for (int i = 0; i < 16; ++i) T::at(buffer, thread, 0)[T::padded_offset(i, 0)] = s.x[i];
       });
       block.sync();
       block.each([&](int thread, State& s) {
-        const uint32_t* d = T::words(outer, thread);
         DDCM_UNROLL
         for (int i = 0; i < 16; ++i) {
-          const int l = T::entry(thread, i, T::kPasses - 1);
+          const int l = T::entry(thread, i, kLast);
           const float spectrum = multiply(buffer[T::padded(thread, l ^ rotation)], hadamard_scale(T::kN));
-          s.sum[i] = add(s.sum[i], multiply(weight, T::with_sign(spectrum, d, l)));
+          s.sum[i] = add(s.sum[i], multiply(weight, T::with_sign(spectrum, outer, thread, i, kLast)));
         }
       });
       block.sync();
@@ -381,7 +395,7 @@ struct HadamardCombineKernel {
       const int64_t c = tile * T::kUnits + thread / T::kUnitThreads;
       DDCM_UNROLL
       for (int i = 0; i < 16; ++i) {
-        const int64_t at = c * T::kN + T::entry(thread, i, T::kPasses - 1);
+        const int64_t at = c * T::kN + T::entry(thread, i, kLast);
         if (at < geometry.group_dim(g)) y[b * geometry.dim + geometry.group_start(g) + at] = s.sum[i];
       }
     });

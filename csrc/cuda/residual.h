@@ -100,8 +100,8 @@ struct MaxKernel {
   }
 };
 
-// Fragments of the residual: out[(((tile * G + g) * NT + nt) * steps + step) * V + v][lane], 16 bytes each, for the
-// search's Traits (search.h). Rows past B and coordinates past a group's end are zero. Also adds
+// Fragments of the residual: out[(((tile * G + g) * steps + step) * V + v) * NT + nt][lane], 16 bytes each, for the
+// search's Traits (search.h) with NT column tiles and V vectors a step. Rows past B and coordinates past a group's end are zero. Also adds
 // correction[b * G + g] = sum of the scaled integers (2^j q), which `sign` needs. Flat grid over the 16 byte items.
 template <class Traits>
 struct PrepareKernel {
@@ -122,42 +122,41 @@ struct PrepareKernel {
     int64_t* sums = reinterpret_cast<int64_t*>(block.shared());
     block.each([&](int thread, State&) {
       sums[thread] = 0;
-      const int64_t item = block.index() * kThreads + thread;
+      const int64_t item = static_cast<int64_t>(block.index()) * kThreads + thread;
       if (item < items) out[item] = make(item, sums[thread]);
     });
     if (!Traits::kSigns) return;
-    // A block of `sign` is one step of one column tile: its two rows add up their first digits' lanes.
+    // A block's 8 vectors belong to one step of one group (V * NT is a multiple of 8). Each digit 0 column has
+    // the sum of its batch row in its four lanes.
     block.sync();
     block.each([&](int thread, State&) {
-      if (thread >= kRowsPerColumnTile) return;
-      const int64_t item = block.index() * kThreads;
-      const int64_t tile = item / (32 * Traits::kVectors) / steps;
-      const int64_t row = row_of(tile, thread);
+      if (thread >= column_tiles * kRowsPerColumnTile) return;
+      const int64_t group_tile = static_cast<int64_t>(block.index()) * (kThreads / 32) / column_tiles / Traits::kVectors / steps;
+      const int64_t row = row_of(group_tile, thread);
       if (row >= batch) return;
       int64_t sum = 0;
-      for (int v = 0; v < Traits::kVectors; ++v) {
-        for (int t = 0; t < 4; ++t) sum += sums[v * 32 + 4 * kDigits * thread + t];
+      for (int v = thread / kRowsPerColumnTile; v < kThreads / 32; v += static_cast<int>(column_tiles)) {
+        for (int t = 0; t < 4; ++t) sum += sums[v * 32 + 4 * kDigits * (thread % kRowsPerColumnTile) + t];
       }
-      atomic_add(correction + row * geometry.groups + group_of(tile), sum);
+      atomic_add(correction + row * geometry.groups + group_tile % geometry.groups, sum);
     });
   }
 
-  // `tile` counts (batch tile, group, column tile).
-  DDCM_FN int64_t group_of(int64_t tile) const { return tile / column_tiles % geometry.groups; }
-
-  DDCM_FN int64_t row_of(int64_t tile, int slot) const {
-    const int64_t batch_tile = tile / column_tiles / geometry.groups;
-    return (batch_tile * column_tiles + tile % column_tiles) * kRowsPerColumnTile + slot;
+  // Batch row of a slot (of NT * 2) of a (batch tile, group) pair.
+  DDCM_FN int64_t row_of(int64_t group_tile, int64_t slot) const {
+    return group_tile / geometry.groups * column_tiles * kRowsPerColumnTile + slot;
   }
 
   DDCM_FN Vec4 make(int64_t item, int64_t& sum) const {
     const int lane = static_cast<int>(item % 32);
-    const int v = static_cast<int>(item / 32 % Traits::kVectors);
-    const int64_t step = item / (32 * Traits::kVectors) % steps;
-    const int64_t tile = item / (32 * Traits::kVectors) / steps;
+    const int64_t nt = item / 32 % column_tiles;
+    const int v = static_cast<int>(item / 32 / column_tiles % Traits::kVectors);
+    const int64_t step = item / 32 / column_tiles / Traits::kVectors % steps;
+    const int64_t group_tile = item / 32 / column_tiles / Traits::kVectors / steps;
     const int column = lane / 4, t = lane % 4;
     const int plane = column % kDigits;
-    const int64_t row = row_of(tile, column / kDigits), g = group_of(tile);
+    const int64_t row = row_of(group_tile, nt * kRowsPerColumnTile + column / kDigits);
+    const int64_t g = group_tile % geometry.groups;
     Vec4 result{};
     if (row >= batch) return result;
     const uint32_t maximum = max_bits[row * geometry.groups + g];

@@ -1,7 +1,7 @@
 // Search and scores of the `sign` and `gaussian` kinds: noise made in registers as the A operand of tensor-core
 // products, the residual's digits (residual.h) as the B operand. docs/kernels.md derives the maps.
 //
-// A warp owns 64 atoms (4 row tiles of 16) and, of one k step, 4 Philox calls of each atom: lane 4g + t makes
+// A warp owns 64 atoms (4 row tiles of 16; 32 where it serves 8 batch rows) and, of one k step, 4 Philox calls of each atom: lane 4g + t makes
 // call t of the step for the atoms of rows g and g + 8 of every row tile. The A registers are the call's
 // words themselves, masked or looked up: which coordinate an A column is was settled when the residual was laid out.
 
@@ -12,10 +12,11 @@
 
 namespace ddcm {
 
-constexpr int kRowTiles = 4;                  // of 16 atoms, a warp
-constexpr int kWarpAtoms = 16 * kRowTiles;
-constexpr int64_t kStepsPerSegment = 1024;    // int32 sums of 2^19 `sign` coordinates cannot overflow:
-                                              // 1024 steps * 4 calls * 16 bytes * 255 * 128 < 2^31
+// Row tiles of 16 atoms a warp: fewer where the accumulators of 4 column tiles need the registers.
+DDCM_FN constexpr int row_tiles(int column_tiles) { return column_tiles == 4 ? 2 : 4; }
+
+constexpr int kStepsPerSegment = 1024;  // int32 sums of 2^19 `sign` coordinates cannot overflow:
+                                        // 1024 steps * 4 calls * 16 bytes * 255 * 128 < 2^31
 
 // Signs: a word masked by 0x01010101 << j is four entries {0, 2^j} as unsigned bytes, one operation. The weight
 // 2^j is taken out of the residual. <y, w> = sum(w) - 2 * sum(bit * w).
@@ -96,18 +97,22 @@ struct GaussianTraits {
 
 // Search (Scores = false): results[(b * G + g) * chunks + chunk] = best candidate of the chunk's atoms.
 // Scores: scores[(b * G + g) * score_stride + k - first] for first <= k < last.
-// ColumnTiles NT column tiles of two batch rows share every generated word. A block's 64 * (warps / split)
+// ColumnTiles NT column tiles of two batch rows share every generated word. A block's kWarpAtoms * (warps / split)
 // atoms are one tile; `split` warps share atoms and cut the k steps among them. Grid: (chunks, G, batch tiles).
 template <class Traits, int ColumnTiles, bool Scores>
 struct SearchKernel {
   using Sum = typename Traits::Sum;
   using Accumulator = typename Traits::Mma::Accumulator;
   static constexpr int kThreads = 32 * Traits::kWarps, kMinBlocks = Traits::kMinBlocks;
+  static constexpr int kRowTiles = row_tiles(ColumnTiles), kWarpAtoms = 16 * kRowTiles;
+  static constexpr int kStepVectors = Traits::kVectors * ColumnTiles;
   struct State {
     AtomPart atom[2 * kRowTiles];  // row tile, then g or g + 8
     Accumulator sum[kRowTiles][ColumnTiles][4];
     Words words[2 * kRowTiles];
-    Vec4 b[Traits::kVectors][ColumnTiles];
+    Vec4 b[ColumnTiles];
+    const Vec4* from;  // this lane's residual fragments of the k step
+    uint32_t call;     // Philox block of this lane's call of the k step
   };
 
   Geometry geometry;
@@ -121,7 +126,8 @@ struct SearchKernel {
   Candidate* results;
   float* scores;
   int64_t score_stride;
-  int64_t batch, first, last, tiles, chunks;
+  int64_t first, last;
+  int32_t batch, tiles, chunks;
   int32_t split, warp_steps;  // k steps of a warp; the fragments hold split * warp_steps
 
   // Shared memory: table | partial sums of one column tile | best candidates | sums of earlier segments.
@@ -136,8 +142,6 @@ struct SearchKernel {
 
   template <class Block>
   DDCM_FN void operator()(Block& block) const {
-    const int64_t chunk = block.index() % chunks, rest = block.index() / chunks;
-    const int64_t g = rest % geometry.groups, batch_tile = rest / geometry.groups;
     const uint32_t step_word = static_cast<uint32_t>(*step);
     const char* local_table = block.shared();
     Candidate* best = reinterpret_cast<Candidate*>(block.shared() + kBestAt);
@@ -152,22 +156,19 @@ struct SearchKernel {
     });
     block.sync();
 
-    const int64_t tile_atoms = static_cast<int64_t>(Traits::kWarps / split) * kWarpAtoms;
     DDCM_NO_UNROLL
-    for (int64_t tile = chunk; tile < tiles; tile += chunks) {
-      const int64_t tile_first = first + tile * tile_atoms;
+    for (int tile = block.index() % chunks; tile < tiles; tile += chunks) {
       block.each([&](int thread, State& s) {
-        const uint32_t row = static_cast<uint32_t>(tile_first) +
+        const uint32_t row = static_cast<uint32_t>(first_atom(tile)) +
                              static_cast<uint32_t>(thread / 32 / split * kWarpAtoms + thread % 32 / 4);
         DDCM_UNROLL
         for (int r = 0; r < 2 * kRowTiles; ++r) s.atom[r] = atom_part(keys, row + 8 * r, step_word);
       });
       DDCM_NO_UNROLL
-      for (int64_t begin = 0; begin < warp_steps; begin += kStepsPerSegment) {
-        const int64_t end = begin + kStepsPerSegment < warp_steps ? begin + kStepsPerSegment : warp_steps;
-        multiply_segment(block, g, batch_tile, step_word, static_cast<int>(begin), static_cast<int>(end),
-                         local_table);
-        finish_segment(block, g, batch_tile, tile_first, begin == 0, end == warp_steps, best);
+      for (int begin = 0; begin < warp_steps; begin += kStepsPerSegment) {
+        const int end = begin + kStepsPerSegment < warp_steps ? begin + kStepsPerSegment : warp_steps;
+        multiply_segment(block, step_word, begin, end, local_table);
+        finish_segment(block, opaque(tile), opaque(begin), best);
       }
     }
     if (!Scores) {
@@ -175,19 +176,39 @@ struct SearchKernel {
         reduce_candidates<kThreads>(block, best + nt * kThreads, kRowsPerColumnTile);
       }
       block.each([&](int thread, State&) {
-        const int64_t row = batch_tile * ColumnTiles * kRowsPerColumnTile + thread;
+        const Place place = this->place(block.index());
+        const int row = place.batch_tile * ColumnTiles * kRowsPerColumnTile + thread;
         if (thread >= ColumnTiles * kRowsPerColumnTile || row >= batch) return;
-        results[(row * geometry.groups + g) * chunks + chunk] =
+        results[(row * geometry.groups + place.group) * chunks + place.chunk] =
             best[thread / kRowsPerColumnTile * kThreads + thread % kRowsPerColumnTile];
       });
     }
   }
 
+  // Block, tile and group numbers are below 2^31 (Driver::run checks the grid): small integers save registers.
+  struct Place {
+    int chunk, group, batch_tile;
+  };
+
+  DDCM_FN Place place(int index) const {
+    const int groups = static_cast<int>(geometry.groups), rest = index / chunks;
+    return Place{index % chunks, rest % groups, rest / groups};
+  }
+
+  DDCM_FN int64_t first_atom(int tile) const {
+    return first + static_cast<int64_t>(tile) * (Traits::kWarps / split) * kWarpAtoms;
+  }
+
   // Sums over the k steps begin .. end - 1 of every warp.
   template <class Block>
-  DDCM_FN void multiply_segment(Block& block, int64_t g, int64_t batch_tile, uint32_t step_word, int begin,
-                                int end, const char* local_table) const {
-    block.each([&](int, State& s) {
+  DDCM_FN void multiply_segment(Block& block, uint32_t step_word, int begin, int end,
+                                const char* local_table) const {
+    const Place place = this->place(opaque(block.index()));
+    block.each([&](int thread, State& s) {
+      const int64_t first_step = static_cast<int64_t>(thread / 32 % split) * warp_steps + begin;
+      const int64_t group_step = (place.batch_tile * geometry.groups + place.group) * split * warp_steps + first_step;
+      s.from = fragments + group_step * kStepVectors * 32 + thread % 32;
+      s.call = geometry.block(place.group, first_step * kCallsPerStep + thread % 4);
       DDCM_UNROLL
       for (int m = 0; m < kRowTiles; ++m) {
         DDCM_UNROLL
@@ -197,25 +218,10 @@ struct SearchKernel {
         }
       }
     });
-    const int64_t all_steps = static_cast<int64_t>(split) * warp_steps;
-    const int64_t tile_vectors = all_steps * Traits::kVectors * 32;
-    const Vec4* group_fragments =
-        fragments + (batch_tile * geometry.groups + g) * ColumnTiles * tile_vectors;
     DDCM_NO_UNROLL
     for (int k = begin; k < end; ++k) {
-      block.each([&](int thread, State& s) {
-        const int lane = thread % 32;
-        const int64_t at = static_cast<int64_t>(thread / 32 % split) * warp_steps + k;
-        const Vec4* from = group_fragments + at * Traits::kVectors * 32 + lane;
-        DDCM_UNROLL
-        for (int v = 0; v < Traits::kVectors; ++v) {
-          DDCM_UNROLL
-          for (int nt = 0; nt < ColumnTiles; ++nt) {
-            s.b[v][nt] = load_vec4(from + nt * tile_vectors + v * 32);
-          }
-        }
-        const BlockPart part = block_part(keys, geometry.block(g, at * kCallsPerStep + lane % 4), step_word,
-                                          Traits::kStream);
+      block.each([&](int, State& s) {
+        const BlockPart part = block_part(keys, s.call, step_word, Traits::kStream);
         DDCM_UNROLL
         for (int r = 0; r < 2 * kRowTiles; ++r) {
           s.words[r] = Traits::expand(philox_split(keys, s.atom[r], part), local_table);
@@ -223,6 +229,14 @@ struct SearchKernel {
       });
       DDCM_UNROLL
       for (int product = 0; product < Traits::kProducts; ++product) {
+        if (product % 2 == 0) {
+          block.each([&](int, State& s) {
+            DDCM_UNROLL
+            for (int nt = 0; nt < ColumnTiles; ++nt) {
+              s.b[nt] = load_vec4(s.from + (product / 2 * ColumnTiles + nt) * 32);
+            }
+          });
+        }
         DDCM_UNROLL
         for (int m = 0; m < kRowTiles; ++m) {
           DDCM_UNROLL
@@ -230,7 +244,7 @@ struct SearchKernel {
             block.template mma<typename Traits::Mma>([&](int, State& s, auto issue) {
               const int word = Traits::word(product);
               const Words &upper = s.words[2 * m], &lower = s.words[2 * m + 1];
-              const Vec4& b = s.b[product / 2][nt];
+              const Vec4& b = s.b[nt];
               issue(s.sum[m][nt], Traits::fragment(upper.w[word], product),
                     Traits::fragment(lower.w[word], product),
                     Traits::fragment(upper.w[word + 1], product),
@@ -240,13 +254,18 @@ struct SearchKernel {
           }
         }
       }
+      block.each([&](int, State& s) {
+        s.from += kStepVectors * 32;
+        s.call += kCallsPerStep;
+      });
     }
   }
 
   // Adds up the digits' columns and the split warps; after the last segment, scores and ranks the tile.
   template <class Block>
-  DDCM_FN void finish_segment(Block& block, int64_t g, int64_t batch_tile, int64_t tile_first, bool is_first,
-                              bool is_last, Candidate* best) const {
+  DDCM_FN void finish_segment(Block& block, int tile, int begin, Candidate* best) const {
+    const Place place = this->place(opaque(block.index()));
+    const bool is_last = begin + kStepsPerSegment >= warp_steps;
     Sum* parts = reinterpret_cast<Sum*>(block.shared() + kPartsAt);
     Sum* carry = reinterpret_cast<Sum*>(block.shared() + kCarryAt);
     // Partial sum of (warp, half of the digits, atom of the warp, slot); slot is the batch row in the column tile.
@@ -276,7 +295,7 @@ struct SearchKernel {
         DDCM_NO_UNROLL
         for (int o = thread; o < outputs; o += kThreads) {
           const int slot = o % kRowsPerColumnTile, atom = o / kRowsPerColumnTile;
-          const int64_t row = (batch_tile * ColumnTiles + nt) * kRowsPerColumnTile + slot;
+          const int row = (place.batch_tile * ColumnTiles + nt) * kRowsPerColumnTile + slot;
           if (row >= batch) continue;
           Sum sum = 0;
           for (int w = 0; w < split; ++w) {
@@ -284,20 +303,20 @@ struct SearchKernel {
             sum += parts[part_at(warp, 0, atom % kWarpAtoms, slot)];
             sum += Traits::shifted(parts[part_at(warp, 1, atom % kWarpAtoms, slot)], 2);
           }
-          // More than one segment implies split = warps, so that o < 128 and every thread has one output.
-          if (!is_first) sum += carry[nt * kWarpAtoms * kRowsPerColumnTile + o];
+          // More than one segment implies split = warps, so that o < 2 * kWarpAtoms and every thread has one output.
+          if (begin > 0) sum += carry[nt * kWarpAtoms * kRowsPerColumnTile + o];
           if (!is_last) {
             carry[nt * kWarpAtoms * kRowsPerColumnTile + o] = sum;
             continue;
           }
-          const int64_t k = tile_first + atom;
+          const int64_t k = first_atom(tile) + atom;
           if (k >= last) continue;
-          const int64_t at = row * geometry.groups + g;
+          const int64_t at = row * geometry.groups + place.group;
           const float score = Traits::score(sum, Traits::kSigns ? correction[at] : 0, unit_of(max_bits[at]));
           if (Scores) {
             scores[at * score_stride + k - first] = score;
           } else {
-            const Candidate c = ranking.candidate(score, g, k);
+            const Candidate c = ranking.candidate(score, place.group, k);
             if (better(c, best[nt * kThreads + thread])) best[nt * kThreads + thread] = c;
           }
         }

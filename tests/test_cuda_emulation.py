@@ -1,0 +1,350 @@
+"""The CUDA kernels, emulated on the host, against the reference.
+
+csrc/cuda/emulate.cpp compiles the kernels' own templates with a C++ compiler: lanes, registers, matrix fragments, tiles,
+tails, splits and reductions are those of the device; only the arithmetic of a matrix instruction and the
+barriers are a host's. So wrong maps are found here, without a GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddcm_fast import reference
+from ddcm_fast.backends import cuda
+from ddcm_fast.law import CodebookSpec
+
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+
+FLAGS = ("-O2", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fPIC", "-shared")
+SEED = 2**63 + 12345
+KINDS = ("gaussian", "sign", "hadamard")
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    """The emulation, compiled once for these sources and this compiler."""
+    name = hashlib.sha256((cuda.source_hash(*FLAGS) + str(COMPILER)).encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"ddcm-fast-tests-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / f"emulation-{name}.so"
+    if not path.is_file():
+        source = cuda.sources() / "cuda" / "emulate.cpp"
+        building = path.with_suffix(f".{os.getpid()}")
+        subprocess.run([str(COMPILER), *FLAGS, str(source), "-o", str(building)], check=True)
+        building.replace(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def kernels(library: Path) -> cuda.Kernels:
+    """As on a GPU of many multiprocessors: small problems are split among a block's warps."""
+    return cuda.Kernels(library, multiprocessors=132)
+
+
+@pytest.fixture(scope="module")
+def narrow(library: Path) -> cuda.Kernels:
+    """As on a tiny GPU: a block takes many atoms and several tiles."""
+    return cuda.Kernels(library, multiprocessors=1)
+
+
+def residual(spec: CodebookSpec, batch: int, seed: int = 0) -> Tensor:
+    """A random residual in codebook order, its rows and coordinates of very different size."""
+    g = torch.Generator().manual_seed(seed)
+    r = torch.randn(batch, spec.dim, generator=g) * torch.logspace(-6, 5, batch).view(-1, 1)
+    return reference.to_codebook_order(spec, r * torch.rand(spec.dim, generator=g) ** 4)
+
+
+def check_choice(
+    spec: CodebookSpec,
+    w: Tensor,
+    step: int,
+    found: tuple[Tensor, Tensor, Tensor],
+    signed: bool,
+    bias: Tensor | None,
+) -> None:
+    """The chosen atoms are those of the reference, but for ties within float32 rounding."""
+    index, sign, score = found
+    m = index.shape[-1]
+    exact = torch.cat([s for _, s in reference._score_chunks(spec, w, step)], dim=-1)
+    value = exact.abs() if signed else exact
+    if bias is not None:
+        value = value + bias.double()
+    scale = w.double().norm(dim=1).view(-1, 1, 1) * spec.max_group_dim**0.5
+    tolerance = 1e-6 * scale + 1e-7 * value.abs().amax(-1, keepdim=True)
+    best = value.topk(m, dim=-1).values
+    assert ((value.gather(-1, index) - best).abs() <= tolerance).all()
+    assert (index.sort(-1).values.diff(dim=-1) > 0).all()  # no atom twice
+    chosen = exact.gather(-1, index)
+    assert ((score - sign * chosen).abs() <= tolerance).all()
+    assert ((sign == 1) | (sign == -1)).all() and (signed or (sign == 1).all())
+
+
+# (D, K, G, B): odd dims, one entry, one atom, tiles with tails, groups of unequal size, batches of every column tile.
+SHAPES = [
+    (1, 1, 1, 1),
+    (3, 2, 2, 1),
+    (130, 100, 1, 1),
+    (777, 300, 3, 2),
+    (513, 65, 1, 3),
+    (2000, 129, 2, 5),
+    (300, 640, 7, 9),
+    (64, 7, 64, 2),
+    (1500, 40, 1, 17),
+    (4099, 70, 1, 1),
+    *((257, 33, 2, batch) for batch in (4, 6, 7, 8)),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dim", "size", "groups", "batch"), SHAPES)
+def test_operations(
+    kernels: cuda.Kernels, kind: str, dim: int, size: int, groups: int, batch: int
+) -> None:
+    spec = CodebookSpec(kind, dim, size, groups, SEED)
+    w, step = residual(spec, batch, dim), 2**32 - 7
+    at = torch.tensor(step)
+    scale = w.norm(dim=1).view(-1, 1, 1) * spec.max_group_dim**0.5
+    difference = kernels.scores(spec, w, at) - reference.scores(spec, w, step)
+    assert (difference.abs() <= 3e-7 * scale).all()
+    m = min(size, 5)
+    for signed in (False, True):
+        one = kernels.search(spec, w, at, signed, None)
+        check_choice(spec, w, step, tuple(x.unsqueeze(-1) for x in one), signed, None)
+        check_choice(spec, w, step, kernels.topk(spec, w, at, m, signed, None), signed, None)
+    torch.testing.assert_close(
+        kernels.norms(spec, at), reference.norms(spec, step), rtol=1e-7, atol=0
+    )
+    index = torch.randint(0, size, (batch, groups, 3))
+    coefficient = torch.randn(batch, groups, 3)
+    assert torch.equal(
+        kernels.combine(spec, index, coefficient, at),
+        reference.combine(spec, index, coefficient, step),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("per_group", [False, True])
+def test_bias(kernels: cuda.Kernels, kind: str, per_group: bool) -> None:
+    spec = CodebookSpec(kind, 200, 300, 3, SEED)
+    w = residual(spec, 3)
+    bias = torch.randn(*((3, 300) if per_group else (300,))) * w.norm()
+    for signed in (False, True):
+        one = kernels.search(spec, w, torch.tensor(4), signed, bias)
+        check_choice(spec, w, 4, tuple(x.unsqueeze(-1) for x in one), signed, bias)
+        found = kernels.topk(spec, w, torch.tensor(4), 7, signed, bias)
+        check_choice(spec, w, 4, found, signed, bias)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_tiles_a_block(narrow: cuda.Kernels, kind: str) -> None:
+    """K beyond one block's tile, split and unsplit warps: search, topk and scores agree exactly."""
+    spec = CodebookSpec(kind, 70, 20000 if kind == "hadamard" else 9000, 2, SEED)
+    w, at = residual(spec, 2), torch.tensor(3)
+    scores = narrow.scores(spec, w, at)
+    scale = w.norm(dim=1).view(-1, 1, 1) * spec.max_group_dim**0.5
+    assert ((scores - reference.scores(spec, w, 3)).abs() <= 3e-7 * scale).all()
+    index, _, score = narrow.search(spec, w, at, False, None)
+    assert torch.equal(index, scores.argmax(-1)) and torch.equal(score, scores.amax(-1))
+    order = scores.argsort(dim=-1, descending=True, stable=True)[..., :600]
+    top = narrow.topk(spec, w, at, 600, False, None)
+    assert torch.equal(top[0], order) and torch.equal(top[2], scores.gather(-1, order))
+    signed = narrow.topk(spec, w, at, 1024, True, None)
+    order = scores.abs().argsort(dim=-1, descending=True, stable=True)[..., :1024]
+    assert torch.equal(signed[0], order)
+    assert torch.equal(signed[2] * signed[1], scores.gather(-1, order))
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "sign"])
+def test_last_atoms_of_the_largest_codebook(kernels: cuda.Kernels, kind: str) -> None:
+    """Atoms near 2^32: K * D is far beyond 2^32 and every index product needs 64 bits."""
+    spec = CodebookSpec(kind, 4097, 2**32, 1, SEED)
+    w, count = residual(spec, 2), 70
+    scores = kernels.scores(spec, w, torch.tensor(1), first=2**32 - count, count=count)
+    atoms = torch.arange(2**32 - count, 2**32).view(-1, 1)
+    y = reference.entries(spec, atoms, 1)[:, 0, : spec.dim].double()
+    exact = w.double() @ y.T
+    scale = w.norm(dim=1).view(-1, 1) * spec.dim**0.5
+    assert ((scores[:, 0] - exact).abs() <= 3e-7 * scale).all()
+    index = torch.tensor([[[2**32 - 1]], [[2**32 - 3]]])
+    one = torch.ones(2, 1, 1)
+    assert torch.equal(
+        kernels.combine(spec, index, one, torch.tensor(1)), reference.combine(spec, index, one, 1)
+    )
+
+
+def test_last_pairs_of_the_largest_hadamard_codebook(kernels: cuda.Kernels) -> None:
+    spec = CodebookSpec("hadamard", 100, 2**32, 1, SEED)
+    w, n = residual(spec, 1), spec.hadamard_n
+    scores = kernels.scores(spec, w, torch.tensor(1), first=2**32 - n, count=n)
+    y = reference.entries(spec, torch.arange(2**32 - n, 2**32).view(-1, 1), 1)[:, 0].double()
+    exact = w.double() @ y.T
+    assert (scores[0] - exact).abs().max() <= 3e-7 * w.norm() * spec.dim**0.5
+
+
+@pytest.mark.parametrize("size", [64, 200, 1000, 4000, 16000])
+def test_every_hadamard_length(kernels: cuda.Kernels, size: int) -> None:
+    """n = 64 ... 16384, with a cut last sub-block, several sub-blocks and uneven groups."""
+    for dim, groups in ((size + 3, 1), (5 * size + 1, 2)):
+        spec = CodebookSpec("hadamard", dim, size, groups, SEED)
+        w, at = residual(spec, 1), torch.tensor(9)
+        exact = reference.scores(spec, w, 9)
+        scale = w.norm() * spec.max_group_dim**0.5
+        assert (kernels.scores(spec, w, at) - exact).abs().max() <= 1e-6 * scale
+        if size <= 1000:  # the reference's norms take a minute for the largest
+            torch.testing.assert_close(
+                kernels.norms(spec, at), reference.norms(spec, 9), rtol=1e-7, atol=0
+            )
+        index = torch.randint(0, size, (1, groups, 2))
+        coefficient = torch.randn(1, groups, 2)
+        assert torch.equal(
+            kernels.combine(spec, index, coefficient, at),
+            reference.combine(spec, index, coefficient, 9),
+        )
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "sign"])
+def test_long_groups_take_several_segments(kernels: cuda.Kernels, kind: str) -> None:
+    """More k steps than an int32 sum may hold, with the largest residual everywhere."""
+    per_step = 4 * (128 if kind == "sign" else 8)
+    warps = 8 if kind == "sign" else 16
+    spec = CodebookSpec(kind, warps * 1024 * per_step + 777, 3, 1, SEED)
+    w = torch.full((1, spec.dim), 3.999)
+    w[0, ::3] = -1.0
+    y = reference.entries(spec, torch.arange(3).view(-1, 1), 5)[:, 0, : spec.dim].double()
+    exact = w.double() @ y.T
+    scores = kernels.scores(spec, w, torch.tensor(5))
+    assert (scores[0] - exact).abs().max() <= 3e-7 * w.norm() * spec.dim**0.5
+    best = kernels.search(spec, w, torch.tensor(5), True, None)
+    assert best[0].item() == exact.abs().argmax().item()
+
+
+def test_exact_ties_go_to_the_lower_index(kernels: cuda.Kernels, narrow: cuda.Kernels) -> None:
+    """Few coordinates of integers: many atoms score exactly the same."""
+    for engine in (kernels, narrow):
+        for kind in ("gaussian", "sign"):
+            spec = CodebookSpec(kind, 3, 3000, 1, SEED)
+            w = torch.tensor([[4.0, 2.0, 0.0], [0.0, 0.0, 0.0], [1.0, -1.0, 1.0]])
+            for signed in (False, True):
+                expected = reference.topk(spec, w, 2, 900, signed)
+                found = engine.topk(spec, w, torch.tensor(2), 900, signed, None)
+                assert torch.equal(found[0], expected[0])
+                assert torch.equal(found[1], expected[1])
+                assert torch.equal(found[2], expected[2])
+                one = engine.search(spec, w, torch.tensor(2), signed, None)
+                assert torch.equal(one[0], expected[0][..., 0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_residual_not_finite(kernels: cuda.Kernels, kind: str, bad: float) -> None:
+    spec = CodebookSpec(kind, 300, 90, 2, SEED)
+    w = residual(spec, 3)
+    clean = kernels.search(spec, w, torch.tensor(2), True, None)
+    w[1, 299] = bad
+    index, sign, score = kernels.search(spec, w, torch.tensor(2), True, None)
+    assert index[1, 1] == -1 and score[1, 1].isnan() and sign[1, 1] == 1
+    keep = torch.tensor([[True, True], [True, False], [True, True]])
+    assert torch.equal(index[keep], clean[0][keep]) and torch.equal(score[keep], clean[2][keep])
+    top = kernels.topk(spec, w, torch.tensor(2), 4, True, None)
+    assert (top[0][1, 1] == -1).all() and top[2][1, 1].isnan().all()
+    assert torch.equal(top[0][..., 0][keep], clean[0][keep])
+    assert kernels.scores(spec, w, torch.tensor(2))[1, 1].isnan().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_residuals_of_extreme_size(kernels: cuda.Kernels, kind: str) -> None:
+    """Denormal and nearly overflowing residuals scale like any other."""
+    spec = CodebookSpec(kind, 200, 50, 1, SEED)
+    w = residual(spec, 1)
+    w = w / w.abs().max()
+    expected = kernels.search(spec, w, torch.tensor(2), True, None)
+    for power in (-120, 110):
+        found = kernels.search(spec, w * 2.0**power, torch.tensor(2), True, None)
+        assert torch.equal(found[0], expected[0])
+        torch.testing.assert_close(found[2] / 2.0**power, expected[2], rtol=1e-6, atol=0)
+    tiny = torch.zeros(1, 200)
+    tiny[0, 7] = 1e-44
+    assert kernels.search(spec, tiny, torch.tensor(2), True, None)[0].min() >= 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 5, 17, 64, 127, 256, 1000, 4095, 4096, 4097, 9000])
+def test_rotation(kernels: cuda.Kernels, kind: str, dim: int) -> None:
+    spec = CodebookSpec(kind, dim, 1, 1, SEED)
+    r = torch.randn(2, dim)
+    w = reference.to_codebook_order(spec, r)
+    assert torch.equal(kernels.to_codebook_order(spec, r), w)
+    assert torch.equal(kernels.to_image_order(spec, w), reference.to_image_order(spec, w))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_combine_clamps_and_sums_in_order(kernels: cuda.Kernels, kind: str) -> None:
+    spec = CodebookSpec(kind, 1100, 90, 2, SEED)
+    index = torch.randint(0, 90, (2, 2, 40))
+    coefficient = torch.randn(2, 2, 40)
+    expected = reference.combine(spec, index, coefficient, 6)
+    assert torch.equal(kernels.combine(spec, index, coefficient, torch.tensor(6)), expected)
+    wild = index.clone()
+    wild[0, 0, 0], wild[1, 1, 3] = -1, 90 + 2**40
+    tame = wild.clamp(0, 89)
+    assert torch.equal(
+        kernels.combine(spec, wild, coefficient, torch.tensor(6)),
+        reference.combine(spec, tame, coefficient, 6),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_workspace_stays_small(kernels: cuda.Kernels, kind: str) -> None:
+    """Under 64 MB for the shapes people use, and the batch is cut where it would not be."""
+    library = kernels._library
+    for batch, dim, size, groups in ((1, 36864, 2**20, 1), (1, 2**18, 2**32, 64), (8, 16384, 2**20, 8)):
+        spec = kernels._spec(CodebookSpec(kind, dim, size, groups), torch.device("cpu"))
+        assert library.ddcm_search_workspace(spec, batch) < 64 << 20
+        assert library.ddcm_topk_workspace(spec, batch, 1024) < 64 << 20
+    spec = kernels._spec(CodebookSpec(kind, 16384, 4096, 1), torch.device("cpu"))
+    parts = list(kernels._batches(256, spec, "ddcm_search_workspace"))
+    assert parts[0].start == 0 and parts[-1].stop == 256
+    assert all(a.stop == b.start for a, b in zip(parts, parts[1:], strict=False))
+    rows = parts[0].stop
+    assert library.ddcm_search_workspace(spec, rows) <= cuda.WORKSPACE_LIMIT or rows <= 8
+
+
+def test_batches_in_parts(kernels: cuda.Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = CodebookSpec("sign", 300, 70, 2, SEED)
+    w = residual(spec, 37)
+    whole = kernels.search(spec, w, torch.tensor(1), True, None)
+    monkeypatch.setattr(cuda, "WORKSPACE_LIMIT", 0)
+    parts = kernels.search(spec, w, torch.tensor(1), True, None)
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_unavailable_says_why() -> None:
+    assert "CUDA devices only" in str(cuda.unavailable(torch.device("cpu")))
+    if not torch.cuda.is_available():
+        assert "no CUDA GPU" in str(cuda.unavailable(torch.device("cuda")))
+
+
+def test_missing_compiler_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(cuda, "nvcc", lambda: None)
+    with pytest.raises(cuda.BackendError, match="nvcc was not found"):
+        cuda.build((9, 0))
+    failing = tmp_path / "nvcc"
+    failing.write_text("#!/bin/sh\necho 'kernels.cu(1): error: no good' >&2\nexit 1\n")
+    failing.chmod(0o755)
+    monkeypatch.setattr(cuda, "nvcc", lambda: str(failing))
+    with pytest.raises(cuda.BackendError, match=r"error: no good"):
+        cuda.build((9, 0))
+    assert not list((tmp_path / "ddcm_fast").glob("*.so"))
