@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..bitstream import pack, unpack, unpack_prefix
 from ..codebook import Codebook
 from ..schedule import Step
 
@@ -53,6 +54,30 @@ class Rule(ABC):
     def to_letters(self, symbols: Sequence[int], step: Step) -> list[int]:
         """One image's symbols -> letters, the inverse of `to_symbols`."""
         return list(symbols)
+
+    def write(self, letters: Sequence[Sequence[int]], steps: Sequence[Step]) -> bytes:
+        """One image's letters of every coded step -> the payload of its file."""
+        symbols = [s for own, step in zip(letters, steps, strict=True) for s in self.to_symbols(own, step)]
+        return pack(symbols, [radix for step in steps for radix in self.radices(step)])
+
+    def read(self, data: bytes, steps: Sequence[Step], prefix: bool = False) -> list[list[int]]:
+        """The payload of a file -> the letters of every coded step, the inverse of `write`.
+
+        With `prefix`, data is the beginning of a payload and only the steps that it determines are returned.
+        Raises FormatError: the data is not what `write` writes.
+        """
+        radices = [self.radices(step) for step in steps]
+        flat = [radix for own in radices for radix in own]
+        symbols = unpack_prefix(data, flat) if prefix else unpack(data, flat)
+        letters: list[list[int]] = []
+        first = 0
+        for own, step in zip(radices, steps, strict=True):
+            last = first + len(own)
+            if last > len(symbols):
+                break
+            letters.append(self.to_letters(symbols[first:last], step))
+            first = last
+        return letters
 
     def uncoded_noise(self, batch: int, step: Step, device: torch.device) -> Tensor:
         """Noise of a step that carries no bits: atom 0 of every group, the same for every image."""
