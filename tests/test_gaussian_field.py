@@ -73,13 +73,13 @@ def test_mmse_matches_the_error_of_samples(model, t):
     assert error == pytest.approx(model.mmse(t, *SIZE), rel=0.03)
 
 
-def test_information_is_the_integral_of_the_mmse(model):
+def test_mutual_information_is_the_integral_of_the_mmse(model):
     """I-MMSE (Guo, Shamai, Verdu 2005): d information / d SNR = D mmse / (2 ln 2)."""
     a, b = 400.0, 399.0
     gain = model.snr(b) - model.snr(a)
     dim = 3 * SIZE[0] * SIZE[1]
     mean = (model.mmse(a, *SIZE) + model.mmse(b, *SIZE)) / 2
-    difference = model.information(b, *SIZE) - model.information(a, *SIZE)
+    difference = model.mutual_information(b, *SIZE) - model.mutual_information(a, *SIZE)
     assert difference == pytest.approx(dim * mean * gain / (2 * math.log(2)), rel=1e-4)
 
 
@@ -109,7 +109,7 @@ def test_bound_is_consistent(model):
         assert model.rate(model.distortion(bits, 32, 32), 32, 32) == pytest.approx(bits, rel=1e-6)
     # Fewer bits than any Gaussian channel of the same distortion.
     for t in (600.0, 200.0, 20.0):
-        assert model.rate(model.mmse(t, 32, 32), 32, 32) < model.information(t, 32, 32) / 1024
+        assert model.rate(model.mmse(t, 32, 32), 32, 32) < model.mutual_information(t, 32, 32) / 1024
     with pytest.raises(ConfigError):
         model.rate(0.0, 32, 32)
     with pytest.raises(ConfigError):

@@ -176,7 +176,7 @@ class GaussianField(DiffusionModel):
         power = self.power(height, width)
         return float((power / (1 + self.snr(t) * power)).mean())
 
-    def information(self, t: float, height: int, width: int) -> float:
+    def mutual_information(self, t: float, height: int, width: int) -> float:
         """Mutual information of x0 and x_t in bits, of the whole image: sum of log2(1 + SNR P) / 2."""
         power = self.power(height, width)
         return self.channels * float(torch.log2(1 + self.snr(t) * power).sum()) / 2
