@@ -1,0 +1,96 @@
+"""Guidance by the choice of atoms: compressed classifier-free guidance, classifier guidance and any other objective.
+
+A direction g says which noise is wanted: among some candidates the one with the largest <z, g> is taken. Candidates
+are the whole codebook (`sampler.Match`, the fused search), which guides as hard as the codebook allows, or a random
+subset of it (`Subset`), whose size is then the strength of the guidance. Either way the file holds plain indices and
+decodes without the classifier, the label or whatever gave g.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..sampler import Chooser, StepContext
+
+Objective = Callable[[StepContext], Tensor]
+"""StepContext -> a direction of the state's shape (B, *latent_shape): noise along it is wanted."""
+
+Classifier = Callable[[Tensor, float, float], Tensor]
+"""(state (B, *latent_shape), alpha, sigma) -> logits (B, classes), differentiable in the state."""
+
+
+class Subset(Chooser):
+    """The best of `size` random words of the codebook, drawn with replacement.
+
+    For `size` = 1 it is plain generation. Their atoms are made one by one: for small sizes that is much less work than
+    a search of the whole codebook. The words come from a CPU generator, so that they do not depend on the device.
+
+    Raises ConfigError for a size below 1.
+    """
+
+    def __init__(self, objective: Objective, size: int, seed: int = 0) -> None:
+        if size < 1:
+            raise ConfigError(f"the subset has {size} atoms; it needs at least 1")
+        self._objective = objective
+        self._size = size
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def choose(self, context: StepContext) -> Tensor:
+        """See Chooser.choose."""
+        rule, step = context.rule, context.step
+        direction = self._objective(context).flatten(1)
+        batch, dim = direction.shape
+        letters = rule.draw(batch * self._size, step, self._generator).to(direction.device)
+        z = rule.noise(letters, step).view(batch, self._size, dim)
+        best = torch.einsum("bnd,bd->bn", z.double(), direction.double()).argmax(1)
+        rows = torch.arange(batch, device=direction.device) * self._size + best
+        return letters[rows]
+
+
+def ccfg_direction(condition: Any) -> Objective:
+    """g = eps_uncond - eps_cond, with which compressed classifier-free guidance follows a condition.
+
+    By Bayes grad log p(c | x) = grad log p(x | c) - grad log p(x), and the score is -eps / sigma, so that
+    sigma grad log p(c | x) = eps_uncond - eps_cond: noise along it makes the condition likelier. The sampler's own
+    predictions must be unconditional.
+    """
+
+    def objective(context: StepContext) -> Tensor:
+        _, conditional = context.model.predict(context.x, context.step.t, condition)
+        return context.eps_hat - conditional
+
+    return objective
+
+
+def ccfg(condition: Any, size: int, seed: int = 0) -> Subset:
+    """Compressed classifier-free guidance (Ohayon et al., ICML 2025): no guidance scale, but a subset size.
+
+    The sampler runs unconditionally; at each step a random subset of the codebook is drawn and the atom with the
+    largest <z, eps_uncond - eps_cond> is taken. The index into the whole codebook is coded, so the file decodes
+    without the condition. The paper's codebook has K = 64 atoms and its subsets 2 to 9.
+    """
+    return Subset(ccfg_direction(condition), size, seed)
+
+
+def classifier_gradient(classify: Classifier, label: int | Tensor) -> Objective:
+    """g = grad_x log p(label | x_t) of a classifier of noisy states (Dhariwal and Nichol 2021).
+
+    `label` is one for all images, or (B,) int64.
+    """
+
+    def objective(context: StepContext) -> Tensor:
+        step = context.step
+        # The sampler runs in inference mode, whose tensors take no gradients: leave it and copy.
+        with torch.inference_mode(False), torch.enable_grad():
+            x = context.x.clone().requires_grad_()
+            labels = torch.as_tensor(label, device=x.device).expand(len(x)).clone()
+            log_p = classify(x, step.alpha_t, step.sigma_t).log_softmax(1)
+            (gradient,) = torch.autograd.grad(log_p.gather(1, labels[:, None]).sum(), x)
+        return gradient
+
+    return objective

@@ -1,0 +1,117 @@
+"""Compressed posterior sampling for y = H x + n (Ohayon et al., ICML 2025, section on image restoration).
+
+At each step the atom is chosen that brings the estimate closest to the measurement:
+
+    k = argmin_k || y - H(x0_hat + (v / alpha_s) z_k) ||^2
+      = argmax_k (v / alpha_s) <z_k, H^T (y - H x0_hat)> - (v / alpha_s)^2 ||H z_k||^2 / 2
+
+The linear part is one fused search for the direction H^T (y - H x0_hat). The quadratic part is nearly the same for all
+atoms of a step, so only a shortlist of the best linear scores is rescored exactly.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
+
+from ..codebook import MAX_TOPK
+from ..codec import Codec, Encoded
+from ..errors import ConfigError, InputError
+from ..models.base import DiffusionModel
+from ..rules import Greedy
+from ..sampler import Chooser, StepContext
+from .operators import LinearOperator
+
+DEFAULT_SHORTLIST = 16
+
+
+class Posterior(Chooser):
+    """Chooses atoms that agree with a measurement.
+
+    The rule `greedy` gets the exact objective on a shortlist; other rules (several atoms a step) follow its linear
+    part, the direction H^T (y - H x0_hat).
+
+    Args:
+        operator: H, on images of height x width.
+        measurement: y (1, c, h, w).
+        shortlist: atoms rescored exactly; 1 uses the linear part alone, K or more is brute force.
+    """
+
+    def __init__(
+        self, operator: LinearOperator, measurement: Tensor, height: int, width: int, shortlist: int = DEFAULT_SHORTLIST
+    ) -> None:
+        if shortlist < 1:
+            raise ConfigError(f"shortlist is {shortlist}; it must be at least 1")
+        self._operator = operator
+        self._y = measurement
+        self._height, self._width = height, width
+        self._shortlist = shortlist
+
+    def choose(self, context: StepContext) -> Tensor:
+        """See Chooser.choose."""
+        patch = _patch(context.model)
+        gap = self._y - self._operator.forward(self._image(context.x0_hat, patch))
+        back = self._operator.adjoint(gap, self._height, self._width)
+        shape = context.x0_hat.shape
+        grow = (0, shape[3] * patch - self._width, 0, shape[2] * patch - self._height)
+        direction = pixel_unshuffle(pad(back, grow), patch).flatten(1)
+        rule = context.rule
+        if not isinstance(rule, Greedy) or self._shortlist == 1:
+            return rule.choose(direction, context.step)
+        book = rule.codebook(context.step)
+        count = min(self._shortlist, book.spec.size, MAX_TOPK)
+        index, _, score = book.topk(direction, context.step.index, count)
+        return index[:, 0].gather(1, self._rescore(context, index[:, 0], score[:, 0], patch))
+
+    def _rescore(self, context: StepContext, index: Tensor, score: Tensor, patch: int) -> Tensor:
+        """Position (B, 1) in the shortlist of the exact objective's best: index, score (B, m)."""
+        step = context.step
+        batch, count = index.shape
+        z = context.rule.noise(index.reshape(-1, 1), step).view(batch * count, *context.x0_hat.shape[1:])
+        energy = self._operator.forward(self._image(z, patch)).double().square().sum((1, 2, 3)).view(batch, count)
+        scale = step.noise / step.alpha_s
+        return (score.double() - 0.5 * scale * energy).argmax(1, keepdim=True)
+
+    def _image(self, state: Tensor, patch: int) -> Tensor:
+        return pixel_shuffle(state, patch)[..., : self._height, : self._width]
+
+
+def _patch(model: DiffusionModel) -> int:
+    """The model's space-to-depth factor; the decoder must be linear for H to act on its states."""
+    height = width = 16 * model.multiple
+    shape = model.latent_shape(height, width)
+    patch = height // shape[-2]
+    if len(shape) != 3 or shape[0] != model.channels * patch**2:
+        raise ConfigError(f"posterior sampling works on pixels; {model.name!r} is a latent model: choose another one")
+    return patch
+
+
+def restore(
+    codec: Codec,
+    measurement: Tensor,
+    operator: LinearOperator,
+    shortlist: int = DEFAULT_SHORTLIST,
+) -> Encoded:
+    """An image that agrees with y = H x + n, and its file, which decodes without y and H.
+
+    Args:
+        codec: the model and configuration; a pixel-space model.
+        measurement: y (1, c, h, w) float32.
+        operator: H. shortlist: see Posterior.
+
+    Raises:
+        InputError: a measurement with the wrong shape for H, or with NaN or infinite entries.
+        ConfigError: a latent model, or settings the model cannot take.
+    """
+    if measurement.dim() != 4 or len(measurement) != 1:
+        raise InputError(f"a measurement is (1, c, h, w), not {tuple(measurement.shape)}")
+    if not bool(torch.isfinite(measurement).all()):
+        raise InputError("the measurement has NaN or infinite entries")
+    _patch(codec.model)
+    y = measurement.to(codec.model.device, torch.float32)
+    height, width = operator.image_size(y.shape[2], y.shape[3])
+    made = operator.forward(torch.zeros(1, codec.model.channels, height, width, device=y.device)).shape
+    if made != y.shape:
+        raise InputError(f"this operator makes measurements of shape {tuple(made)}, not {tuple(y.shape)}")
+    return codec.sample(Posterior(operator, y, height, width, shortlist), height, width)[0]
