@@ -71,3 +71,8 @@ def resolve(name: str, device: torch.device | str) -> str:
             f"available: {', '.join(available(device))}"
         )
     return asked
+
+
+# For torch.compile the answer is a constant of the device: a codebook resolves its backend once anyway.
+# This is what torch.compiler.assume_constant_result sets; calling that here would import the compiler.
+resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]

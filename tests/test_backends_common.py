@@ -1,0 +1,300 @@
+"""Every backend that is here against the reference (backend_checks.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from backend_checks import (
+    BACKENDS,
+    CASES,
+    SEED,
+    STEP,
+    Case,
+    answers,
+    check_selection,
+    small_enough,
+    step_tensor,
+)
+
+from ddcm_fast import backends, ops, reference
+from ddcm_fast.codebook import Codebook
+from ddcm_fast.errors import BackendError, ConfigError, InputError
+from ddcm_fast.law import CodebookSpec
+
+pytestmark = pytest.mark.skipif(not BACKENDS, reason="no backend but the reference is here")
+
+KINDS = ("gaussian", "sign", "hadamard")
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda p: f"{p[0]}-{p[1]}")
+def backend(request):
+    """(name, device) of a backend."""
+    return request.param
+
+
+@pytest.fixture(params=CASES, ids=str)
+def case(request, backend):
+    """A codebook and residuals that the backend can do in reasonable time."""
+    if not small_enough(request.param, *backend):
+        pytest.skip("too many entries for an interpreter")
+    return request.param
+
+
+def equal_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a.cpu(), b.cpu())
+
+
+# ---- the grid of shapes --------------------------------------------------------------------------
+
+
+def test_rotation(backend, case):
+    name, device = backend
+    module, answer = backends.load(name), answers(case)
+    w = module.to_codebook_order(case.spec, answer.residual.to(device))
+    assert equal_bits(w, answer.w)
+    z = module.to_image_order(case.spec, answer.residual.to(device))
+    assert equal_bits(z, reference.to_image_order(case.spec, answer.residual))
+
+
+def test_scores(backend, case):
+    name, device = backend
+    answer = answers(case)
+    found = backends.load(name).scores(case.spec, answer.w.to(device), step_tensor(STEP, device))
+    assert found.dtype == torch.float32
+    assert (found.cpu() - answer.scores).abs().le(answer.tolerance).all()
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+def test_search_and_topk(backend, case, signed):
+    name, device = backend
+    module, answer = backends.load(name), answers(case)
+    w, step = answer.w.to(device), step_tensor(STEP, device)
+    for bias in (None, answer.bias, answer.bias[0]):
+        on_device = None if bias is None else bias.contiguous().to(device)
+        found = module.search(case.spec, w, step, signed, on_device)
+        check_selection(answer, signed, bias, tuple(t.unsqueeze(-1) for t in found))
+        for m in {1, min(3, case.size), min(case.size, 1024)}:
+            found = module.topk(case.spec, w, step, m, signed, on_device)
+            check_selection(answer, signed, bias, found)
+
+
+def test_norms(backend, case):
+    name, device = backend
+    found = backends.load(name).norms(case.spec, step_tensor(STEP, device))
+    torch.testing.assert_close(
+        found.cpu(), reference.norms(case.spec, STEP), rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("m", [1, 3])
+def test_combine(backend, case, m):
+    name, device = backend
+    generator = torch.Generator().manual_seed(m)
+    batch = min(case.batch, 4)
+    shape = (batch, case.groups, m)
+    index = torch.randint(0, case.size, shape, generator=generator)
+    coefficient = torch.randn(shape, generator=generator)
+    step = step_tensor(2**32 - 1, device)
+    y = backends.load(name).combine(case.spec, index.to(device), coefficient.to(device), step)
+    assert equal_bits(y, reference.combine(case.spec, index, coefficient, 2**32 - 1))
+
+
+# ---- big numbers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_indices_to_2_32(backend, kind, groups):
+    name, device = backend
+    spec = CodebookSpec(kind, 130, 2**32, groups, 2**64 - 1)
+    picks = torch.tensor([2**32 - 1, 2**31, 2**31 - 1, 2**32 - 257, 3])
+    index = picks.view(-1, 1, 1).expand(-1, groups, 1).contiguous()
+    one = torch.ones(index.shape)
+    y = backends.load(name).combine(
+        spec, index.to(device), one.to(device), step_tensor(STEP, device)
+    )
+    assert equal_bits(y, reference.combine(spec, index, one, STEP))
+    assert len(y.unique(dim=0)) == len(picks)
+
+
+@pytest.mark.parametrize("kind", ["sign", "hadamard"])
+def test_search_beyond_2_32_entries(backend, kind):
+    name, device = backend
+    if name == "triton" and device == "cpu":
+        pytest.skip("too many entries for an interpreter")
+    # An atom planted as the residual near the end of K * D > 2^32 entries must be found.
+    codebook = Codebook(kind, 8209, 2**19 + 1001, seed=SEED, backend=name)
+    index = torch.tensor([[2**19 + 1000], [2**19 + 3], [2**18 - 1]], device=device)
+    z = codebook.atoms(index, STEP)
+    found, sign, score = codebook.search(-z, STEP)
+    assert torch.equal(found, index) and (sign == -1).all()
+    norm = (z.double() ** 2).sum(-1, keepdim=True)
+    torch.testing.assert_close(score.double(), norm, rtol=1e-5, atol=0)
+
+
+def test_large_dimension(backend):
+    name, device = backend
+    if name == "triton" and device == "cpu":
+        pytest.skip("too many entries for an interpreter")
+    for kind in KINDS:
+        case = Case(kind, 2**18 + 77, 5, 1)
+        answer = answers(case)
+        w = backends.load(name).to_codebook_order(case.spec, answer.residual.to(device))
+        assert equal_bits(w, answer.w)
+        found = backends.load(name).scores(case.spec, w, step_tensor(STEP, device))
+        assert (found.cpu() - answer.scores).abs().le(answer.tolerance).all()
+
+
+# ---- ties ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+def test_all_equal_goes_to_the_first(backend, kind, signed):
+    name, device = backend
+    module, spec = backends.load(name), CodebookSpec(kind, 70, 1000, 2, SEED)
+    w, step = torch.zeros(3, 70, device=device), step_tensor(STEP, device)
+    index, sign, score = module.search(spec, w, step, signed, None)
+    assert (index == 0).all() and (sign == 1).all() and (score == 0).all()
+    index, _, _ = module.topk(spec, w, step, 40, signed, None)
+    assert equal_bits(index, torch.arange(40).expand(3, 2, 40))
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+def test_duplicate_atoms_in_order(backend, signed):
+    # 32 sign patterns among 1000 atoms: every value occurs some 30 times.
+    name, device = backend
+    case = Case("sign", 5, 1000)
+    answer = answers(case)
+    value = answer.scores.abs() if signed else answer.scores
+    order = value[0, 0].argsort(descending=True, stable=True)
+    m = 200
+    index, _, _ = backends.load(name).topk(
+        case.spec, answer.w.to(device), step_tensor(STEP, device), m, signed, None
+    )
+    assert equal_bits(index[0, 0], order[:m])
+    index, _, _ = backends.load(name).search(
+        case.spec, answer.w.to(device), step_tensor(STEP, device), signed, None
+    )
+    assert int(index) == int(order[0])
+
+
+# ---- through Codebook ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codebook_takes_any_floating_layout(backend, kind):
+    name, device = backend
+    codebook = Codebook(kind, 48, 60, groups=2, seed=SEED, backend=name)
+    wide = torch.randn(4, 4, 4, 6, device=device)
+    residual = wide.permute(0, 3, 1, 2)[:, ::2]  # (4, 3, 4, 4), not contiguous
+    expected = codebook.search(residual.contiguous().flatten(1), STEP)
+    for a, b in zip(codebook.search(residual, STEP), expected, strict=True):
+        assert torch.equal(a, b)
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        cast = residual.to(dtype)
+        for a, b in zip(codebook.search(cast, STEP), codebook.search(cast.float(), STEP), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_codebook_matches_itself_on_the_reference(backend):
+    name, device = backend
+    for kind in KINDS:
+        fast = Codebook(kind, 100, 300, groups=3, seed=SEED, backend=name)
+        slow = Codebook(kind, 100, 300, groups=3, seed=SEED, backend="reference")
+        residual = torch.randn(2, 100)
+        index, sign, _ = slow.search(residual, STEP)
+        z = fast.atoms(index.to(device), STEP, sign.to(device))
+        assert equal_bits(z, slow.atoms(index, STEP, sign))
+        # <z, residual> of the chosen atoms is the sum of the groups' scores.
+        _, _, score = fast.search(residual.to(device), STEP)
+        product = (z.cpu() * residual).sum(-1)
+        torch.testing.assert_close(score.sum(-1).cpu(), product, rtol=1e-4, atol=1e-3)
+
+
+def test_codebook_refuses_bad_input(backend):
+    name, device = backend
+    codebook = Codebook("sign", 8, 16, backend=name)
+    good = torch.randn(2, 8, device=device)
+    with pytest.raises(InputError, match=r"\(2, 7\)"):
+        codebook.search(good[:, :7], 0)
+    with pytest.raises(InputError, match="floating point"):
+        codebook.search(good.long(), 0)
+    with pytest.raises(InputError, match="B at least 1"):
+        codebook.search(good[:0], 0)
+    with pytest.raises(ConfigError, match="step"):
+        codebook.search(good, -1)
+    with pytest.raises(InputError, match="step"):
+        codebook.search(good, torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(InputError, match="bias"):
+        codebook.search(good, 0, bias=torch.zeros(15, device=device))
+    with pytest.raises(ConfigError, match="m is 17"):
+        codebook.topk(good, 0, 17)
+    with pytest.raises(InputError, match="coefficient"):
+        index = torch.zeros(1, 1, 2, dtype=torch.int64, device=device)
+        codebook.combine(index, torch.ones(1, 1, 1, device=device), 0)
+    with pytest.raises(InputError, match="integer"):
+        codebook.combine(good.view(2, 1, 8), good.view(2, 1, 8), 0)
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        broken = good.clone()
+        broken[1, 3] = bad
+        with pytest.raises(InputError, match="NaN or infinite"):
+            index, _, _ = codebook.search(broken, 0)
+            codebook.check_index(index.cpu())  # where the check is left to whoever reads the index
+    if device == "cpu":
+        with pytest.raises(InputError, match="index 16"):
+            codebook.atoms(torch.tensor([[16]]), 0)
+
+
+def test_missing_backend_says_why():
+    with pytest.raises(BackendError, match="unknown backend"):
+        Codebook("sign", 8, 16, backend="abacus")
+    for name in backends.BACKENDS:
+        reason = backends.why_not(name, "cpu")
+        if reason is not None:
+            assert reason
+            with pytest.raises(BackendError, match="available: "):
+                Codebook("sign", 8, 16, backend=name).search(torch.zeros(1, 8), 0)
+
+
+# ---- torch ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", range(3), ids=KINDS)
+def test_opcheck(backend, kind):
+    name, device = backend
+    w, step = torch.randn(2, 20, device=device), step_tensor(STEP, device)
+    index = torch.zeros(2, 2, 3, dtype=torch.int64, device=device)
+    coefficient = torch.ones(2, 2, 3, device=device)
+    bias = torch.zeros(2, 9, device=device)
+    seed = ops.pack_seed(SEED)
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    calls = (
+        (ops.to_codebook_order, (w, kind, seed, name)),
+        (ops.to_image_order, (w, kind, seed, name)),
+        (ops.topk, (w, step, bias, 3, True, kind, 9, 2, seed, name)),
+        (ops.search, (w, step, None, True, kind, 9, 2, seed, name)),
+        (ops.scores, (w, step, kind, 9, 2, seed, name)),
+        (ops.norms, (step, kind, 20, 9, 2, seed, name)),
+        (ops.combine, (index, coefficient, step, kind, 20, 9, 2, seed, name)),
+    )
+    for op, arguments in calls:
+        torch.library.opcheck(op, arguments, test_utils=tests)
+
+
+def test_compiled_equals_eager(backend):
+    name, device = backend
+    codebook = Codebook("sign", 64, 40, groups=2, seed=SEED, backend=name)
+
+    def step_of_a_sampler(x, target, step):
+        residual = (target - x) * 0.5
+        index, sign, score = codebook.search(residual, step)
+        z = codebook.atoms(index, step, sign)
+        return x * 0.9 + 0.1 * z, index, score
+
+    compiled = torch.compile(step_of_a_sampler, fullgraph=True, backend="aot_eager")
+    x, target = torch.randn(2, 64, device=device), torch.randn(2, 64, device=device)
+    for step in (0, 5):
+        at = step_tensor(step, device)
+        for a, b in zip(compiled(x, target, at), step_of_a_sampler(x, target, at), strict=True):
+            assert torch.equal(a, b)
