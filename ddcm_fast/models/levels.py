@@ -169,7 +169,7 @@ class EDMLevels(Levels):
     def _sigma(self, t: float) -> float:
         place = t / (self._count - 1)
         if self._exponential:
-            return self._low ** (1 - place) * self._high**place
+            return float(self._low ** (1 - place) * self._high**place)
         low, high = self._low ** (1 / self._rho), self._high ** (1 / self._rho)
         return float((low + place * (high - low)) ** self._rho)
 
@@ -179,7 +179,8 @@ class EDMLevels(Levels):
 
     def scale_input(self, x: Tensor, t: float) -> Tensor:
         """See Levels.scale_input: c_in x."""
-        return x * (self._sigma(t) ** 2 + self._data**2) ** -0.5
+        scale: float = (self._sigma(t) ** 2 + self._data**2) ** -0.5
+        return x * scale
 
     def network_time(self, t: float) -> float:
         """See Levels.network_time: c_noise."""

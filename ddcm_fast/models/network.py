@@ -17,6 +17,7 @@ from .base import DiffusionModel, eps_from_x0, weights_fingerprint
 from .levels import Levels
 
 _KEPT = 16  # prepared conditions kept
+_ALIGNMENT = 64  # bytes, of torch's CPU allocator
 
 Inputs = dict[str, Any]
 
@@ -38,7 +39,7 @@ class NetworkModel(DiffusionModel):
     default_guidance: float = 1.0
 
     def __init__(self, network: Any, levels: Levels, name: str, compiled: bool = False) -> None:
-        self.network = network.eval().requires_grad_(False)
+        self.network = settled(network.eval().requires_grad_(False)).to(memory_format=torch.channels_last)
         self.levels = levels
         self.name = name
         self.device = network.device
@@ -175,6 +176,18 @@ class NetworkModel(DiffusionModel):
         if condition.guidance_scale is None:
             condition = replace(condition, guidance_scale=self.default_guidance)
         return condition
+
+
+def settled(module: Any) -> Any:
+    """The module, its CPU weights moved to aligned memory.
+
+    Weights mapped from a file start anywhere, and matrix products over unaligned operands take other code paths that
+    round differently: the same model loaded in two ways would differ in its last bits (docs/reproducibility.md).
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()
+    return module
 
 
 def _stacked(rows: list[Any], batch: int) -> Any:

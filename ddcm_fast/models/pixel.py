@@ -51,6 +51,11 @@ class PixelModel(NetworkModel):
         self.classes: int | None = embeddings if classes is None else classes
         self._no_class = classes
 
+    @classmethod
+    def from_pipeline(cls, pipe: Any, name: str, compiled: bool = False) -> PixelModel:
+        """Wrap a pipeline."""
+        return cls(pipe.unet, pipe.scheduler, name, compiled=compiled)
+
     def description(self) -> dict[str, Any]:
         """See NetworkModel.description."""
         blocks = list(self.unet.config.block_out_channels)

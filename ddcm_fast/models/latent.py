@@ -1,0 +1,156 @@
+"""Latent diffusion: an autoencoder in front of a denoising network. Here LDM (unconditional) and DiT (labels)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..condition import Condition
+from ..errors import ModelError
+from .levels import Levels, levels_of
+from .network import Inputs, NetworkModel, settled
+
+#: Above so many pixels the autoencoder works in its own overlapping tiles, to bound memory. It depends on the image's
+#: size alone, so encoder and decoder agree.
+TILED_FROM = 2**21
+
+
+class Autoencoder:
+    """A pipeline's VAE with its scaling: images in [-1, 1] to latents of about unit variance and back.
+
+    Images pass one at a time: memory stays bounded and the bits do not depend on the batch.
+
+    Args:
+        vae: AutoencoderKL, AutoencoderDC, AutoencoderTiny or VQModel.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        config = vae.config
+        if vae.dtype == torch.float16 and config.get("force_upcast"):
+            vae = vae.to(torch.float32)  # as the pipelines do: these overflow in float16
+        self.vae = settled(vae.eval().requires_grad_(False))
+        blocks = config.get("encoder_block_out_channels") or config.get("block_out_channels")
+        self.factor = 2 ** (len(blocks) - 1)
+        self.channels = int(config.latent_channels)
+        scale, shift = float(config.get("scaling_factor") or 1.0), float(config.get("shift_factor") or 0.0)
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        self._std = torch.tensor(std or [1.0], dtype=torch.float32).view(-1, 1, 1) / scale
+        self._mean = torch.tensor(mean or [shift], dtype=torch.float32).view(-1, 1, 1)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) float32 -> the mode of the latents, scaled, (B, C, H / factor, W / factor) float32."""
+        self._choose_tiling(image.shape[-2] * image.shape[-1])
+        rows = []
+        for row in image.to(self.vae.device, self.vae.dtype).split(1):  # type: ignore[no-untyped-call]
+            out = self.vae.encode(row)
+            if hasattr(out, "latent_dist"):
+                rows.append(out.latent_dist.mode())
+            else:
+                rows.append(out.latent if hasattr(out, "latent") else out.latents)
+        z = torch.cat(rows).float()
+        return (z - self._mean.to(z.device)) / self._std.to(z.device)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """The inverse, clamped to [-1, 1]."""
+        self._choose_tiling(x0.shape[-2] * x0.shape[-1] * self.factor**2)
+        z = x0 * self._std.to(x0.device) + self._mean.to(x0.device)
+        rows = z.to(self.vae.device, self.vae.dtype).split(1)  # type: ignore[no-untyped-call]
+        image = torch.cat([self.vae.decode(row).sample for row in rows])
+        return image.float().clamp(-1, 1)
+
+    def _choose_tiling(self, pixels: int) -> None:
+        if hasattr(self.vae, "enable_tiling"):
+            self.vae.enable_tiling() if pixels > TILED_FROM else self.vae.disable_tiling()
+
+
+class LatentModel(NetworkModel):
+    """A denoising network in an autoencoder's latent space.
+
+    Args:
+        network, levels, name, compiled: see NetworkModel.
+        vae: the pipeline's autoencoder.
+        patch: latents must be multiples of this (downsampling of a U-Net, patches of a transformer).
+    """
+
+    def __init__(
+        self, network: Any, vae: Any, levels: Levels, name: str, patch: int, compiled: bool = False
+    ) -> None:
+        super().__init__(network, levels, name, compiled)
+        self.autoencoder = Autoencoder(vae)
+        self.multiple = self.autoencoder.factor * patch
+        self.channels = 3
+
+    def description(self) -> dict[str, Any]:
+        """See NetworkModel.description."""
+        return {"class": type(self.network).__name__, **self.levels.describe()}
+
+    def weights(self) -> list[tuple[str, Tensor]]:
+        """See NetworkModel.weights. Text encoders are left out: transformers renames their weights now and then."""
+        return [*super().weights(), *(("vae." + k, v) for k, v in self.autoencoder.vae.state_dict().items())]
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """See DiffusionModel.latent_shape."""
+        a = self.autoencoder
+        return (a.channels, height // a.factor, width // a.factor)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """See DiffusionModel.encode."""
+        return self.autoencoder.encode(image).to(self.device)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """See DiffusionModel.decode."""
+        return self.autoencoder.decode(x0).to(self.device)
+
+
+def unet_patch(unet: Any) -> int:
+    """What a U-Net's downsampling asks of the latents."""
+    return int(2 ** (len(unet.config.block_out_channels) - 1))
+
+
+class LDMModel(LatentModel):
+    """Unconditional latent diffusion (LDMPipeline; Rombach et al. 2022): UNet2DModel and a VQModel."""
+
+    @classmethod
+    def from_pipeline(cls, pipe: Any, name: str, compiled: bool = False) -> LDMModel:
+        """Wrap a pipeline."""
+        vae = pipe.vqvae if hasattr(pipe, "vqvae") else pipe.vae
+        return cls(pipe.unet, vae, levels_of(pipe.scheduler), name, unet_patch(pipe.unet), compiled)
+
+    def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
+        """See NetworkModel.call."""
+        return self._run(sample, time).sample  # type: ignore[no-any-return]
+
+
+class DiTModel(LatentModel):
+    """Diffusion transformers with class labels (DiTPipeline; Peebles & Xie 2023). No label is their null class."""
+
+    default_guidance = 4.0
+
+    @classmethod
+    def from_pipeline(cls, pipe: Any, name: str, compiled: bool = False) -> DiTModel:
+        """Wrap a pipeline."""
+        network = pipe.transformer
+        model = cls(network, pipe.vae, levels_of(pipe.scheduler), name, int(network.config.patch_size), compiled)
+        if not network.config.num_embeds_ada_norm:
+            raise ModelError(f"model {name!r} has no class embeddings")
+        return model
+
+    @property
+    def classes(self) -> int:
+        """Number of labels; the embedding after the last stands for none."""
+        return int(self.network.config.num_embeds_ada_norm)
+
+    def complete_condition(self, condition: Condition | None) -> Condition | None:
+        """See DiffusionModel.complete_condition."""
+        return self._complete_label(condition, self.classes, self.classes)
+
+    def prepare(self, condition: Condition | None, guided: bool, shape: torch.Size) -> Inputs:
+        """See NetworkModel.prepare: the label."""
+        labels = self._label_rows(condition, self.classes, self.classes, guided)
+        return {"class_labels": torch.tensor(labels, device=self.device)}
+
+    def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
+        """See NetworkModel.call."""
+        return self._run(sample, timestep=time, **inputs).sample  # type: ignore[no-any-return]
