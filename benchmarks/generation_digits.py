@@ -279,10 +279,8 @@ def main() -> None:
     if args.experiment == "report":
         report(args)
         return
-    model = load_model("digits", device="cpu")
+    model = load_model("digits", device="cpu", compile=args.compile)
     assert isinstance(model, PixelModel)
-    if args.compile:
-        model = PixelModel(model.unet, model.levels, model.name, model.patch, model.classes, compiled=True)
     {"generation": generation, "guidance": guidance}[args.experiment](model, args)
 
 

@@ -41,6 +41,8 @@ from tqdm import tqdm
 
 from ddcm_fast.errors import ConfigError, DDCMError
 
+from . import train_digits
+
 __all__ = [
     "EVAL_TIMESTEPS",
     "PHOTO_CONFIG",
@@ -750,7 +752,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ddcm_fast.models.train", description="Train the built-in models."
     )
-    _add_photo(parser.add_subparsers(dest="command", required=True, metavar="MODEL"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="MODEL")
+    _add_photo(commands)
+    train_digits.add_parser(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)
