@@ -96,6 +96,7 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
 
 
 def _compress(args: argparse.Namespace) -> None:
+    from . import backends
     from .codec import Codec
     from .config import preset
     from .images import load_image, psnr, to_tensor
@@ -110,10 +111,10 @@ def _compress(args: argparse.Namespace) -> None:
     with _output(args.output) as file:
         file.write(coded.data)
     quality = psnr(to_tensor(image, model.channels), coded.reconstruction.cpu())
-    backend = config.make_rule(1, args.backend).codebook(config.steps(model)[0]).backend(model.device)
+    backend = backends.resolve(args.backend, model.device)
     _say(
         f"{args.output}: {len(coded.data)} bytes, {coded.bpp:.4f} bpp, PSNR {quality:.2f} dB, {seconds:.1f} s "
-        f"(model {model.name}, {config.T} steps, backend {backend})",
+        f"(model {model.name}, {config.T + config.tail} network evaluations, backend {backend})",
         args,
     )
 
@@ -143,7 +144,8 @@ def _info(args: argparse.Namespace) -> None:
     header, payload = container.read(data, args.ignore_checksum)
     pixels = header.width * header.height
     print(f"image      {header.width}x{header.height}")
-    print(f"size       {len(data)} bytes, {8 * len(data) / pixels:.4f} bpp ({len(data) - len(payload)} bytes of header)")
+    bpp = 8 * len(data) / pixels
+    print(f"size       {len(data)} bytes, {bpp:.4f} bpp ({len(data) - len(payload)} bytes of header)")
     print(f"model      {header.model} (fingerprint {header.fingerprint.hex()}), {header.dtype}")
     for field in dataclasses.fields(header.config):
         value = getattr(header.config, field.name)

@@ -15,12 +15,14 @@ from torch.nn.functional import pad
 
 from . import container
 from .bitstream import pack, unpack
-from .condition import Condition, ConditionHash, settle
-from .config import CodecConfig, preset
-from .container import DTYPE_NAMES, MAX_SIDE, MIN_SIDE, Header
+from .condition import Condition, ConditionHash, Edit, settle
+from .config import SHARING_RULES, CodecConfig, preset
+from .container import DTYPE_NAMES, MAX_SIDE, Header
 from .errors import ConfigError, FormatError, InputError, ModelError
 from .images import to_pil, to_tensor
+from .information import model_curve
 from .models.base import DiffusionModel
+from .models.loading import as_model
 from .reference import initial_noise
 from .rules import Rule
 from .sampler import Chooser, Draw, Replay, Sample, sample, toward
@@ -56,9 +58,10 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check_side(height: int, width: int) -> None:
-    if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
-        raise InputError(f"the image has {width}x{height} pixels; each side must be {MIN_SIDE} to {MAX_SIDE}")
+def _check_side(model: DiffusionModel, height: int, width: int) -> None:
+    low = model.min_side
+    if not (low <= height <= MAX_SIDE and low <= width <= MAX_SIDE):
+        raise InputError(f"the image has {width}x{height} pixels; each side must be {low} to {MAX_SIDE}")
 
 
 def _stored(condition: Condition | None, embed: bool) -> Condition | ConditionHash | None:
@@ -89,7 +92,7 @@ class Codec:
     """Compress and decompress images with a diffusion model.
 
     Args:
-        model: from load_model.
+        model: from load_model, or a diffusers pipeline (see models.wrap_pipeline).
         config: how `compress` and `generate` code; decoding takes everything from the file.
         backend: of the codebook, see Codebook.
         batch_size: images a network call when several of one size are given. A network's output can depend on
@@ -100,7 +103,7 @@ class Codec:
 
     def __init__(
         self,
-        model: DiffusionModel,
+        model: DiffusionModel | Any,
         config: CodecConfig | None = None,
         backend: str = "auto",
         batch_size: int = 1,
@@ -108,7 +111,7 @@ class Codec:
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
-        self.model = model
+        self.model = as_model(model)
         self.config = preset(DEFAULT_PRESET) if config is None else config
         self.backend = backend
         self.batch_size = batch_size
@@ -117,7 +120,7 @@ class Codec:
     @classmethod
     def from_preset(
         cls,
-        model: DiffusionModel,
+        model: DiffusionModel | Any,
         name: str = DEFAULT_PRESET,
         *,
         backend: str = "auto",
@@ -187,12 +190,23 @@ class Codec:
         embed_condition: bool = True,
     ) -> list[Encoded]:
         """Draw `count` images at random; each comes with its file. `seed` chooses the symbols."""
-        _check_side(height, width)
+        return self.sample(Draw(seed), height, width, count, condition, embed_condition)
+
+    def sample(
+        self,
+        chooser: Chooser,
+        height: int,
+        width: int,
+        count: int = 1,
+        condition: Condition | None = None,
+        embed_condition: bool = True,
+    ) -> list[Encoded]:
+        """Images whose noise any Chooser picks (see ddcm_fast.tasks); each comes with its file."""
+        _check_side(self.model, height, width)
         condition = self.model.complete_condition(condition)
         stored = _stored(condition, embed_condition)
         job = self._job(self.config, height, width)
         out: list[Encoded] = []
-        chooser = Draw(seed)
         while len(out) < count:
             done = self._run(job, chooser, min(self.batch_size, count - len(out)), "generate", condition)
             out += self._finish(job, done, self.config, stored)
@@ -211,7 +225,7 @@ class Codec:
         """
         header, payload = container.read(data, ignore_checksum)
         self._check_model(header)
-        condition = settle(header.condition, self.model.complete_condition(condition))
+        condition = settle(header.condition, condition and self.model.complete_condition(condition))
         try:
             job = self._job(header.config, header.height, header.width)
         except ConfigError as error:
@@ -221,7 +235,8 @@ class Codec:
         for step in job.coded:
             own = [next(symbols) for _ in job.rule.radices(step)]
             letters.append(torch.tensor([job.rule.to_letters(own, step)], dtype=torch.int64))
-        done = self._run(job, Replay(letters), 1, "decompress", condition)
+        edit = header.edit or Edit(0, condition)
+        done = self._run(job, Replay(letters), 1, "decompress", lambda step: edit.at(step.index, condition))
         return self._crop(job, self.model.decode(done.x0))[0]
 
     def decompress(
@@ -233,7 +248,7 @@ class Codec:
     # ---- parts -----------------------------------------------------------------------------------
 
     def _job(self, config: CodecConfig, height: int, width: int) -> _Job:
-        _check_side(height, width)
+        _check_side(self.model, height, width)
         model = self.model
         m = model.multiple
         padded = (-(-height // m) * m, -(-width // m) * m)
@@ -242,7 +257,8 @@ class Codec:
         dim = math.prod(shape)
         steps = config.steps(model)
         noise = initial_noise(dim, config.seed).view(1, *shape)
-        return _Job(steps, config.make_rule(dim, self.backend), noise, height, width, padded)
+        rule = config.make_rule(model, steps, dim, self.backend)
+        return _Job(steps, rule, noise, height, width, padded)
 
     def _target(self, images: Tensor, job: _Job) -> Tensor:
         images = images.to(self.model.device)
@@ -251,7 +267,7 @@ class Codec:
             return self.model.encode(pad(images, extra, mode="replicate"))
 
     def _run(
-        self, job: _Job, chooser: Chooser, batch: int, what: str, condition: Condition | None = None
+        self, job: _Job, chooser: Chooser, batch: int, what: str, condition: Any = None
     ) -> Sample:
         noise = job.noise.expand(batch, *job.noise.shape[1:])
         return sample(self.model, job.steps, job.rule, chooser, noise, condition, self.progress, what)
@@ -264,7 +280,7 @@ class Codec:
         rows = [letters.tolist() for letters in done.letters]
         model = self.model
         dtype = _dtype_name(model.dtype)
-        header = Header(config, model.name, model.fingerprint(), dtype, job.width, job.height, condition)
+        header = Header(config, model.name, self._fingerprint(config), dtype, job.width, job.height, condition)
         out = []
         for b, image in enumerate(images):
             symbols: list[int] = []
@@ -279,12 +295,22 @@ class Codec:
     def _crop(job: _Job, images: Tensor) -> Tensor:
         return images[..., : job.height, : job.width]
 
+    def _fingerprint(self, config: CodecConfig) -> bytes:
+        """The model's, and where steps or atoms follow the information curve also the curve's."""
+        own = self.model.fingerprint()
+        if config.schedule != "kl" and config.rule not in SHARING_RULES:
+            return own
+        digest = model_curve(self.model).digest
+        return bytes(a ^ b for a, b in zip(own, digest, strict=True))
+
     def _check_model(self, header: Header) -> None:
         model = self.model
-        if header.fingerprint != model.fingerprint():
+        own = self._fingerprint(header.config)
+        if header.fingerprint != own:
             raise ModelError(
                 f"the file was made with model {header.model!r} (fingerprint {header.fingerprint.hex()}), "
-                f"this is {model.name!r} ({model.fingerprint().hex()}); load that model to decode it"
+                f"this is {model.name!r} ({own.hex()}) or a calibration of it that is not the file's; "
+                "load that model to decode it"
             )
         if header.dtype != _dtype_name(model.dtype):
             warnings.warn(

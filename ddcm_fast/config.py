@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .codebook import Codebook
 from .errors import ConfigError
+from .information import kl_timesteps, shares
 from .law import KINDS, MAX_SIZE
 from .models.base import DiffusionModel
-from .rules import Greedy, Pursuit, Rule
-from .schedule import Step, linspace, plan, trailing
+from .rules import Greedy, Product, Pursuit, Rule
+from .schedule import Step, allocate, linspace, plan, tail_timesteps, trailing
 
 #: Positions in these tuples are the numbers in files: append only.
-RULES = ("greedy", "pursuit")
-SCHEDULES = ("linspace", "trailing")
+RULES = ("greedy", "pursuit", "product")
+SCHEDULES = ("linspace", "trailing", "kl")
 
-MAX_T, MAX_M, MAX_C = 65535, 1024, 16
+#: Rules whose steps share the file's `atoms` by their information.
+SHARING_RULES = ("product",)
+
+MAX_T, MAX_M, MAX_C, MAX_STOP, MAX_ATOMS = 65535, 1024, 16, 65535, 2**32
 
 _TIMESTEPS: dict[str, Callable[[DiffusionModel, int], list[float]]] = {
     "linspace": linspace,
@@ -31,10 +35,14 @@ class CodecConfig:
     """How an image is coded. All fields travel in the file.
 
     Attributes:
-        rule: "greedy" (DDCM) or "pursuit" (DDCM's matching pursuit).
+        rule: "greedy" (DDCM), "pursuit" (DDCM's matching pursuit) or "product" (groups).
         kind: of codebook, see Codebook.
         K: atoms in the codebook. M: atoms a step (pursuit). C: bits of a coefficient (pursuit).
-        T: steps, which is network evaluations. schedule: "linspace" or "trailing".
+        atoms: chosen in the whole file (product: each in a group of its own), shared out among the coded steps by the
+            information the model's curve expects of them.
+        T: coded steps. schedule: "linspace", "trailing" or "kl" (equal information a step).
+        stop: timestep at which coding ends ("kl" only). tail: steps without noise from there to the clean image;
+            T + tail network evaluations in all. One gives the highest PSNR, more give sharper pictures.
         t_range: (high, low): only steps with low <= t <= high carry bits, the others use atom 0.
         seed: of codebook and x_T, 64 bit.
         official_grid: pursuit's coefficients as in the official code (see rules.pursuit).
@@ -47,8 +55,11 @@ class CodecConfig:
     K: int = 4096
     M: int = 1
     C: int = 1
+    atoms: int = 0
     T: int = 100
     schedule: str = "linspace"
+    stop: int = 0
+    tail: int = 0
     t_range: tuple[int, int] | None = None
     seed: int = 0
     official_grid: bool = False
@@ -62,7 +73,10 @@ class CodecConfig:
             ("K", 1, MAX_SIZE),
             ("M", 1, MAX_M),
             ("C", 1, MAX_C),
+            ("atoms", 0, MAX_ATOMS),
             ("T", 1, MAX_T),
+            ("stop", 0, MAX_STOP),
+            ("tail", 0, MAX_T),
             ("seed", 0, 2**64 - 1),
         ):
             value = getattr(self, name)
@@ -70,20 +84,47 @@ class CodecConfig:
                 raise ConfigError(f"{name} is {value!r}; it must be an integer from {low} to {high}")
         if self.rule != "pursuit" and (self.M, self.C, self.official_grid) != (1, 1, False):
             raise ConfigError(f"M and C belong to the rule 'pursuit', not to {self.rule!r}")
+        if (self.rule in SHARING_RULES) != (self.atoms > 0):
+            raise ConfigError(f"atoms is {self.atoms}; it must be at least 1 with {' or '.join(SHARING_RULES)}, else 0")
+        if (self.schedule == "kl") != (self.tail > 0) or (self.stop > 0 and self.schedule != "kl"):
+            raise ConfigError("stop and tail belong to the schedule 'kl', which needs a tail of at least one step")
         if self.t_range is not None and not 0 <= self.t_range[1] <= self.t_range[0]:
             raise ConfigError(f"t_range is {self.t_range}; it must be (high, low) with high >= low >= 0")
 
     def steps(self, model: DiffusionModel) -> list[Step]:
-        """The schedule's steps for a model."""
-        timesteps = _TIMESTEPS[self.schedule](model, self.T)
-        coded = None
+        """The schedule's steps for a model, those with atoms marked as coded."""
+        if self.schedule == "kl":
+            timesteps = kl_timesteps(model, self.T, self.stop)
+            end = tail_timesteps(self.stop, self.tail)
+            coded = [True] * self.T + [False] * self.tail
+            eta = [1.0] * self.T + [0.0] * self.tail
+            steps = plan(model, timesteps + end, coded, eta)
+        else:
+            steps = plan(model, _TIMESTEPS[self.schedule](model, self.T))
         if self.t_range is not None:
             high, low = self.t_range
-            coded = [low <= t <= high for t in timesteps]
-        return plan(model, timesteps, coded)
+            steps = [
+                dataclasses.replace(step, coded=step.coded and low <= step.t <= high) for step in steps
+            ]
+        if self.rule not in SHARING_RULES:
+            return steps
+        # A step whose share rounds to nothing is worth no bits; noise there would only have to be undone.
+        counts = self.atoms_per_step(model, steps)
+        return [step if counts.get(step.index, 1) else step.deterministic for step in steps]
 
-    def make_rule(self, dim: int, backend: str) -> Rule:
-        """The rule for states of `dim` entries."""
+    def atoms_per_step(self, model: DiffusionModel, steps: Sequence[Step]) -> dict[int, int]:
+        """Index of each coded step -> its part of `atoms`."""
+        coded = [step for step in steps if step.coded]
+        parts = allocate(self.atoms, shares(model, coded))
+        return {step.index: part for step, part in zip(coded, parts, strict=True)}
+
+    def make_rule(self, model: DiffusionModel, steps: Sequence[Step], dim: int, backend: str) -> Rule:
+        """The rule for states of `dim` entries; `steps` as returned by `steps`."""
+        if self.rule == "product":
+            groups = self.atoms_per_step(model, steps)
+            if max(groups.values(), default=0) > dim:
+                raise ConfigError(f"{self.atoms} atoms are more than one an entry and step; lower the bitrate")
+            return Product(self.kind, dim, self.K, groups, self.seed, backend)
         book = Codebook(self.kind, dim, self.K, seed=self.seed, signed=False, backend=backend)
         if self.rule == "pursuit":
             return Pursuit(book, self.M, self.C, self.official_grid)
@@ -96,6 +137,10 @@ PRESETS: dict[str, tuple[CodecConfig, str]] = {
     "pursuit": (
         CodecConfig(rule="pursuit", M=4, C=3),
         "DDCM's matching pursuit: up to M atoms a step with C-bit coefficients, for higher rates",
+    ),
+    "product": (
+        CodecConfig(rule="product", kind="hadamard", K=65536, atoms=1000, T=25, schedule="kl", stop=100, tail=1),
+        "many signed atoms a step, each of K for its own group of coordinates; the best pictures for the bits",
     ),
 }
 

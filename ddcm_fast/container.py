@@ -5,14 +5,14 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
-from .condition import MAX_BYTES, Condition, ConditionHash, read_condition
-from .config import RULES, SCHEDULES, CodecConfig
+from .condition import MAX_BYTES, Condition, ConditionHash, Edit, read_condition
+from .config import RULES, SCHEDULES, SHARING_RULES, CodecConfig
 from .errors import ConfigError, FormatError
 from .law import KINDS, MAX_SIZE, NOISE_LAW_VERSION
 
 MAGIC = b"\xdcDM"
 FORMAT_VERSION = 1
-MIN_SIDE, MAX_SIDE = 16, 4096
+MAX_SIDE = 4096
 MAX_NAME = 255
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 
@@ -26,6 +26,7 @@ class Header:
         model: name of the model; fingerprint: its 4 bytes; dtype: of the encoder's network.
         width, height: of the image in pixels, before padding.
         condition: what the model was told, or its hash where it does not travel.
+        edit: what it is told from some step on instead, in edited files.
     """
 
     config: CodecConfig
@@ -35,6 +36,7 @@ class Header:
     width: int
     height: int
     condition: Condition | ConditionHash | None = None
+    edit: Edit | None = None
 
 
 class _Writer:
@@ -112,6 +114,7 @@ def write(header: Header, payload: bytes) -> bytes:
         | (config.t_range is not None) << 4
         | config.official_grid << 5
         | (header.condition is not None) << 6
+        | (header.edit is not None) << 7
     )
     w.varint(config.T)
     w.varint(config.seed)
@@ -119,6 +122,11 @@ def write(header: Header, payload: bytes) -> bytes:
     if config.rule == "pursuit":
         w.varint(config.M)
         w.varint(config.C)
+    if config.rule in SHARING_RULES:
+        w.varint(config.atoms)
+    if config.schedule == "kl":
+        w.varint(config.stop)
+        w.varint(config.tail)
     if config.t_range is not None:
         w.varint(config.t_range[0])
         w.varint(config.t_range[1])
@@ -126,6 +134,11 @@ def write(header: Header, payload: bytes) -> bytes:
         condition = header.condition.to_bytes()
         w.varint(len(condition))
         w.data += condition
+    if header.edit is not None:
+        target = header.edit.condition.to_bytes() if header.edit.condition else b""
+        w.varint(header.edit.start)
+        w.varint(len(target))
+        w.data += target
     body = bytes(w.data) + payload
     version = FORMAT_VERSION << 4 | NOISE_LAW_VERSION
     check = zlib.crc32(bytes([version]) + body)
@@ -157,14 +170,16 @@ def read(data: bytes, ignore_checksum: bool = False) -> tuple[Header, bytes]:
         raise FormatError("the model's name is not UTF-8: the file is corrupt") from error
     fingerprint = r.take(4)
     width, height = r.varint(), r.varint()
-    if not (MIN_SIDE <= width <= MAX_SIDE and MIN_SIDE <= height <= MAX_SIDE):
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
         raise FormatError(f"the header asks for an image of {width}x{height} pixels: the file is corrupt")
     what, how = r.byte(), r.byte()
     kind, dtype, rule, schedule = what & 3, what >> 2 & 3, what >> 4, how & 15
-    if kind >= len(KINDS) or dtype >= len(DTYPE_NAMES) or rule >= len(RULES) or schedule >= len(SCHEDULES) or how >> 7:
+    if kind >= len(KINDS) or dtype >= len(DTYPE_NAMES) or rule >= len(RULES) or schedule >= len(SCHEDULES):
         raise FormatError("the header names an unknown rule, codebook or schedule: the file is corrupt")
     steps, seed, size = r.varint(), r.varint(), r.size()
-    atoms, bits = (r.varint(), r.varint()) if RULES[rule] == "pursuit" else (1, 1)
+    per_step, bits = (r.varint(), r.varint()) if RULES[rule] == "pursuit" else (1, 1)
+    atoms = r.varint() if RULES[rule] in SHARING_RULES else 0
+    stop, tail = (r.varint(), r.varint()) if SCHEDULES[schedule] == "kl" else (0, 0)
     t_range = (r.varint(), r.varint()) if how & 16 else None
     condition = None
     if how & 64:
@@ -172,20 +187,29 @@ def read(data: bytes, ignore_checksum: bool = False) -> tuple[Header, bytes]:
         if length > MAX_BYTES:
             raise FormatError("the header holds an impossible number: the file is corrupt")
         condition = read_condition(r.take(length))
+    edit = None
+    if how & 128:
+        start, length = r.varint(), r.varint()
+        if length > MAX_BYTES:
+            raise FormatError("the header holds an impossible number: the file is corrupt")
+        edit = Edit(start, Condition.from_bytes(r.take(length)) if length else None)
     try:
         config = CodecConfig(
             rule=RULES[rule],
             kind=KINDS[kind],
             K=size,
-            M=atoms,
+            M=per_step,
             C=bits,
+            atoms=atoms,
             T=steps,
             schedule=SCHEDULES[schedule],
+            stop=stop,
+            tail=tail,
             t_range=t_range,
             seed=seed,
             official_grid=bool(how & 32),
         )
     except ConfigError as error:
         raise FormatError(f"the header is corrupt: {error}") from error
-    header = Header(config, name, fingerprint, DTYPE_NAMES[dtype], width, height, condition)
+    header = Header(config, name, fingerprint, DTYPE_NAMES[dtype], width, height, condition, edit)
     return header, data[r.position :]

@@ -2,6 +2,7 @@
 
 from .base import Rule
 from .greedy import Greedy
+from .product import Product
 from .pursuit import Pursuit
 
-__all__ = ["Greedy", "Pursuit", "Rule"]
+__all__ = ["Greedy", "Product", "Pursuit", "Rule"]

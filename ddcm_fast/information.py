@@ -1,0 +1,213 @@
+"""How much information each noise level holds: the curve that schedules and bit allocation follow.
+
+A step t -> s with eta = 1 ideally costs KL = |x0 - x0_hat(x_t)|^2 (SNR_s - SNR_t) / (2 ln 2) bits, so the mean squared
+error of x0_hat at each noise level says where the bits go (the I-MMSE relation of Guo, Shamai and Verdu 2005;
+DiffC, Theis et al. 2022).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from .models.base import DiffusionModel
+    from .schedule import Step
+
+#: Noise levels measured by `calibrate`: evenly spaced quantiles of the model's timesteps, denser at the clean end,
+#: where SNR grows fastest.
+_LEVELS = 24
+
+
+@dataclass(frozen=True)
+class InformationCurve:
+    """Mean squared error a state entry of x0_hat at timesteps `t` (increasing); linear in t between them.
+
+    `power` is the mean square of x0 itself, the error of knowing nothing.
+    """
+
+    t: tuple[float, ...]
+    mse: tuple[float, ...]
+    power: float
+
+    def __post_init__(self) -> None:
+        increasing = all(a < b for a, b in itertools.pairwise(self.t))
+        if len(self.t) < 2 or len(self.t) != len(self.mse) or not increasing or min(self.mse) < 0 or self.power <= 0:
+            raise ModelError("an information curve needs two or more increasing timesteps, each with an error >= 0")
+
+    def at(self, t: float) -> float:
+        """Mean squared error of x0_hat at a timestep."""
+        if t <= self.t[0]:
+            return self.mse[0]
+        if t >= self.t[-1]:
+            return self.mse[-1]
+        i = bisect_right(self.t, t)
+        share = (t - self.t[i - 1]) / (self.t[i] - self.t[i - 1])
+        return self.mse[i - 1] + share * (self.mse[i] - self.mse[i - 1])
+
+    def bits(self, model: DiffusionModel) -> tuple[list[float], list[float]]:
+        """Timesteps from the noisiest useful one on, and the bits an entry spent on the way to each of them.
+
+        A network can be worse than knowing nothing near pure noise; coding starts below such timesteps.
+        """
+        grid = model.training_timesteps()
+        useful = [t for t in grid if self.at(t) < self.power]
+        grid = grid[grid.index(useful[0]) :] if useful else grid
+        total, out = 0.0, [0.0]
+        for t, s in itertools.pairwise(grid):
+            total += self.at(t) * (_snr(model, s) - _snr(model, t)) / (2 * math.log(2))
+            out.append(total)
+        return grid, out
+
+    @property
+    def digest(self) -> bytes:
+        """4 bytes that tell this curve from another; files whose schedule follows the curve depend on it."""
+        return hashlib.sha256(json.dumps([self.t, self.mse, self.power]).encode()).digest()[:4]
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored in a model folder's ddcm.json under "information"."""
+        return {"t": list(self.t), "mse": list(self.mse), "power": self.power}
+
+    @classmethod
+    def from_json(cls, value: Any) -> InformationCurve:
+        """Inverse of to_json. Raises ModelError for anything else."""
+        try:
+            mse = tuple(float(m) for m in value["mse"])
+            return cls(tuple(float(t) for t in value["t"]), mse, float(value["power"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError("the model's information curve is damaged; run `ddcm calibrate` again") from error
+
+
+def _snr(model: DiffusionModel, t: float) -> float:
+    alpha, sigma = model.alpha_sigma(t)
+    return (alpha / sigma) ** 2
+
+
+def fallback_curve(model: DiffusionModel) -> InformationCurve:
+    """A curve for models that were never calibrated: a Gaussian with natural images' 1/f^2 spectrum.
+
+    Its minimum mean squared error is sum over frequencies of P / (1 + SNR P), here over a log-spaced set of 64
+    eigenvalues P(f) = 1 / f^2 in two dimensions, scaled to a mean power of 1/4 (an image in [-1, 1]).
+    """
+    n = 64
+    # In two dimensions equal areas of frequency space are equal steps of f^2, so P is hyperbolic in the rank.
+    raw = [1.0 / (i + 0.5) for i in range(n * n)]
+    scale = 0.25 * len(raw) / sum(raw)
+    grid = model.training_timesteps()[::-1]
+    levels = [grid[i * (len(grid) - 1) // (_LEVELS - 1)] for i in range(_LEVELS)] if len(grid) > _LEVELS else grid
+    mse = []
+    for t in levels:
+        snr = _snr(model, t)
+        mse.append(sum(scale * p / (1 + snr * scale * p) for p in raw) / len(raw))
+    return InformationCurve(tuple(levels), tuple(mse), 0.25)
+
+
+def model_curve(model: DiffusionModel) -> InformationCurve:
+    """The curve stored with the model, or the fallback."""
+    return model.information if model.information is not None else fallback_curve(model)
+
+
+def kl_timesteps(model: DiffusionModel, count: int, stop: int) -> list[float]:
+    """`count` timesteps from the noisiest on, such that each step down to `stop` carries equal information.
+
+    The last of the `count` coded steps ends at timestep `stop`, which is not in the list.
+
+    Raises ConfigError: fewer than `count` timesteps above `stop`.
+    """
+    grid, bits = model_curve(model).bits(model)
+    above = [i for i, t in enumerate(grid) if t > stop]
+    if count < 1 or len(above) < count:
+        raise ConfigError(f"T is {count}, but only {len(above)} timesteps of this model lie above the stop step {stop}")
+    end = bits[len(above)] if len(above) < len(bits) else bits[-1]
+    chosen: list[int] = []
+    position = 0
+    for i in range(count):
+        goal = end * i / count
+        # The nearest timestep to an equal share, leaving room for those that follow.
+        while position + 1 < len(above) and abs(bits[position + 1] - goal) <= abs(bits[position] - goal):
+            position += 1
+        position = min(max(position, chosen[-1] + 1 if chosen else 0), len(above) - count + i)
+        chosen.append(position)
+    return [grid[i] for i in chosen]
+
+
+def shares(model: DiffusionModel, steps: Sequence[Step]) -> list[float]:
+    """Expected bits an entry of each step, from the model's curve."""
+    curve = model_curve(model)
+    return [curve.at(step.t) * step.snr_gain / (2 * math.log(2)) for step in steps]
+
+
+@torch.inference_mode()
+def measure(
+    model: DiffusionModel,
+    x0: Tensor,
+    timesteps: Sequence[float],
+    seed: int = 0,
+    on_level: Callable[[], Any] | None = None,
+) -> list[float]:
+    """Mean squared error a state entry of x0_hat from x_t = alpha_t x0 + sigma_t eps, for each timestep.
+
+    x0 (B, *latent_shape) float32; eps is drawn on the CPU from `seed`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for t in timesteps:
+        alpha, sigma = model.alpha_sigma(t)
+        eps = torch.randn(x0.shape, generator=generator).to(x0.device)
+        x0_hat, _ = model.predict(alpha * x0 + sigma * eps, t)
+        out.append(float((x0 - x0_hat).double().square().mean()))
+        if on_level is not None:
+            on_level()
+    return out
+
+
+def calibrate(model: DiffusionModel, images: Sequence[Tensor], progress: bool | None = False) -> InformationCurve:
+    """Measure a model's information curve on sample images.
+
+    Args:
+        images: each (1, channels, H, W) float32 in [-1, 1], H and W multiples of model.multiple.
+        progress: show a progress bar; None: if standard error is a terminal.
+
+    Raises ConfigError: no images.
+    """
+    if not images:
+        raise ConfigError("calibration needs at least one image")
+    grid = model.training_timesteps()[::-1]
+    n = min(_LEVELS, len(grid))
+    levels = sorted({grid[round((len(grid) - 1) * (i / (n - 1)) ** 2)] for i in range(n)})
+    total, power = [0.0] * len(levels), 0.0
+    hide = None if progress is None else not progress
+    with tqdm(total=len(levels) * len(images), disable=hide, desc="calibrate", unit="eval", leave=False) as bar:
+        for i, image in enumerate(images):
+            with torch.inference_mode():
+                x0 = model.encode(image)
+            power += float(x0.double().square().mean())
+            errors = measure(model, x0, levels, seed=i, on_level=bar.update)
+            total = [a + b for a, b in zip(total, errors, strict=True)]
+    # Six digits are far below the measurement's own noise and keep the stored curve readable.
+    *mse, mean_power = (float(f"{value / len(images):.6g}") for value in (*total, power))
+    return InformationCurve(tuple(levels), tuple(mse), mean_power)
+
+
+def store(curve: InformationCurve, folder: Path) -> None:
+    """Write a curve into a model folder's ddcm.json. Raises ModelError if it cannot be written."""
+    path = folder / "ddcm.json"
+    try:
+        settings = json.loads(path.read_text()) if path.is_file() else {}
+        settings["information"] = curve.to_json()
+        path.write_text(json.dumps(settings) + "\n")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot store the curve in {path}: {error}") from error
