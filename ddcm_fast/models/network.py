@@ -156,11 +156,12 @@ class NetworkModel(DiffusionModel):
         self, condition: Condition | None, classes: int, no_class: int | None, guided: bool
     ) -> list[int]:
         """The labels of one evaluation, or of both halves of a guided one. Raises ConfigError if one is missing."""
-        label = no_class if condition is None or condition.label is None else condition.label
+        asked = None if condition is None else condition.label
+        if asked is not None and asked >= classes:
+            raise ConfigError(f"model {self.name!r} has labels 0 to {classes - 1}, not {asked}")
+        label = no_class if asked is None else asked
         if label is None:
             raise ConfigError(f"model {self.name!r} is class-conditional: give a label, 0 to {classes - 1}")
-        if label >= classes and label != no_class:
-            raise ConfigError(f"model {self.name!r} has labels 0 to {classes - 1}, not {label}")
         if not guided:
             return [label]
         if no_class is None:
