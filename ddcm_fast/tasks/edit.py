@@ -1,0 +1,51 @@
+"""Compressed editing (Ohayon et al., ICML 2025, appendix on text-based editing).
+
+An image is encoded under a source condition. Decoded with another condition from step t_edit on, the same atoms give
+an image of the target: early t_edit change much, late ones keep the layout. An edited file is the source's file with
+the target and t_edit written into its header, so it decodes by itself, and can be edited again: the source's atoms are
+all there. Several targets share one encoding, which is where the time goes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from .. import container
+from ..codec import Codec, Encoded
+from ..condition import Condition, Edit
+from ..errors import ConfigError
+
+
+def edit(
+    codec: Codec,
+    data: bytes,
+    targets: Sequence[Condition],
+    t_edit: Sequence[int],
+    source: Condition | None = None,
+) -> list[Encoded]:
+    """The image of a file, edited towards every target from every step on, in that order.
+
+    Args:
+        data: a .ddcm file, from `codec.encode(image, source)` or edited before.
+        targets: what the model is told instead.
+        t_edit: indices of the step (0 is the noisiest) at which the target takes over.
+        source: only for files whose condition does not travel with them.
+
+    Raises:
+        ConfigError: a target the model cannot take, a step outside the schedule, or none at all.
+    """
+    header, payload = container.read(data)
+    steps = len(header.config.steps(codec.model))
+    if not targets or not t_edit:
+        raise ConfigError("an edit needs at least one target and one t_edit")
+    for start in t_edit:
+        if not 0 <= start <= steps:
+            raise ConfigError(f"t_edit is {start}; this file has steps 0 to {steps - 1}, and {steps} changes nothing")
+    told = [codec.model.complete_condition(target) for target in targets]
+    out = []
+    for target in told:
+        for start in t_edit:
+            edited = container.write(dataclasses.replace(header, edit=Edit(start, target)), payload)
+            out.append(Encoded(edited, codec.decode(edited, condition=source)))
+    return out
