@@ -110,6 +110,18 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """An edited file: from step `start` on (0 is the noisiest) the model is told `condition` instead of the file's."""
+
+    start: int
+    condition: Condition | None
+
+    def at(self, index: int, source: Condition | None) -> Condition | None:
+        """What the model is told at a step of the schedule."""
+        return source if index < self.start else self.condition
+
+
+@dataclass(frozen=True)
 class ConditionHash:
     """Stands in a header for a condition that does not travel with the file."""
 
