@@ -19,7 +19,7 @@ from ..law import GAUSSIAN_SCALE, CodebookSpec, gaussian_table
 from .launch import ceil_div, launch, power_of_2, seed_words, tuned
 from .layout import group_range, power_scale, word_of
 from .philox import GAUSSIAN, philox
-from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, keep_best, store_scores
+from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, keep_best, rank_key, store_scores
 
 _BEST: tl.constexpr = tl.constexpr(BEST)
 _SIZES = [
@@ -114,7 +114,7 @@ def small_kernel(arranged, table, step, bias, out, keys, dim, size, groups, batc
         score = tl.sum(total, axis=2)
         if MODE == _BEST:
             best_key, best_score = keep_best(
-                score, k[None, :], g, size, last, bias, best_key, best_score, SIGNED, BIAS
+                score, k[None, :], g, last, size, bias, best_key, best_score, SIGNED, BIAS
             )
         else:
             store_scores(score, k[None, :], image[:, None], g, batch, groups, first, last, size, width, bias, out,
@@ -141,7 +141,7 @@ def planes_kernel(w, peak, planes, dim, groups, tiles, batch, padded, images, C:
     real = b < batch
     start, length = group_range(g, dim, groups)
     length = tl.where(real, length, 0)
-    scale, _ = power_scale(tl.load(peak + b, mask=real, other=1.0), 13)
+    scale, _ = power_scale(tl.load(peak + row, mask=real, other=1.0), 13)
     c = (tile * C + tl.arange(0, C))[:, None]
     half = tl.arange(0, 8)[None, :]
     i = c.to(tl.int64) * 8 + half
@@ -155,7 +155,10 @@ def planes_kernel(w, peak, planes, dim, groups, tiles, batch, padded, images, C:
 
 
 @tuned(
-    [triton.Config({"K": 64}, num_warps=4), triton.Config({"K": 128}, num_warps=8)],
+    [
+        triton.Config({"K": 64}, num_warps=8, num_stages=2),
+        triton.Config({"K": 128}, num_warps=8, num_stages=2),
+    ],
     key=["B", "MODE", "span"],
 )
 @triton.jit(do_not_specialize=_SIZES)
@@ -176,13 +179,13 @@ def large_kernel(planes, table, peak, step, bias, out, keys, dim, size, groups, 
     real = image < batch
     row = image.to(tl.int64) * groups + g
     now = tl.load(step)
-    _, inverse = power_scale(tl.load(peak + image, mask=real, other=1.0), 13)
+    _, inverse = power_scale(tl.load(peak + row, mask=real, other=1.0), 13)
     begin = first + p.to(tl.int64) * span
     plane = images.to(tl.int64) * padded
     column = tl.arange(0, C)
     corner = planes + g.to(tl.int64) * 16 * plane + image.to(tl.int64)[:, None] * padded + column[None, :]
-    best_key = tl.full((K, B), LOWEST, tl.int64)
-    best_score = tl.zeros((K, B), tl.float32)
+    best_key = tl.full((B,), LOWEST, tl.int64)
+    best_score = tl.zeros((B,), tl.float32)
     for k0 in range(begin, tl.minimum(begin + span, last), K):
         k = k0 + tl.arange(0, K).to(tl.int64)
         total = tl.zeros((K, B), tl.float32)
@@ -203,16 +206,18 @@ def large_kernel(planes, table, peak, step, bias, out, keys, dim, size, groups, 
             total += high + low * 0.00048828125
         score = total * inverse[None, :]
         if MODE == _BEST:
-            best_key, best_score = keep_best(
-                score, k[:, None], g, size, last, bias, best_key, best_score, SIGNED, BIAS
-            )
+            # Reduced tile by tile: a best of every entry would take three registers for each of them.
+            key = rank_key(score, k[:, None], g, last, size, bias, SIGNED, BIAS)
+            key, score = emit_best(key, score, 0)
+            better = key > best_key
+            best_key = tl.where(better, key, best_key)
+            best_score = tl.where(better, score, best_score)
         else:
             store_scores(score, k[:, None], image[None, :], g, batch, groups, first, last, size, width, bias, out,
                          keys, MODE, SIGNED, BIAS)  # fmt: skip
     if MODE == _BEST:
-        key, score = emit_best(best_key, best_score, 0)
-        tl.store(keys + row * programs + p, key, mask=real)
-        tl.store(out + row * programs + p, score, mask=real)
+        tl.store(keys + row * programs + p, best_key, mask=real)
+        tl.store(out + row * programs + p, best_score, mask=real)
 
 
 # ---- norms ---------------------------------------------------------------------------------------
@@ -276,7 +281,7 @@ class Residual:
             launch(arrange_kernel, rows * tiles, w, self.arranged.view(torch.float32), spec.dim, spec.groups,
                    tiles, len(w), C=self.depth)  # fmt: skip
             return
-        self.images = min(128, max(16, power_of_2(len(w))))
+        self.images = min(32, max(16, power_of_2(len(w))))
         self.depth = min(32, max(16, power_of_2(calls)))
         self.padded = ceil_div(calls, self.depth) * self.depth
         self.rows = ceil_div(len(w), self.images) * self.images

@@ -49,6 +49,7 @@ def score_kernel(w, step, bias, out, keys, dim, size, groups, batch, sub_blocks,
     start, length = group_range(g, dim, groups)
     lane = tl.arange(0, N)
     call = tl.arange(0, CALLS)
+    n64 = tl.full((), N, tl.int64)
     here = w + image.to(tl.int64)[None, :, None] * dim + start
     begin = first + p.to(tl.int64) * span
     best_key = tl.full((B,), LOWEST, tl.int64)
@@ -59,7 +60,7 @@ def score_kernel(w, step, bias, out, keys, dim, size, groups, batch, sub_blocks,
         for c in range(0, sub_blocks):
             block = ((g.to(tl.int64) * sub_blocks + c) * CALLS + call)[None, :]
             outer = sign_masks(block, pair[:, None], now, OUTER, seed_low, seed_high, P, N)
-            i = lane + tl.zeros((), tl.int64) + c * N
+            i = lane + c * n64
             inside = (image < batch)[None, :, None] & (i < length)[None, None, :]
             x = tl.load(here + i[None, None, :], mask=inside, other=0.0)
             x = flip(tl.broadcast_to(x, (P, B, N)), outer[:, None, :])
@@ -71,7 +72,7 @@ def score_kernel(w, step, bias, out, keys, dim, size, groups, batch, sub_blocks,
         k = pair[:, None, None] * N + lane[None, None, :]
         if MODE == _BEST:
             # Reduced tile by tile: a best of every entry would take three registers for each of them.
-            key = tl.where(k < last, rank_key(score, k, g, size, bias, SIGNED, BIAS), LOWEST)
+            key = rank_key(score, k, g, last, size, bias, SIGNED, BIAS)
             key, score = emit_best(key, score, 2)
             key, score = emit_best(key, score, 0)
             better = key > best_key

@@ -38,8 +38,8 @@ def search(
 
     An image with an infinite or NaN entry gets index -1, sign +1 and score NaN in every group.
     """
-    peak = peaks(w)
-    residual = _RESIDUALS[spec.kind](spec, w, peak)
+    peak, group_peak = peaks(spec, w)
+    residual = _RESIDUALS[spec.kind](spec, w, group_peak)
     score, key = residual.score(step, bias, signed, BEST, 0, spec.size)
     return finish(spec, key, score, peak, signed)
 
@@ -52,8 +52,8 @@ def topk(
     The codebook goes by in ranges of bounded size; the m best so far stand before each range's candidates, and
     torch.topk on the keys, no two of which are equal, leaves nothing to chance.
     """
-    peak = peaks(w)
-    residual = _RESIDUALS[spec.kind](spec, w, peak)
+    peak, group_peak = peaks(spec, w)
+    residual = _RESIDUALS[spec.kind](spec, w, group_peak)
     batch, groups = len(w), spec.groups
     align = residual.align
     chunk = -(-max(m, _CANDIDATES // (batch * groups)) // align) * align
@@ -79,7 +79,7 @@ def topk(
 def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
     """All scores (B, G, K) float32; see ddcm_fast.reference.scores."""
     out = w.new_empty(len(w), spec.groups, spec.size)
-    _RESIDUALS[spec.kind](spec, w, peaks(w)).score(step, None, False, STORE, 0, spec.size, out)
+    _RESIDUALS[spec.kind](spec, w, peaks(spec, w)[1]).score(step, None, False, STORE, 0, spec.size, out)
     return out
 
 

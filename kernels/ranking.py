@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..law import CodebookSpec
-from .launch import ceil_div, launch
+from .launch import ceil_div, launch, power_of_2
+from .layout import group_range
 
 #: What a scoring kernel does with the scores of its atoms.
 BEST, STORE, RANK = 0, 1, 2
@@ -25,8 +26,8 @@ _PROGRAMS = 2048
 
 
 @triton.jit
-def rank_key(score, k, g, size, bias, SIGNED: tl.constexpr, BIAS: tl.constexpr):
-    """Sortable key of atoms k (...) int64 of group g with scores (...) float32; LOWEST for k >= size.
+def rank_key(score, k, g, last, size, bias, SIGNED: tl.constexpr, BIAS: tl.constexpr):
+    """Sortable key of atoms k (...) int64 of group g with scores (...) float32; LOWEST for k >= last.
 
     High word: the value |score| + bias (signed) or score + bias as an order-preserving int32. Low word: 2^32 - 1 - k,
     so that of equal values the lower index wins and no two keys are equal: a maximum over any tiling
@@ -36,21 +37,21 @@ def rank_key(score, k, g, size, bias, SIGNED: tl.constexpr, BIAS: tl.constexpr):
     if SIGNED:
         value = tl.abs(score)
     if BIAS == 1:
-        value += tl.load(bias + k, mask=k < size, other=0.0)
+        value += tl.load(bias + k, mask=k < last, other=0.0)
     if BIAS == 2:
-        value += tl.load(bias + g.to(tl.int64) * size + k, mask=k < size, other=0.0)
+        value += tl.load(bias + g.to(tl.int64) * size + k, mask=k < last, other=0.0)
     value = tl.where(value == 0, 0.0, value)  # -0 ties with +0
     bits = value.to(tl.int32, bitcast=True)
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     key = (ordered.to(tl.int64) << 32) | (0xFFFFFFFF - k)
-    return tl.where(k < size, key, LOWEST)
+    return tl.where(k < last, key, LOWEST)
 
 
 @triton.jit
-def keep_best(score, k, g, size, last, bias, best_key, best_score, SIGNED: tl.constexpr,
+def keep_best(score, k, g, last, size, bias, best_key, best_score, SIGNED: tl.constexpr,
               BIAS: tl.constexpr):  # fmt: skip
     """The better of (best_key, best_score) and a tile of scores of atoms k < last, entry by entry."""
-    key = tl.where(k < last, rank_key(score, k, g, size, bias, SIGNED, BIAS), LOWEST)
+    key = rank_key(score, k, g, last, size, bias, SIGNED, BIAS)
     better = key > best_key
     return tl.where(better, key, best_key), tl.where(better, score, best_score)
 
@@ -65,7 +66,7 @@ def store_scores(score, k, b, g, batch, groups, first, last, size, width, bias, 
     inside = (b < batch) & (k < last)
     tl.store(out + where, score, mask=inside)
     if MODE == _RANK:
-        tl.store(keys + where, rank_key(score, k, g, size, bias, SIGNED, BIAS), mask=inside)
+        tl.store(keys + where, rank_key(score, k, g, last, size, bias, SIGNED, BIAS), mask=inside)
 
 
 @triton.jit
@@ -107,10 +108,36 @@ def finish_kernel(keys, scores, peak, index, sign, score, groups, programs, N: t
     tl.store(score + row, tl.where(finite, magnitude, float("nan")))
 
 
-def peaks(w: Tensor) -> Tensor:
-    """Largest magnitude of every row: (B, D) -> (B,) float32, infinite or NaN for a row that holds such."""
-    low, high = torch.aminmax(w, dim=1)
-    return torch.maximum(-low, high)
+@triton.jit(do_not_specialize=["dim", "groups", "batch", "tiles"])
+def peak_kernel(w, peak, dim, groups, batch, tiles, N: tl.constexpr):
+    """Largest magnitudes of w (B, D) float32: of every image in peak[:B] and of every group in peak[B:].
+
+    peak (B + B * G) holds the bits of floats, 0 to begin with. As integers these bits are ordered like
+    magnitudes, infinity and then NaN on top, and maxima of integers can be taken in any order.
+    """
+    pid = tl.program_id(0)
+    tile, row = pid % tiles, (pid // tiles).to(tl.int64)
+    b, g = row // groups, row % groups
+    start, length = group_range(g, dim, groups)
+    i = tile.to(tl.int64) * N + tl.arange(0, N)
+    x = tl.load(w + b * dim + start + i, mask=i < length, other=0.0)
+    top = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=0)
+    tl.atomic_max(peak + b, top)
+    tl.atomic_max(peak + batch + row, top)
+
+
+def peaks(spec: CodebookSpec, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest magnitudes of every image (B,) and of every group (B, G) float32 of w (B, D).
+
+    An image or group that holds an infinity or NaN has such a peak.
+    """
+    batch, groups = len(w), spec.groups
+    peak = torch.zeros(batch * (1 + groups), dtype=torch.int32, device=w.device)
+    tiles = ceil_div(spec.max_group_dim, 4096)
+    launch(peak_kernel, batch * groups * tiles, w, peak, spec.dim, groups, batch, tiles,
+           N=min(4096, power_of_2(spec.max_group_dim)))  # fmt: skip
+    values = peak.view(torch.float32)
+    return values[:batch], values[batch:].view(batch, groups)
 
 
 def bias_layout(bias: Optional[Tensor]) -> int:

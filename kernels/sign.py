@@ -24,7 +24,7 @@ from ..law import CodebookSpec
 from .layout import group_range, power_scale, word_of
 from .launch import PTX, ceil_div, launch, power_of_2, seed_words, tuned
 from .philox import SIGN, philox
-from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, keep_best, store_scores
+from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, keep_best, rank_key, store_scores
 
 _BEST: tl.constexpr = tl.constexpr(BEST)
 _SIZES = [
@@ -46,24 +46,27 @@ def _digits(v):
 
 
 @triton.jit
-def _dp4a(a, b, c, PTX: tl.constexpr):
-    """c + the dot product of the unsigned bytes of a (1, K, C) and the signed ones of b (B, 1, C)."""
-    if PTX:
-        c = tl.inline_asm_elementwise(
-            "dp4a.u32.s32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, c], dtype=tl.int32, is_pure=True, pack=1
-        )
-    else:
-        shift = (8 * tl.arange(0, 4))[None, None, None, :]
-        left = ((a[:, :, :, None] >> shift) & 0xFF).to(tl.int32)
-        right = (b[:, :, :, None] << (24 - shift)) >> 24
-        c += tl.sum(left * right, axis=3)
-    return c
+def _dp4a(a, b, c):
+    """c + the dot product of the unsigned bytes of a (uint32) and the signed bytes of b (int32)."""
+    return tl.inline_asm_elementwise(
+        "dp4a.u32.s32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, c], dtype=tl.int32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
-def _halves(pair):
-    """The low and high int32 of int64s: what one 64 bit load brought."""
-    return pair.to(tl.int32), (pair >> 32).to(tl.int32)
+def _add_products(x, a, b, c, high, middle, low, PTX: tl.constexpr):
+    """Add to (high, middle, low) (B, K, C) the dot products of x's bytes (1, K, C) with each of a, b, c (B, 1, C)."""
+    if PTX:
+        high = _dp4a(x, a, high)
+        middle = _dp4a(x, b, middle)
+        low = _dp4a(x, c, low)
+    else:
+        for i in tl.static_range(4):
+            byte = (x >> (8 * i)).to(tl.int32) & 0xFF
+            high += byte * (a << (24 - 8 * i) >> 24)
+            middle += byte * (b << (24 - 8 * i) >> 24)
+            low += byte * (c << (24 - 8 * i) >> 24)
+    return high, middle, low
 
 
 # ---- small batches: dp4a -------------------------------------------------------------------------
@@ -84,7 +87,7 @@ def pack_kernel(w, peak, packed, total, dim, groups, tiles, batch, C: tl.constex
     real = b < batch
     start, length = group_range(g, dim, groups)
     length = tl.where(real, length, 0)
-    scale, _ = power_scale(tl.load(peak + b, mask=real, other=1.0), 22)
+    scale, _ = power_scale(tl.load(peak + row, mask=real, other=1.0), 22)
     c = tl.arange(0, C)
     byte = tl.arange(0, 4)
     shift = 8 * byte[None, :]
@@ -108,16 +111,16 @@ def pack_kernel(w, peak, packed, total, dim, groups, tiles, batch, C: tl.constex
 
 @tuned(
     [
-        triton.Config({"K": 32}, num_warps=4),
-        triton.Config({"K": 64}, num_warps=4),
-        triton.Config({"K": 16}, num_warps=2),
-        triton.Config({"K": 64}, num_warps=8),
+        triton.Config({"TILE": 32}, num_warps=4),
+        triton.Config({"TILE": 64}, num_warps=4),
+        triton.Config({"TILE": 16}, num_warps=2),
+        triton.Config({"TILE": 64}, num_warps=8),
     ],
     key=["C", "B", "MODE", "span"],
 )
 @triton.jit(do_not_specialize=_SIZES)
 def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, batch, calls, first,
-                 last, span, programs, width, seed_low, seed_high, B: tl.constexpr, K: tl.constexpr,
+                 last, span, programs, width, seed_low, seed_high, B: tl.constexpr, TILE: tl.constexpr,
                  C: tl.constexpr, MODE: tl.constexpr, SIGNED: tl.constexpr, BIAS: tl.constexpr,
                  PTX: tl.constexpr):  # fmt: skip
     """Scores of up to B images at once, on the dot product of four bytes.
@@ -130,6 +133,7 @@ def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, 
     packed (as int64), total: of pack_kernel; step () int64; the program's atoms are first + p * span ... For BEST, out and keys are
     (B, G, programs); otherwise (B, G, width), see ranking.store_scores.
     """
+    K: tl.constexpr = TILE // B
     pid = tl.program_id(0)
     p = pid % programs
     g = (pid // programs) % groups
@@ -139,7 +143,7 @@ def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, 
     lane = tl.arange(0, C)
     row = image.to(tl.int64) * groups + g
     real = image < batch
-    _, inverse = power_scale(tl.load(peak + image, mask=real, other=1.0), 22)
+    _, inverse = power_scale(tl.load(peak + row, mask=real, other=1.0), 22)
     whole = tl.load(total + row, mask=real, other=0)
     begin = first + p.to(tl.int64) * span
     best_key = tl.full((B, K), LOWEST, tl.int64)
@@ -160,23 +164,23 @@ def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, 
                     word = word_of(v, w0, w1, w2, w3)
                     for j in tl.static_range(0, 8, 2):
                         pair = at + (8 * v + j) // 2 * (3 * C)
-                        r0, r1 = _halves(tl.load(pair))
-                        r2, r3 = _halves(tl.load(pair + C))
-                        r4, r5 = _halves(tl.load(pair + 2 * C))
+                        r0 = tl.load(pair)[:, None, :]  # each two words in one load
+                        r1 = tl.load(pair + C)[:, None, :]
+                        r2 = tl.load(pair + 2 * C)[:, None, :]
                         bits = word >> j
-                        x = (bits & 0x01010101)[None, :, :]
-                        high = _dp4a(x, r0[:, None, :], high, PTX)
-                        middle = _dp4a(x, r1[:, None, :], middle, PTX)
-                        low = _dp4a(x, r2[:, None, :], low, PTX)
-                        x = (bits & 0x02020202)[None, :, :]
-                        high = _dp4a(x, r3[:, None, :], high, PTX)
-                        middle = _dp4a(x, r4[:, None, :], middle, PTX)
-                        low = _dp4a(x, r5[:, None, :], low, PTX)
+                        high, middle, low = _add_products(
+                            (bits & 0x01010101)[None, :, :], r0.to(tl.int32), (r0 >> 32).to(tl.int32),
+                            r1.to(tl.int32), high, middle, low, PTX,
+                        )  # fmt: skip
+                        high, middle, low = _add_products(
+                            (bits & 0x02020202)[None, :, :], (r1 >> 32).to(tl.int32), r2.to(tl.int32),
+                            (r2 >> 32).to(tl.int32), high, middle, low, PTX,
+                        )  # fmt: skip
             ones += (high.to(tl.int64) << 16) + (middle.to(tl.int64) << 8) + low
         score = (whole[:, None] - 2 * tl.sum(ones, axis=2)).to(tl.float32) * inverse[:, None]
         if MODE == _BEST:
             best_key, best_score = keep_best(
-                score, k[None, :], g, size, last, bias, best_key, best_score, SIGNED, BIAS
+                score, k[None, :], g, last, size, bias, best_key, best_score, SIGNED, BIAS
             )
         else:
             store_scores(score, k[None, :], image[:, None], g, batch, groups, first, last, size, width, bias, out,
@@ -203,7 +207,7 @@ def planes_kernel(w, peak, planes, total, dim, groups, tiles, batch, padded, ima
     real = b < batch
     start, length = group_range(g, dim, groups)
     length = tl.where(real, length, 0)
-    scale, _ = power_scale(tl.load(peak + b, mask=real, other=1.0), 22)
+    scale, _ = power_scale(tl.load(peak + row, mask=real, other=1.0), 22)
     c = tile * C + tl.arange(0, C)
     count = tl.zeros((), tl.int64)
     plane = images.to(tl.int64) * padded
@@ -221,7 +225,10 @@ def planes_kernel(w, peak, planes, total, dim, groups, tiles, batch, padded, ima
 
 
 @tuned(
-    [triton.Config({"K": 64}, num_warps=4), triton.Config({"K": 128}, num_warps=8)],
+    [
+        triton.Config({"K": 64}, num_warps=8),
+        triton.Config({"K": 64}, num_warps=8, num_stages=2),
+    ],
     key=["B", "MODE", "span"],
 )
 @triton.jit(do_not_specialize=_SIZES)
@@ -242,14 +249,14 @@ def large_kernel(planes, total, peak, step, bias, out, keys, dim, size, groups, 
     now = tl.load(step)
     row = image.to(tl.int64) * groups + g
     real = image < batch
-    _, inverse = power_scale(tl.load(peak + image, mask=real, other=1.0), 22)
+    _, inverse = power_scale(tl.load(peak + row, mask=real, other=1.0), 22)
     whole = tl.load(total + row, mask=real, other=0)
     begin = first + p.to(tl.int64) * span
     plane = images.to(tl.int64) * padded
     column = tl.arange(0, C)
     corner = planes + g.to(tl.int64) * 384 * plane + image.to(tl.int64)[:, None] * padded + column[None, :]
-    best_key = tl.full((K, B), LOWEST, tl.int64)
-    best_score = tl.zeros((K, B), tl.float32)
+    best_key = tl.full((B,), LOWEST, tl.int64)
+    best_score = tl.zeros((B,), tl.float32)
     for k0 in range(begin, tl.minimum(begin + span, last), K):
         k = k0 + tl.arange(0, K).to(tl.int64)
         ones = tl.zeros((K, B), tl.int64)
@@ -272,16 +279,18 @@ def large_kernel(planes, total, peak, step, bias, out, keys, dim, size, groups, 
             ones += (high.to(tl.int64) << 16) + (middle.to(tl.int64) << 8) + low
         score = (whole[None, :] - 2 * ones).to(tl.float32) * inverse[None, :]
         if MODE == _BEST:
-            best_key, best_score = keep_best(
-                score, k[:, None], g, size, last, bias, best_key, best_score, SIGNED, BIAS
-            )
+            # Reduced tile by tile: a best of every entry would take three registers for each of them.
+            key = rank_key(score, k[:, None], g, last, size, bias, SIGNED, BIAS)
+            key, score = emit_best(key, score, 0)
+            better = key > best_key
+            best_key = tl.where(better, key, best_key)
+            best_score = tl.where(better, score, best_score)
         else:
             store_scores(score, k[:, None], image[None, :], g, batch, groups, first, last, size, width, bias, out,
                          keys, MODE, SIGNED, BIAS)  # fmt: skip
     if MODE == _BEST:
-        key, score = emit_best(best_key, best_score, 0)
-        tl.store(keys + row * programs + p, key, mask=real)
-        tl.store(out + row * programs + p, score, mask=real)
+        tl.store(keys + row * programs + p, best_key, mask=real)
+        tl.store(out + row * programs + p, best_score, mask=real)
 
 
 # ---- host ----------------------------------------------------------------------------------------
@@ -307,7 +316,7 @@ class Residual:
             launch(pack_kernel, rows * tiles, w, peak, self.packed.view(torch.int32), self.total, spec.dim,
                    spec.groups, tiles, len(w), C=self.depth)  # fmt: skip
             return
-        self.images = min(64, max(16, power_of_2(len(w))))
+        self.images = min(32, max(16, power_of_2(len(w))))
         self.depth = 32
         self.padded = ceil_div(calls, self.depth) * self.depth
         self.rows = ceil_div(len(w), self.images) * self.images

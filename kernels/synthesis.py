@@ -100,8 +100,10 @@ def hadamard_kernel(index, coefficient, step, y, dim, size, groups, calls, terms
         spectrum = hadamard(spectrum, V, N, LOG) * SCALE
         outer = sign_masks(block, pair, now, OUTER, seed_low, seed_high, V, N)
         total = total + c * flip(spectrum, outer)
-    i = (tile.to(tl.int64) * V + tl.arange(0, V))[:, None] * N + lane
-    tl.store(y + b * dim + start + i, total, mask=i < length)
+    begin = tile.to(tl.int64) * (V * N)
+    i = tl.arange(0, V)[:, None] * N + lane
+    left = tl.minimum(length - begin, V * N).to(tl.int32)
+    tl.store(y + b * dim + start + begin + i, total, mask=i < left)
 
 
 def combine(spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:
@@ -121,7 +123,7 @@ def combine(spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor
         tiles = ceil_div(spec.sub_blocks, blocks)
         launch(hadamard_kernel, batch * groups * tiles, *data, y, *sizes, spec.sub_blocks, terms, tiles,
                *seed_words(spec.seed), V=blocks, N=n, LOG=n.bit_length() - 1, CALLS=max(1, n // 128),
-               SCALE=n**-0.5, num_warps=max(1, min(32, n // 512)), **meta)  # fmt: skip
+               SCALE=n**-0.5, num_warps=max(1, min(16, n // 512)), **meta)  # fmt: skip
         return y
     calls = spec.calls_per_group
     depth = min(8 if spec.kind == "sign" else 128, power_of_2(calls))
