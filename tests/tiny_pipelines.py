@@ -146,7 +146,7 @@ def _dit() -> Any:
 
     transformer = DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2, sample_size=8,
-        patch_size=2, num_embeds_ada_norm=10, activation_fn="gelu-approximate", norm_type="ada_norm_zero",
+        patch_size=2, num_embeds_ada_norm=1000, activation_fn="gelu-approximate", norm_type="ada_norm_zero",
         norm_elementwise_affine=False, attention_bias=True,
     )  # fmt: skip
     return DiTPipeline(transformer, vae(), DDIMScheduler(clip_sample=False))
@@ -194,8 +194,8 @@ def _pixart(sigma: bool = True) -> Any:
     from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
 
     transformer = PixArtTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=2, sample_size=8,
-        patch_size=2, cross_attention_dim=24, caption_channels=EMBED, use_additional_conditions=not sigma,
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=2,
+        sample_size=8 if sigma else 128, patch_size=2, cross_attention_dim=24, caption_channels=EMBED,
     )  # fmt: skip
     cls = PixArtSigmaPipeline if sigma else PixArtAlphaPipeline
     return cls(fast_tokenizer(), t5_text(), vae(), transformer, DPMSolverMultistepScheduler())

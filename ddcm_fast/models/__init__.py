@@ -1,7 +1,7 @@
 """Models: the adapter face, the built-in models and how to load one."""
 
 from .base import DiffusionModel
-from .loading import load_model
+from .loading import load_model, wrap_pipeline
 from .pixel import PixelModel
 
-__all__ = ["DiffusionModel", "PixelModel", "load_model"]
+__all__ = ["DiffusionModel", "PixelModel", "load_model", "wrap_pipeline"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..condition import Condition
-from ..errors import ModelError
+from ..errors import ConfigError, ModelError
 from .levels import Levels, levels_of
 from .network import Inputs, NetworkModel, settled
 
@@ -141,6 +141,12 @@ class DiTModel(LatentModel):
     def classes(self) -> int:
         """Number of labels; the embedding after the last stands for none."""
         return int(self.network.config.num_embeds_ada_norm)
+
+    def check_size(self, height: int, width: int) -> None:
+        """See DiffusionModel.check_size: diffusers puts the patches of a DiT together as a square."""
+        super().check_size(height, width)
+        if height != width:
+            raise ConfigError(f"model {self.name!r} takes squares, not {width}x{height}; use tiles or pad the image")
 
     def complete_condition(self, condition: Condition | None) -> Condition | None:
         """See DiffusionModel.complete_condition."""

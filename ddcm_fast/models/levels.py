@@ -264,7 +264,7 @@ class FlowLevels(Levels):
     def timesteps(self) -> list[float]:
         """See Levels.timesteps: the shifted grid."""
         n, shift = self._count, self._shift
-        return [n * shift * i / (n + (shift - 1) * i) for i in range(n, 0, -1)]
+        return [n * (shift * i / (n - i + shift * i)) for i in range(n, 0, -1)]
 
     def network_time(self, t: float) -> float:
         """See Levels.network_time."""
