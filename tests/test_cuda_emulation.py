@@ -1,8 +1,8 @@
 """The CUDA kernels, emulated on the host, against the reference.
 
-csrc/cuda/emulate.cpp compiles the kernels' own templates with a C++ compiler: lanes, registers, matrix fragments, tiles,
-tails, splits and reductions are those of the device; only the arithmetic of a matrix instruction and the
-barriers are a host's. So wrong maps are found here, without a GPU.
+csrc/cuda/emulate.cpp compiles the kernels' own templates with a C++ compiler: lanes, registers, matrix fragments,
+tiles, tails, splits and reductions are those of the device; only the arithmetic of a matrix instruction
+and the barriers are a host's. So wrong maps are found here, without a GPU.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -314,7 +315,7 @@ def test_workspace_stays_small(kernels: cuda.Kernels, kind: str) -> None:
     spec = kernels._spec(CodebookSpec(kind, 16384, 4096, 1), torch.device("cpu"))
     parts = list(kernels._batches(256, spec, "ddcm_search_workspace"))
     assert parts[0].start == 0 and parts[-1].stop == 256
-    assert all(a.stop == b.start for a, b in zip(parts, parts[1:], strict=False))
+    assert all(a.stop == b.start for a, b in pairwise(parts))
     rows = parts[0].stop
     assert library.ddcm_search_workspace(spec, rows) <= cuda.WORKSPACE_LIMIT or rows <= 8
 

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-import sass  # noqa: E402
+import sass
 
 pytestmark = pytest.mark.skipif(
     sass.find_nvcc() is None or sass.find_cuobjdump() is None, reason="no nvcc or no cuobjdump"
@@ -57,9 +57,9 @@ def test_search_loop(
     assert loop["local"] == 0
     # One vector of the residual serves two products of every row tile.
     assert loop["global_loads"] == per_step // 2 * tiles
-    # Two blocks of 256 or one of 512 threads share 64 K registers.
-    assert row["registers"] <= 128
-    if tiles == 1:
+    # The blocks that a multiprocessor is to hold share 64 K registers.
+    assert row["registers"] <= (168 if kind == "Sign" and tiles > 1 else 128)
+    if tiles == 1 or kind == "Gaussian":
         assert row["stack_bytes"] == 0 and row["local_memory_instructions"] == 0
 
 

@@ -164,6 +164,10 @@ struct Driver {
 
   static int64_t warp_atoms(const Prepared& p) { return 16 * row_tiles(p.column_tiles); }
 
+  int warps(const Prepared& p) const {
+    return geometry.kind == kSign ? SignTraits::warps(p.column_tiles) : GaussianTraits::warps(p.column_tiles);
+  }
+
   // The plan and workspace for scoring `count` atoms at a time; with a null arena base, only the sizes.
   Prepared plan(Arena& arena, int64_t batch, int64_t count) {
     Prepared p{};
@@ -174,7 +178,7 @@ struct Driver {
     p.column_tiles = batch <= 2 ? 1 : batch <= 4 ? 2 : 4;
     p.batch_tiles = ceil_div(batch, p.column_tiles * kRowsPerColumnTile);
     if (geometry.kind == kHadamard) return p;
-    const int warps = geometry.kind == kSign ? SignTraits::kWarps : GaussianTraits::kWarps;
+    const int warps = this->warps(p);
     const int vectors = geometry.kind == kSign ? SignTraits::kVectors : GaussianTraits::kVectors;
     const int64_t steps = ceil_div(geometry.calls_per_group, kCallsPerStep);
     // Split the k steps among warps until there are enough blocks to fill the device several times over,
@@ -226,7 +230,7 @@ struct Driver {
 
   template <class Traits, int ColumnTiles, bool Scores>
   void score_products(const Prepared& p, const Target& target) {
-    const int64_t tile_atoms = Traits::kWarps / p.split * warp_atoms(p);
+    const int64_t tile_atoms = warps(p) / p.split * warp_atoms(p);
     const int64_t tiles = ceil_div(target.last - target.first, tile_atoms);
     const int64_t chunks = target.chunks == 0 ? tiles : smaller(target.chunks, tiles);
     SearchKernel<Traits, ColumnTiles, Scores> kernel{
@@ -284,7 +288,7 @@ struct Driver {
     if (geometry.kind == kHadamard) {
       tile_atoms = geometry.hadamard_n <= 2048 ? 2048 : geometry.hadamard_n;
     } else {
-      tile_atoms *= (geometry.kind == kSign ? SignTraits::kWarps : GaussianTraits::kWarps) / p.split;
+      tile_atoms *= warps(p) / p.split;
     }
     return smaller(larger(1, ceil_div(int64_t{16} * spec.multiprocessors, rows)),
                    ceil_div(geometry.size, tile_atoms));

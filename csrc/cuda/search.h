@@ -24,7 +24,9 @@ struct SignTraits {
   using Mma = MmaU8S8;
   using Sum = int64_t;
   static constexpr bool kSigns = true;
-  static constexpr int kWarps = 8, kMinBlocks = 2;
+  // 16 warps of 128 registers a multiprocessor for small batches; 12 of 168 where accumulators take more.
+  static DDCM_FN constexpr int warps(int column_tiles) { return column_tiles == 1 ? 8 : 4; }
+  static DDCM_FN constexpr int min_blocks(int column_tiles) { return column_tiles == 1 ? 2 : 3; }
   static constexpr int kEntriesPerCall = kSignsPerCall, kEntriesPerRegister = 4;
   static constexpr int kProducts = 16, kVectors = 8;  // matrix products a row tile and step; B vectors
   static constexpr uint32_t kStream = kStreamSign;
@@ -58,7 +60,9 @@ struct GaussianTraits {
   using Mma = MmaF16;
   using Sum = double;
   static constexpr bool kSigns = false;
-  static constexpr int kWarps = 16, kMinBlocks = 1;
+  // One block a multiprocessor shares one copy of the table.
+  static DDCM_FN constexpr int warps(int) { return 16; }
+  static DDCM_FN constexpr int min_blocks(int) { return 1; }
   static constexpr int kEntriesPerCall = kGaussiansPerCall, kEntriesPerRegister = 2;
   static constexpr int kProducts = 2, kVectors = 1;
   static constexpr uint32_t kStream = kStreamGaussian;
@@ -103,7 +107,8 @@ template <class Traits, int ColumnTiles, bool Scores>
 struct SearchKernel {
   using Sum = typename Traits::Sum;
   using Accumulator = typename Traits::Mma::Accumulator;
-  static constexpr int kThreads = 32 * Traits::kWarps, kMinBlocks = Traits::kMinBlocks;
+  static constexpr int kWarps = Traits::warps(ColumnTiles), kThreads = 32 * kWarps;
+  static constexpr int kMinBlocks = Traits::min_blocks(ColumnTiles);
   static constexpr int kRowTiles = row_tiles(ColumnTiles), kWarpAtoms = 16 * kRowTiles;
   static constexpr int kStepVectors = Traits::kVectors * ColumnTiles;
   struct State {
@@ -133,7 +138,7 @@ struct SearchKernel {
   // Shared memory: table | partial sums of one column tile | best candidates | sums of earlier segments.
   static constexpr int64_t kPartsAt = Traits::kTableBytes;
   static constexpr int64_t kBestAt =
-      kPartsAt + static_cast<int64_t>(sizeof(Sum)) * Traits::kWarps * 2 * kWarpAtoms * kRowsPerColumnTile;
+      kPartsAt + static_cast<int64_t>(sizeof(Sum)) * kWarps * 2 * kWarpAtoms * kRowsPerColumnTile;
   static constexpr int64_t kCarryAt =
       kBestAt + (Scores ? 0 : static_cast<int64_t>(sizeof(Candidate)) * ColumnTiles * kThreads);
   static constexpr int64_t shared_bytes() {
@@ -196,7 +201,7 @@ struct SearchKernel {
   }
 
   DDCM_FN int64_t first_atom(int tile) const {
-    return first + static_cast<int64_t>(tile) * (Traits::kWarps / split) * kWarpAtoms;
+    return first + static_cast<int64_t>(tile) * (kWarps / split) * kWarpAtoms;
   }
 
   // Sums over the k steps begin .. end - 1 of every warp.
@@ -272,7 +277,7 @@ struct SearchKernel {
     auto part_at = [](int warp, int half, int atom, int slot) {
       return ((warp * 2 + half) * kWarpAtoms + atom) * kRowsPerColumnTile + slot;
     };
-    const int outputs = Traits::kWarps / split * kWarpAtoms * kRowsPerColumnTile;
+    const int outputs = kWarps / split * kWarpAtoms * kRowsPerColumnTile;
     DDCM_UNROLL
     for (int nt = 0; nt < ColumnTiles; ++nt) {
       block.each([&](int thread, State& s) {

@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -350,7 +350,7 @@ def build(capability: tuple[int, int]) -> Path:
     return library
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kernels(capability: tuple[int, int]) -> Kernels | str:
     """The kernels for a compute capability, or why there are none."""
     try:

@@ -1,0 +1,667 @@
+"""Check and measure the GPU backends against the reference and the usual ways, in one run of minutes.
+
+    python benchmarks/gpu_check.py --output DIR [--budget SECONDS]
+    python benchmarks/gpu_check.py --output DIR --device cpu --quick    # the correctness grid on CPU backends
+
+Needs a checkout, torch and a CUDA GPU (nvcc for the cuda backend); neither an installed package nor diffusers.
+Writes DIR/gpu_check.json as it goes and prints a short table last. Exit code: 0 if every check passed, 1
+if one failed, 2 where there is no GPU. Every section is guarded: one failure does not lose the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class _KernelsFinder(importlib.abc.MetaPathFinder):
+    """Finds ddcm_fast.kernels in kernels/, as setup.py's package_dir does for an installed package."""
+
+    def find_spec(
+        self, fullname: str, path: Any, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != "ddcm_fast.kernels":
+            return None
+        folder = REPOSITORY / "kernels"
+        return importlib.util.spec_from_file_location(
+            fullname, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+
+
+def use_checkout() -> None:
+    """Import ddcm_fast from this checkout, without running its __init__ (which needs diffusers)."""
+    if "ddcm_fast" in sys.modules:
+        return
+    package = ModuleType("ddcm_fast")
+    package.__path__ = [str(REPOSITORY / "ddcm_fast")]
+    sys.modules["ddcm_fast"] = package
+    sys.meta_path.insert(0, _KernelsFinder())
+    sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+
+
+use_checkout()
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from ddcm_fast import backends, reference  # noqa: E402
+from ddcm_fast.codebook import Codebook  # noqa: E402
+from ddcm_fast.law import CodebookSpec  # noqa: E402
+
+KINDS = ("gaussian", "sign", "hadamard")
+DEVICE = "cuda"  # of the measurements
+SEED = 2**63 + 12345
+
+# (D, K, G, B) of the correctness grid.
+QUICK_SHAPES = [(1, 1, 1, 1), (77, 1, 3, 2), (300, 70, 1, 3)]
+SHAPES = [
+    *QUICK_SHAPES,
+    (130, 100, 1, 1),
+    (777, 3000, 3, 2),
+    (4097, 2500, 1, 4),
+    (5000, 1025, 7, 9),
+    (64, 77, 64, 5),
+    (1500, 640, 2, 17),
+    (1024, 512, 1, 256),
+    (20001, 17000, 1, 1),
+]
+
+# (kind, D, K, G): more than 2^32 entries; the best atom is planted near the end.
+LARGE = [
+    ("sign", 36864, 2**20, 1),
+    ("gaussian", 4099, 2**21, 1),
+    ("hadamard", 36864, 2**20, 1),
+    ("sign", 64, 2**32, 1),
+    ("sign", 16384, 2**19, 3),
+]
+
+#: Instructions an entry if they cannot be counted here (benchmarks/results/sass-sm90.json).
+INSTRUCTIONS = {"sign": 0.6, "gaussian": 8.6}
+BOOST_CLOCK = 1.755e9  # Hz, H100 SXM, where torch does not tell
+
+
+class Report:
+    """Results, written after every change; checks and measurements by section."""
+
+    def __init__(self, folder: Path, budget: float) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "gpu_check.json"
+        self.end = time.monotonic() + budget
+        self.data: dict[str, Any] = {"checks": [], "measurements": [], "errors": []}
+        self.write()
+
+    def write(self) -> None:
+        self.path.write_text(json.dumps(self.data, indent=1) + "\n")
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def guard(self, name: str, run: Callable[[], None], need: float = 5.0) -> None:
+        """Run a section unless time is short; note what it raises."""
+        start = time.monotonic()
+        if self.left() < need:
+            self.data["errors"].append({"section": name, "error": "skipped: out of time"})
+        else:
+            try:
+                run()
+            except Exception as error:  # a section's failure must not lose the others
+                trace = traceback.format_exc(limit=-4)
+                self.data["errors"].append({"section": name, "error": str(error), "trace": trace})
+        self.data.setdefault("seconds", {})[name] = round(time.monotonic() - start, 2)
+        self.write()
+
+    def check(self, backend: str, what: str, ok: bool, **details: Any) -> None:
+        self.data["checks"].append({"backend": backend, "what": what, "ok": bool(ok), **details})
+
+    def measure(self, name: str, seconds: float, **details: Any) -> None:
+        self.data["measurements"].append({"name": name, "ms": seconds * 1e3, **details})
+        self.write()
+
+    def failures(self) -> list[dict[str, Any]]:
+        return [c for c in self.data["checks"] if not c["ok"]]
+
+
+# ---- correctness -----------------------------------------------------------------------------------------
+
+
+def check_shape(report: Report, name: str, kind: str, shape: tuple[int, ...], device: str) -> None:
+    """Every operation of one backend on one shape against the reference, on fresh random input."""
+    dim, size, groups, batch = shape
+    if groups > dim:
+        return
+    spec = CodebookSpec(kind, dim, size, groups, SEED)
+    module = backends.load(name)
+    step = 2**31 + dim
+    at = torch.tensor(step, device=device)
+    r = torch.randn(batch, dim, device=device)
+    label = f"{kind} D={dim} K={size} G={groups} B={batch}"
+    w = reference.to_codebook_order(spec, r)
+    found = module.to_codebook_order(spec, r)
+    image = module.to_image_order(spec, w)
+    report.check(
+        name,
+        f"rotation {label}",
+        torch.equal(found, w) and torch.equal(image, reference.to_image_order(spec, w)),
+    )
+    exact = torch.cat([s for _, s in reference._score_chunks(spec, w, step)], dim=-1)
+    scale = w.double().norm(dim=1).view(-1, 1, 1) * spec.max_group_dim**0.5
+    error = ((module.scores(spec, w, at).double() - exact).abs() / scale).max().item()
+    report.check(name, f"scores {label}", error < 1e-6, relative_error=error)
+    bias = torch.randn(groups, size, device=device)
+    m = min(size, 33)
+    for signed in (False, True):
+        for added in (None, bias, bias[0].contiguous()):
+            value = (exact.abs() if signed else exact) + (0 if added is None else added.double())
+            best = value.topk(m, dim=-1).values
+            tolerance = 2e-6 * scale + 1e-6
+            one = module.search(spec, w, at, signed, added)
+            many = module.topk(spec, w, at, m, signed, added)
+            for what, (index, sign, score) in (
+                ("search", tuple(x.unsqueeze(-1) for x in one)),
+                ("topk", many),
+            ):
+                gap = (value.gather(-1, index) - best[..., : index.shape[-1]]).abs()
+                of = (sign * exact.gather(-1, index) - score).abs()
+                distinct = bool((index.sort(-1).values.diff(dim=-1) > 0).all())
+                ok = bool((gap <= tolerance).all()) and bool((of <= tolerance).all()) and distinct
+                again = module.search(spec, w, at, signed, added)
+                ok = ok and all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+                shape_of_bias = None if added is None else list(added.shape)
+                report.check(name, f"{what} {label}", ok, signed=signed, bias=shape_of_bias)
+    norms = module.norms(spec, at)
+    expected = reference.norms(spec, step, device)
+    report.check(name, f"norms {label}", torch.allclose(norms, expected, rtol=1e-6, atol=0))
+    index = torch.randint(0, size, (batch, groups, 3), device=device)
+    coefficient = torch.randn(batch, groups, 3, device=device)
+    y = module.combine(spec, index, coefficient, at)
+    report.check(
+        name,
+        f"combine {label}",
+        torch.equal(y, reference.combine(spec, index, coefficient, step)),
+    )
+
+
+def check_not_finite(report: Report, name: str, kind: str, device: str) -> None:
+    """A NaN or infinite row gets index -1; the other rows do not notice."""
+    codebook = Codebook(kind, 500, 90, groups=2, seed=SEED, backend=name)
+    module = backends.load(name)
+    r = torch.randn(3, 500, device=device)
+    at = torch.tensor(3, device=device)
+    clean = module.search(codebook.spec, module.to_codebook_order(codebook.spec, r), at, True, None)
+    for bad in (float("nan"), float("inf")):
+        r[1, 7] = bad
+        w = module.to_codebook_order(codebook.spec, r)
+        index, _, score = module.search(codebook.spec, w, at, True, None)
+        top = module.topk(codebook.spec, w, at, 3, True, None)
+        ok = bool((index[1] == -1).any()) and bool((top[0][1] == -1).any())
+        ok = ok and bool(score[1].isnan().any()) and torch.equal(index[::2], clean[0][::2])
+        report.check(name, f"not finite {kind}", ok, value=str(bad))
+
+
+def check_large(report: Report, name: str, case: tuple[str, int, int, int], device: str) -> None:
+    """More than 2^32 entries: the residual is an atom near the end of the codebook, so the search finds it."""
+    kind, dim, size, groups = case
+    spec = CodebookSpec(kind, dim, size, groups, SEED)
+    module = backends.load(name)
+    at = torch.tensor(5, device=device)
+    planted = torch.full((1, groups), size - 5, device=device)
+    one = torch.ones(1, groups, 1, device=device)
+    w = reference.combine(spec, planted.unsqueeze(-1), one, 5)
+    if dim > 64:
+        w = w + 0.5 * torch.randn_like(w)
+    index, sign, score = module.search(spec, w, at, True, None)
+    exact = (reference.combine(spec, planted.unsqueeze(-1), one, 5).double() * w.double()).sum()
+    ok = torch.equal(index, planted) and bool((sign == 1).all())
+    close = abs(score.double().sum() - exact) <= 1e-6 * dim**0.5 * float(w.norm())
+    label = f"{kind} D={dim} K={size} G={groups}"
+    report.check(name, f"more than 2^32 entries {label}", ok and bool(close), index=index.tolist())
+
+
+def check_streams_and_graphs(report: Report, name: str, kind: str) -> None:
+    """A captured graph replayed with a changing step and residual; a stream that is not the default one."""
+    codebook = Codebook(kind, 3000, 700, groups=2, seed=SEED, backend=name)
+    spec, module = codebook.spec, backends.load(name)
+    at = torch.tensor(0, device=DEVICE)
+    r = torch.randn(3, 3000, device=DEVICE)
+
+    def work() -> tuple[Tensor, ...]:
+        w = module.to_codebook_order(spec, r)
+        best = module.search(spec, w, at, True, None)
+        top = module.topk(spec, w, at, 9, True, None)
+        y = module.combine(spec, top[0], top[2], at)
+        return *best, *top, module.to_image_order(spec, y), module.norms(spec, at)
+
+    work()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        on_stream = work()
+    torch.cuda.current_stream().wait_stream(stream)
+    expected = work()
+    same = all(torch.equal(a, b) for a, b in zip(on_stream, expected, strict=True))
+    report.check(name, f"non-default stream {kind}", same)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = work()
+    ok = True
+    for step in (1, 2**32 - 1, 77):
+        at.fill_(step)
+        r.copy_(torch.randn_like(r))
+        graph.replay()
+        replayed = [t.clone() for t in captured]
+        ok = ok and all(torch.equal(a, b) for a, b in zip(replayed, work(), strict=True))
+    report.check(name, f"graph replay with changing steps {kind}", ok)
+
+
+def check_codebook(report: Report, name: str, device: str) -> None:
+    """The public face: strided input, integer and tensor steps, atoms identical to the reference's."""
+    for kind in KINDS:
+        fast = Codebook(kind, 300, 99, groups=3, seed=1, backend=name)
+        slow = Codebook(kind, 300, 99, groups=3, seed=1, backend="reference")
+        r = torch.randn(2, 300, 2, device=device)[..., 0].double()
+        index, sign, score = fast.search(r, 4)
+        _, _, expected = slow.search(r, torch.tensor(4, device=device))
+        ok = torch.allclose(score, expected, rtol=1e-4)
+        ok = ok and torch.equal(fast.atoms(index, 4, sign), slow.atoms(index, 4, sign))
+        report.check(name, f"codebook {kind}", ok)
+
+
+# ---- measurements ------------------------------------------------------------------------------------------
+
+
+def timed(run: Callable[[], Any], limit: float = 2.0, repeats: int = 20) -> tuple[float, int]:
+    """Median seconds of a GPU function, by events, and the bytes it allocates at its peak."""
+    run()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    times: list[float] = []
+    end = time.monotonic() + limit
+    while len(times) < repeats and (len(times) < 3 or time.monotonic() < end):
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(stop) / 1e3)
+    return statistics.median(times), peak
+
+
+def graphed(run: Callable[[], Any]) -> Callable[[], Any]:
+    """The same work as one graph launch: without the host's launch gaps."""
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def issue_bound(kind: str) -> float:
+    """Entries/s if every scheduler issued an instruction of the search loop each clock."""
+    properties = torch.cuda.get_device_properties(0)
+    clock = float(getattr(properties, "clock_rate", 0)) * 1e3 or BOOST_CLOCK
+    return properties.multi_processor_count * 4 * 32 * clock / INSTRUCTIONS[kind]
+
+
+def measure_search(
+    report: Report, name: str, kind: str, dim: int, size: int, batch: int, groups: int = 1
+) -> None:
+    """One search, launched and as a graph."""
+    spec = CodebookSpec(kind, dim, size, groups, SEED)
+    module = backends.load(name)
+    at = torch.tensor(1, device=DEVICE)
+    w = torch.randn(batch, dim, device=DEVICE)
+    run = lambda: module.search(spec, w, at, True, None)  # noqa: E731
+    launched, peak = timed(run)
+    try:
+        seconds = timed(graphed(run))[0]
+    except RuntimeError:
+        seconds = launched
+    entries = size * dim
+    extra: dict[str, Any] = {"launched_ms": launched * 1e3, "entries_per_s": entries / seconds}
+    if kind in INSTRUCTIONS:
+        extra["fraction_of_issue_bound"] = entries / seconds / issue_bound(kind)
+    label = f"{name} {kind} K={size} D={dim} B={batch}" + (f" G={groups}" if groups > 1 else "")
+    report.measure(label, seconds, peak_bytes=peak, **extra)
+
+
+def measure_others(
+    report: Report, name: str, dim: int = 16384, size: int = 16384, rotations: tuple[int, ...] = (16384, 2**18)
+) -> None:
+    """topk, scores, synthesis and the rotation."""
+    module = backends.load(name)
+    at = torch.tensor(1, device=DEVICE)
+    for kind in KINDS:
+        spec = CodebookSpec(kind, dim, size, 1, SEED)
+        w = torch.randn(1, dim, device=DEVICE)
+        index = torch.randint(0, size, (1, 1, 64), device=DEVICE)
+        coefficient = torch.randn(1, 1, 64, device=DEVICE)
+        jobs: dict[str, Callable[[], Any]] = {
+            "topk m=64": lambda s=spec, w=w: module.topk(s, w, at, 64, True, None),
+            "topk m=1024": lambda s=spec, w=w: module.topk(s, w, at, 1024, True, None),
+            "scores": lambda s=spec, w=w: module.scores(s, w, at),
+            "norms": lambda s=spec: module.norms(s, at),
+            "combine M=64": lambda s=spec, i=index, c=coefficient: module.combine(s, i, c, at),
+        }
+        for what, run in jobs.items():
+            seconds, peak = timed(run, 0.5)
+            label = f"{name} {kind} {what} K={size} D={dim}"
+            report.measure(label, seconds, peak_bytes=peak)
+    for length in rotations:
+        spec = CodebookSpec("sign", length, 1, 1, SEED)
+        r = torch.randn(1, length, device=DEVICE)
+        for what, function in (("to codebook", module.to_codebook_order), ("to image", module.to_image_order)):
+            seconds, peak = timed(graphed(lambda s=spec, r=r, f=function: f(s, r)), 0.5)
+            report.measure(f"{name} rotation {what} D={length}", seconds, peak_bytes=peak)
+
+
+def measure_torch_baselines(report: Report, size: int, dim: int) -> None:
+    """(a) randn + matmul + argmax, (b) the same in chunks, (d) randn alone."""
+    for dtype in (torch.float16, torch.float32):
+        label = str(dtype).removeprefix("torch.")
+        r = torch.randn(dim, device=DEVICE, dtype=dtype)
+
+        def whole(dtype: torch.dtype = dtype, r: Tensor = r) -> Tensor:
+            return (torch.randn(size, dim, device=DEVICE, dtype=dtype) @ r).argmax()
+
+        def chunked(dtype: torch.dtype = dtype, r: Tensor = r) -> Tensor:
+            part = 1024
+            scores = [
+                torch.randn(min(part, size - k), dim, device=DEVICE, dtype=dtype) @ r
+                for k in range(0, size, part)
+            ]
+            return torch.cat(scores).argmax()
+
+        def alone(dtype: torch.dtype = dtype) -> Tensor:
+            return torch.randn(size, dim, device=DEVICE, dtype=dtype)
+
+        for what, run in (("a", whole), ("b, chunks", chunked), ("d, randn alone", alone)):
+            seconds, peak = timed(run)
+            rate = size * dim / seconds
+            name = f"baseline ({what}) {label} K={size} D={dim}"
+            report.measure(name, seconds, peak_bytes=peak, entries_per_s=rate)
+
+
+def measure_compiled_baseline(report: Report, size: int, dim: int) -> None:
+    """(e) what Inductor makes of the one line."""
+    compiled = torch.compile(lambda r: (torch.randn(size, dim, device=DEVICE) * r).sum(-1).argmax())
+    r = torch.randn(dim, device=DEVICE)
+    seconds, peak = timed(lambda: compiled(r))
+    rate = size * dim / seconds
+    name = f"baseline (e, torch.compile) K={size} D={dim}"
+    report.measure(name, seconds, peak_bytes=peak, entries_per_s=rate)
+
+
+def compile_library(source: str, folder: Path) -> ctypes.CDLL:
+    """Build a .cu file of benchmarks/ for the GPU at hand."""
+    from ddcm_fast.backends.cuda import nvcc
+
+    compiler = nvcc()
+    if compiler is None:
+        raise RuntimeError("nvcc was not found")
+    major, minor = torch.cuda.get_device_capability()
+    arch = f"-gencode=arch=compute_{major}{minor},code=sm_{major}{minor}"
+    library = folder / f"{Path(source).stem}.so"
+    done = subprocess.run(
+        [
+            *(compiler, "-O3", "-std=c++17", arch, "-shared", "-Xcompiler=-fPIC"),
+            *(str(REPOSITORY / "benchmarks" / source), "-o", str(library)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"nvcc failed: {(done.stderr + done.stdout)[:500]}")
+    return ctypes.CDLL(str(library))
+
+
+def measure_curand_baseline(report: Report, size: int, dim: int) -> None:
+    """(c) one thread a candidate with a sequential generator."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = compile_library("curand_baseline.cu", Path(folder))
+        r = torch.randn(dim, device=DEVICE)
+        scores = torch.empty(size, device=DEVICE)
+
+        def run() -> Tensor:
+            code = library.curand_baseline(
+                ctypes.c_void_p(r.data_ptr()),
+                ctypes.c_void_p(scores.data_ptr()),
+                ctypes.c_int64(size),
+                ctypes.c_int(dim),
+                ctypes.c_ulonglong(1),
+                ctypes.c_void_p(torch.cuda.current_stream().cuda_stream),
+            )
+            if code != 0:
+                raise RuntimeError(f"CUDA error {code}")
+            return scores.argmax()
+
+        seconds, peak = timed(run)
+    name = f"baseline (c, cuRAND a thread) K={size} D={dim}"
+    report.measure(name, seconds, peak_bytes=peak, entries_per_s=size * dim / seconds)
+
+
+def measure_sign_b1(report: Report) -> None:
+    """The inner loop of a one bit variant of `sign`, which no backend uses: does BMMA's rate allow more?"""
+    with tempfile.TemporaryDirectory() as folder:
+        library = compile_library("sign_b1.cu", Path(folder))
+        blocks, steps = 8 * torch.cuda.get_device_properties(0).multi_processor_count, 256
+        out = torch.empty(blocks * 256, dtype=torch.int32, device=DEVICE)
+        planes = torch.randint(-(2**31), 2**31, (steps * 8 * 128,), dtype=torch.int64, device=DEVICE)
+        planes = planes.to(torch.int32)
+        for path, label in ((0, "byte products"), (1, "one bit products")):
+
+            def run(path: int = path) -> None:
+                code = library.sign_rate(
+                    ctypes.c_int(path),
+                    ctypes.c_void_p(planes.data_ptr()),
+                    ctypes.c_void_p(out.data_ptr()),
+                    ctypes.c_int(blocks),
+                    ctypes.c_int(steps),
+                    ctypes.c_void_p(torch.cuda.current_stream().cuda_stream),
+                )
+                if code != 0:
+                    raise RuntimeError(f"CUDA error {code}")
+
+            seconds, _ = timed(run)
+            entries = blocks * 8 * steps * 64 * 512  # warps a block, steps, atoms, coordinates
+            report.measure(f"microbenchmark sign, {label}", seconds, entries_per_s=entries / seconds)
+
+
+def measure_bounds(report: Report) -> None:
+    """Copy bandwidth, counting bytes read and written."""
+    a = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
+    b = torch.empty_like(a)
+    a.random_()
+    seconds, _ = timed(lambda: b.copy_(a))
+    report.measure("copy of 1 GiB", seconds, bytes_per_s=2 * a.numel() / seconds)
+
+
+def count_instructions(report: Report) -> None:
+    """Instructions an entry of this build's kernels, where cuobjdump is here."""
+    import sass
+
+    major, minor = torch.cuda.get_device_capability()
+    if sass.find_nvcc() is None or sass.find_cuobjdump() is None:
+        report.data["instructions_per_entry"] = {**INSTRUCTIONS, "counted": False}
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        rows = sass.analyse(sass.compile_cubin(10 * major + minor, Path(folder)))
+    for row in rows:
+        for kind in INSTRUCTIONS:
+            if row["kernel"] == f"SearchKernel<{kind.capitalize()}, 1, 0>":
+                INSTRUCTIONS[kind] = row["loop"]["instructions_per_entry"]
+    report.data["instructions_per_entry"] = {**INSTRUCTIONS, "counted": True}
+
+
+# ---- the reach list -----------------------------------------------------------------------------------------
+
+
+def reach(report: Report) -> list[dict[str, Any]]:
+    """The targets of the kernels against the measurements of the cuda backend."""
+    found = {m["name"]: m for m in report.data["measurements"]}
+
+    def ms(name: str) -> float | None:
+        return found[name]["ms"] if name in found else None
+
+    def rate(name: str) -> float | None:
+        return found[name]["entries_per_s"] if name in found else None
+
+    gaussian, large = "cuda gaussian K=16384 D=16384 B=1", "K=1048576 D=36864 B=1"
+    rows: list[tuple[str, float | None, float, bool]] = []  # what, value, target, larger is better
+    base = [ms(f"baseline (a) {d} K=16384 D=16384") for d in ("float16", "float32")]
+    mine = ms(gaussian)
+    known = [b for b in base if b is not None]
+    ratio = min(known) / mine if known and mine else None
+    rows.append(("gaussian, times (a)'s faster dtype", ratio, 3.0, True))
+    rows.append(("gaussian, entries/s", rate(gaussian), 1e12, True))
+    rows.append(("sign, entries/s", rate(f"cuda sign {large}"), 1e13, True))
+    rows.append(("sign K=2^20 D=36864, ms", ms(f"cuda sign {large}"), 4.0, False))
+    rows.append(("hadamard K=2^20 D=36864, ms", ms(f"cuda hadamard {large}"), 0.3, False))
+    rows.append(("rotation D=2^18, ms", ms("cuda rotation to codebook D=262144"), 0.02, False))
+    peaks = [m["peak_bytes"] for n, m in found.items() if n.startswith("cuda ") and "peak_bytes" in m]
+    rows.append(("peak bytes of any cuda operation", max(peaks) if peaks else None, 64 << 20, False))
+    return [
+        {
+            "target": what,
+            "value": value,
+            "bar": bar,
+            "met": None if value is None else (value >= bar if larger else value <= bar),
+        }
+        for what, value, bar, larger in rows
+    ]
+
+
+def summary(report: Report) -> str:
+    """The short table that ends the run."""
+    lines = []
+    for m in report.data["measurements"]:
+        extra = f"{m['entries_per_s']:11.3e} entries/s" if "entries_per_s" in m else ""
+        if "fraction_of_issue_bound" in m:
+            extra += f"  {m['fraction_of_issue_bound']:.2f} of issue bound"
+        if "bytes_per_s" in m:
+            extra = f"{m['bytes_per_s']:11.3e} bytes/s"
+        peak = f"{m['peak_bytes'] / 2**20:9.1f} MiB" if "peak_bytes" in m else ""
+        lines.append(f"{m['name']:52}{m['ms']:10.4f} ms {peak:>14} {extra}")
+    for row in report.data.get("reach", []):
+        value = "not measured" if row["value"] is None else f"{row['value']:.4g}"
+        verdict = {None: "", True: "met", False: "NOT MET"}[row["met"]]
+        lines.append(f"reach: {row['target']:42}{value:>14}  (bar {row['bar']:g}) {verdict}")
+    for name, reason in report.data.get("missing", {}).items():
+        lines.append(f"backend {name} is missing: {reason}")
+    for error in report.data["errors"]:
+        lines.append(f"section {error['section']}: {str(error['error']).splitlines()[0][:150]}")
+    for check in report.failures()[:20]:
+        lines.append(f"FAILED {check['backend']}: {check['what']} {check}")
+    total = len(report.data["checks"])
+    lines.append(f"{total - len(report.failures())} of {total} checks passed; {report.path.name} has all numbers")
+    return "\n".join(lines)
+
+
+def run(report: Report, device: str, quick: bool) -> None:
+    """Correctness of every backend that is here, then (on a GPU) the measurements."""
+    data = report.data
+    data["torch"] = torch.__version__
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        data["device"] = {"name": properties.name, "multiprocessors": properties.multi_processor_count}
+    wanted = ("cuda", "triton") if device == "cuda" else ("cpu", "triton")
+    reasons = {name: backends.why_not(name, device) for name in wanted}
+    data["missing"] = {name: reason for name, reason in reasons.items() if reason is not None}
+    names = [name for name in wanted if reasons[name] is None]
+    if device == "cuda" and "cuda" in data["missing"]:
+        data["errors"].append({"section": "build", "error": data["missing"]["cuda"]})
+    # The dry run's triton is interpreted: the smallest shapes alone take it seconds each.
+    shapes = QUICK_SHAPES if quick else SHAPES
+    for name in names or ["reference"]:
+        for kind in KINDS:
+
+            def grid(name: str = name, kind: str = kind) -> None:
+                for shape in shapes:
+                    if report.left() > 60 or quick:
+                        check_shape(report, name, kind, shape, device)
+
+            report.guard(f"{name} {kind} grid", grid)
+            if device == "cuda":
+                report.guard(f"{name} {kind} not finite", lambda n=name, k=kind: check_not_finite(report, n, k, device))
+                report.guard(
+                    f"{name} {kind} streams and graphs",
+                    lambda n=name, k=kind: check_streams_and_graphs(report, n, k),
+                )
+        report.guard(f"{name} codebook", lambda n=name: check_codebook(report, n, device))
+    if device != "cuda":
+        return
+    for name in names:
+        for case in LARGE:
+            # The triton backend's 2^32 atoms would take the time of all the rest.
+            if name == "cuda" or case[2] < 2**32:
+                report.guard(f"{name} large {case}", lambda n=name, c=case: check_large(report, n, c, device))
+    report.guard("instruction count", lambda: count_instructions(report), 60)
+    report.guard("copy", lambda: measure_bounds(report))
+    jobs = [
+        *((kind, 16384, size, 1) for kind in KINDS for size in (4096, 16384)),
+        *((kind, 36864, 2**20, 1) for kind in ("sign", "hadamard", "gaussian")),
+        *((kind, 16384, 16384, batch) for kind in KINDS for batch in (2, 8, 64, 256)),
+    ]
+    for name in names:
+        for kind, dim, size, batch in jobs:
+            report.guard(
+                f"{name} {kind} {size} {dim} {batch}",
+                lambda n=name, k=kind, d=dim, s=size, b=batch: measure_search(report, n, k, d, s, b),
+                20,
+            )
+        report.guard(
+            f"{name} product", lambda n=name: measure_search(report, n, "sign", 16384, 65536, 1, 32), 20
+        )
+        report.guard(f"{name} other operations", lambda n=name: measure_others(report, n), 20)
+    for size, dim in ((16384, 16384), (4096, 16384)):
+        report.guard(f"baselines {size}", lambda s=size, d=dim: measure_torch_baselines(report, s, d), 20)
+        report.guard(f"cuRAND baseline {size}", lambda s=size, d=dim: measure_curand_baseline(report, s, d), 20)
+    report.guard("torch.compile baseline", lambda: measure_compiled_baseline(report, 16384, 16384), 40)
+    if (REPOSITORY / "benchmarks" / "sign_b1.cu").is_file():
+        report.guard("one bit microbenchmark", lambda: measure_sign_b1(report), 20)
+    data["reach"] = reach(report)
+    report.write()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line entry point."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="folder for gpu_check.json")
+    parser.add_argument("--budget", type=float, default=540.0, help="seconds for the whole run")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--quick", action="store_true", help="a few small shapes only")
+    arguments = parser.parse_args(argv)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        print("gpu_check needs a CUDA GPU that torch can use; there is none here", file=sys.stderr)
+        return 2
+    torch.manual_seed(time.time_ns() % 2**31)
+    report = Report(arguments.output, arguments.budget)
+    run(report, arguments.device, arguments.quick)
+    report.data["passed"] = not report.failures() and not report.data["errors"]
+    report.write()
+    print(summary(report))
+    return 0 if report.data["passed"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

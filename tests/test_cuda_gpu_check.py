@@ -1,0 +1,113 @@
+"""benchmarks/gpu_check.py without a GPU: its arguments, its dry run, and its checks and measurements emulated."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_cuda_emulation import COMPILER, library  # noqa: F401  (library is a fixture)
+
+from ddcm_fast import backends
+from ddcm_fast.backends import cuda
+
+SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu_check.py"
+sys.path.insert(0, str(SCRIPT.parent))
+
+import gpu_check  # noqa: E402
+
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_check.main(["--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.strip() == "gpu_check needs a CUDA GPU that torch can use; there is none here"
+
+
+def test_dry_run_needs_neither_the_package_nor_diffusers(tmp_path: Path) -> None:
+    """From a plain checkout, another directory, with diffusers made unimportable."""
+    (tmp_path / "diffusers.py").write_text("raise ImportError('not here')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "DDCM_BACKEND": ""}
+    command = [sys.executable, str(SCRIPT), "--output", str(tmp_path / "out"), "--device", "cpu", "--quick"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "checks passed" in done.stdout.splitlines()[-1]
+    written = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
+    assert written["passed"] and len(written["checks"]) > 50 and not written["errors"]
+
+
+@pytest.fixture
+def emulated(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """The cuda backend on CPU tensors; clocks and graphs replaced."""
+    kernels = cuda.Kernels(library, multiprocessors=4)
+    monkeypatch.setattr(cuda, "_for", lambda tensor: kernels)
+    monkeypatch.setattr(cuda, "unavailable", lambda device: None)
+    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_check, "timed", lambda run, limit=0.0, repeats=0: (run(), (1e-3, 7))[1])
+    monkeypatch.setattr(gpu_check, "graphed", lambda run: run)
+    monkeypatch.setattr(gpu_check, "issue_bound", lambda kind: 1e12)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("kind", gpu_check.KINDS)
+def test_checks_pass_on_the_emulated_kernels(tmp_path: Path, kind: str) -> None:
+    report = gpu_check.Report(tmp_path, 600)
+    for shape in gpu_check.QUICK_SHAPES:
+        gpu_check.check_shape(report, "cuda", kind, shape, "cpu")
+    gpu_check.check_large(report, "cuda", (kind, 200, 300, 2), "cpu")
+    gpu_check.check_not_finite(report, "cuda", kind, "cpu")
+    gpu_check.check_codebook(report, "cuda", "cpu")
+    assert len(report.data["checks"]) > 30 and not report.failures()
+
+
+@needs_compiler
+@pytest.mark.usefixtures("emulated")
+def test_checks_fail_on_wrong_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = backends.load("cuda")
+    right = module.search
+    monkeypatch.setattr(module, "search", lambda *a: (right(*a)[0] * 0, *right(*a)[1:]))
+    report = gpu_check.Report(tmp_path, 600)
+    gpu_check.check_shape(report, "cuda", "sign", (77, 50, 3, 2), "cpu")
+    assert {c["what"].split()[0] for c in report.failures()} == {"search"}
+
+
+@needs_compiler
+@pytest.mark.usefixtures("emulated")
+def test_measurements_run(tmp_path: Path) -> None:
+    report = gpu_check.Report(tmp_path, 600)
+    for kind in gpu_check.KINDS:
+        report.guard(kind, lambda k=kind: gpu_check.measure_search(report, "cuda", k, 64, 50, 2))
+    report.guard("others", lambda: gpu_check.measure_others(report, "cuda", 64, 1100, (100,)))
+    report.guard("baselines", lambda: gpu_check.measure_torch_baselines(report, 40, 30))
+    report.guard("broken", lambda: gpu_check.compile_library("no_such.cu", tmp_path))
+    report.data["reach"] = gpu_check.reach(report)
+    text = gpu_check.summary(report)
+    assert [e["section"] for e in report.data["errors"]] == ["broken"]
+    assert len(report.data["measurements"]) == 3 + 15 + 2 + 6
+    assert "not measured" in text and "of issue bound" in text and "section broken" in text
+    json.loads((tmp_path / "gpu_check.json").read_text())
+
+
+def test_reach_reads_the_names_that_are_measured(tmp_path: Path) -> None:
+    report = gpu_check.Report(tmp_path, 600)
+    large = "K=1048576 D=36864 B=1"
+    report.measure("cuda gaussian K=16384 D=16384 B=1", 1e-3, entries_per_s=2e12, peak_bytes=5)
+    report.measure(f"cuda sign {large}", 2e-3, entries_per_s=2e13, peak_bytes=6)
+    report.measure(f"cuda hadamard {large}", 1e-4, peak_bytes=7)
+    report.measure("cuda rotation to codebook D=262144", 1e-5, peak_bytes=7)
+    for dtype in ("float16", "float32"):
+        report.measure(f"baseline (a) {dtype} K=16384 D=16384", 4e-3)
+    rows = gpu_check.reach(report)
+    assert all(row["met"] for row in rows) and len(rows) == 7
+
+
+def test_time_runs_out(tmp_path: Path) -> None:
+    report = gpu_check.Report(tmp_path, 0.0)
+    report.guard("late", lambda: pytest.fail("must not run"))
+    assert "out of time" in report.data["errors"][0]["error"]
