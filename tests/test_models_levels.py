@@ -125,8 +125,17 @@ def test_ddpm_fixed_large_has_our_mean_and_more_noise() -> None:
     torch.testing.assert_close(theirs - ours, (beta**0.5 - step.noise) * z, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["PNDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler",
-                                  "EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler", "DDPMScheduler"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PNDMScheduler",
+        "DPMSolverMultistepScheduler",
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "UniPCMultistepScheduler",
+        "DDPMScheduler",
+    ],
+)
 def test_any_scheduler_with_alphas_cumprod(name: str) -> None:
     betas = BETAS["scaled_linear"]
     scheduler = getattr(diffusers, name)(**betas)

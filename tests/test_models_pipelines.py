@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def test_alpha_x0_plus_sigma_eps_is_x(name: str, folder: Any) -> None:
     model = load(folder(name))
     assert model.latent_shape(64, 32)[1] == 2 * model.latent_shape(64, 32)[2]
     times = model.training_timesteps()
-    assert all(a > b for a, b in zip(times, times[1:], strict=False)) and times[0] == model.max_timestep
+    assert all(a > b for a, b in itertools.pairwise(times)) and times[0] == model.max_timestep
     for t in (times[0], times[len(times) // 2], times[-1]):
         alpha, sigma = model.alpha_sigma(t)
         x = torch.randn(2, *model.latent_shape(32, 32), generator=torch.Generator().manual_seed(1))
@@ -249,7 +250,8 @@ def test_batches_and_mixed_conditions(folder: Any) -> None:
     cat = Condition("a cat", guidance_scale=3.0)
     together = model.predict(x, 500.0, (FOX, cat))[0]
     for i, condition in enumerate((FOX, cat)):
-        torch.testing.assert_close(together[i : i + 1], model.predict(x[i : i + 1], 500.0, condition)[0], atol=1e-5, rtol=0)
+        alone = model.predict(x[i : i + 1], 500.0, condition)[0]
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
     coded = Codec(model, CONFIG, batch_size=2).encode([image(), image().flip(2)], FOX)
     assert len(coded) == 2
 

@@ -31,7 +31,7 @@ def clip_tokenizer() -> Any:
             parts = [parts[0] + parts[1], *parts[2:]]
             if parts[0] not in vocabulary:
                 vocabulary.append(parts[0])
-    vocabulary = list(dict.fromkeys(vocabulary)) + ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = [*dict.fromkeys(vocabulary), "<|startoftext|>", "<|endoftext|>"]
     ids = {token: i for i, token in enumerate(vocabulary)}
     return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=8, pad_token="<|endoftext|>")
 
@@ -67,9 +67,10 @@ def t5_text(size: int = EMBED) -> Any:
     """T5's encoder."""
     from transformers import T5Config, T5EncoderModel
 
-    return T5EncoderModel(
-        T5Config(vocab_size=32, d_model=size, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu")
-    ).eval()
+    config = T5Config(
+        vocab_size=32, d_model=size, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
+    )
+    return T5EncoderModel(config).eval()
 
 
 def unet2d(channels: int = 3, out: int | None = None, **more: Any) -> Any:
@@ -191,7 +192,12 @@ def _sdxl() -> Any:
 
 
 def _pixart(sigma: bool = True) -> Any:
-    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
+    from diffusers import (
+        DPMSolverMultistepScheduler,
+        PixArtAlphaPipeline,
+        PixArtSigmaPipeline,
+        PixArtTransformer2DModel,
+    )
 
     transformer = PixArtTransformer2DModel(
         num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=2,
@@ -237,9 +243,14 @@ def _sana() -> Any:
 
     text = Gemma2Model(
         Gemma2Config(
-            vocab_size=32, hidden_size=EMBED, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-            num_key_value_heads=1, head_dim=8,
-        )  # fmt: skip
+            vocab_size=32,
+            hidden_size=EMBED,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+        )
     ).eval()
     transformer = SanaTransformer2DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1,

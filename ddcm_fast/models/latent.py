@@ -74,9 +74,7 @@ class LatentModel(NetworkModel):
         patch: latents must be multiples of this (downsampling of a U-Net, patches of a transformer).
     """
 
-    def __init__(
-        self, network: Any, vae: Any, levels: Levels, name: str, patch: int, compiled: bool = False
-    ) -> None:
+    def __init__(self, network: Any, vae: Any, levels: Levels, name: str, patch: int, compiled: bool = False) -> None:
         super().__init__(network, levels, name, compiled)
         self.autoencoder = Autoencoder(vae)
         self.multiple = self.autoencoder.factor * patch

@@ -96,9 +96,7 @@ def wrap_pipeline(pipe: Any, name: str | None = None, compile: bool = False) -> 
             module, adapter = PIPELINES[cls.__name__]
             break
     else:
-        raise ModelError(
-            f"{type(pipe).__name__} is not supported; these pipelines are: {', '.join(sorted(PIPELINES))}"
-        )
+        raise ModelError(f"{type(pipe).__name__} is not supported; these pipelines are: {', '.join(sorted(PIPELINES))}")
     name = name or getattr(pipe, "name_or_path", None) or type(pipe).__name__
     wrapper = getattr(import_module(f".{module}", __package__), adapter)
     return wrapper.from_pipeline(pipe, name, compile)  # type: ignore[no-any-return]
@@ -168,10 +166,9 @@ def _load_pipeline(
     name: str, device: torch.device, dtype: torch.dtype | None, compiled: bool, options: dict[str, Any]
 ) -> DiffusionModel:
     _check_text_extra(Path(name) / "model_index.json")
-    from diffusers import DiffusionPipeline
-
+    diffusers: Any = import_module("diffusers")
     try:
-        pipe = DiffusionPipeline.from_pretrained(name, torch_dtype=dtype or default_dtype(device), **options)
+        pipe = diffusers.DiffusionPipeline.from_pretrained(name, torch_dtype=dtype or default_dtype(device), **options)
     except ImportError as error:
         raise MissingExtraError(f"model {name!r} needs more packages: {_first_line(error)}") from error
     except (OSError, ValueError, AttributeError) as error:
@@ -199,10 +196,9 @@ def _load_unet(
     options: dict[str, Any],
 ) -> DiffusionModel:
     """A folder with a UNet2DModel and its scheduler, as the built-in models are."""
-    import diffusers
-
     from .pixel import PixelModel
 
+    diffusers: Any = import_module("diffusers")
     try:
         kind = json.loads((folder / "config.json").read_text()).get("_class_name")
         if kind != "UNet2DModel":

@@ -152,9 +152,7 @@ class NetworkModel(DiffusionModel):
         self._label_rows(condition, classes, no_class, self.guidance(condition) is not None)
         return None if condition is None or condition.label is None else condition
 
-    def _label_rows(
-        self, condition: Condition | None, classes: int, no_class: int | None, guided: bool
-    ) -> list[int]:
+    def _label_rows(self, condition: Condition | None, classes: int, no_class: int | None, guided: bool) -> list[int]:
         """The labels of one evaluation, or of both halves of a guided one. Raises ConfigError if one is missing."""
         asked = None if condition is None else condition.label
         if asked is not None and asked >= classes:

@@ -24,9 +24,7 @@ class TextModel(LatentModel):
         pipe: the pipeline, for `encode_prompt`. network, levels, name, patch, compiled: see LatentModel.
     """
 
-    def __init__(
-        self, pipe: Any, network: Any, levels: Levels, name: str, patch: int, compiled: bool = False
-    ) -> None:
+    def __init__(self, pipe: Any, network: Any, levels: Levels, name: str, patch: int, compiled: bool = False) -> None:
         super().__init__(network, pipe.vae, levels, name, patch, compiled)
         self._pipe = pipe
         for part in pipe.components.values():
