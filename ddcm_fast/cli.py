@@ -14,12 +14,19 @@ from pathlib import Path
 from typing import IO
 
 from . import __version__
+from .codec import DEFAULT_PRESET
+from .config import PRESETS, SCHEDULES, SHARING_RULES, CodecConfig, preset
 from .errors import DDCMError, InputError
+from .law import KINDS
+from .rate import QUALITIES
 
 _EPILOG = """examples:
   ddcm compress photo.jpg photo.ddcm             compress with the built-in model
   ddcm decompress photo.ddcm photo.png           and back
   ddcm info photo.ddcm                           what is in the file
+  ddcm compress photo.jpg photo.ddcm --bpp 0.5   at most half a bit a pixel
+  ddcm compress photo.jpg photo.ddcm --psnr 30   as small as 30 dB allow
+  ddcm decompress photo.ddcm early.png --first 30%
   ddcm compress photo.jpg small.ddcm --preset ddcm -T 200 -K 65536
 
 Presets: {presets}.
@@ -88,33 +95,48 @@ def _load(args: argparse.Namespace, name: str, dtype: str | None):  # type: igno
 
 
 def _settings(args: argparse.Namespace) -> dict[str, object]:
-    names = ("T", "K", "M", "C", "kind", "schedule", "seed", "t_range")
+    names = ("T", "K", "M", "C", "atoms", "kind", "schedule", "stop", "tail", "seed", "t_range")
     settings: dict[str, object] = {name: getattr(args, name) for name in names}
     if args.t_range is not None:
         settings["t_range"] = (max(args.t_range), min(args.t_range))
     return settings
 
 
+def _target(args: argparse.Namespace, config: CodecConfig) -> dict[str, float]:
+    """The bitrate or quality asked for: --bpp, --psnr or --quality, else medium unless the rate was set by hand."""
+    if args.bpp is not None:
+        return {"bpp": args.bpp}
+    if args.psnr is not None:
+        return {"psnr": args.psnr}
+    if args.quality is not None:
+        return {"bpp": QUALITIES[args.quality]}
+    by_hand = args.M is not None or args.atoms is not None or config.rule not in SHARING_RULES
+    return {} if by_hand else {"bpp": QUALITIES["medium"]}
+
+
 def _compress(args: argparse.Namespace) -> None:
-    from . import backends
+    from . import backends, container
     from .codec import Codec
-    from .config import preset
     from .images import load_image, psnr, to_tensor
 
     config = preset(args.preset, **_settings(args))
     image = load_image(args.input)
+    mask = None if args.mask is None else load_image(args.mask)
+    if not args.output.parent.is_dir():
+        raise InputError(f"no such folder: {args.output.parent}")
     model = _load(args, args.model, args.dtype)
     codec = Codec(model, config, args.backend, progress=False if args.quiet else None)
     start = time.perf_counter()
-    coded = codec.encode(image)[0]
+    coded = codec.encode(image, mask=mask, **_target(args, config))[0]
     seconds = time.perf_counter() - start
     with _output(args.output) as file:
         file.write(coded.data)
-    quality = psnr(to_tensor(image, model.channels), coded.reconstruction.cpu())
-    backend = backends.resolve(args.backend, model.device)
+    quality = psnr(to_tensor(image, model.channels)[0], coded.reconstruction.cpu())
+    used = container.read(coded.data)[0].config
     _say(
         f"{args.output}: {len(coded.data)} bytes, {coded.bpp:.4f} bpp, PSNR {quality:.2f} dB, {seconds:.1f} s "
-        f"(model {model.name}, {config.T + config.tail} network evaluations, backend {backend})",
+        f"(model {model.name}, {used.T + used.tail} network evaluations, "
+        f"backend {backends.resolve(args.backend, model.device)})",
         args,
     )
 
@@ -129,7 +151,7 @@ def _decompress(args: argparse.Namespace) -> None:
     model = _load(args, args.model or header.model, args.dtype or header.dtype)
     codec = Codec(model, backend=args.backend, progress=False if args.quiet else None)
     start = time.perf_counter()
-    image = codec.decompress(data, args.ignore_checksum)
+    image = codec.decompress(data, args.ignore_checksum, first=args.first)
     with _output(args.output) as file:
         image.save(file, format=_image_format(args.output))
     _say(f"{args.output}: {image.width}x{image.height}, {time.perf_counter() - start:.1f} s", args)
@@ -155,7 +177,6 @@ def _info(args: argparse.Namespace) -> None:
 
 def _generate(args: argparse.Namespace) -> None:
     from .codec import Codec
-    from .config import preset
 
     if args.count < 1:
         raise InputError(f"-n is {args.count}; ask for at least one image")
@@ -186,6 +207,38 @@ def _size(text: str) -> tuple[int, int]:
     return width, height
 
 
+def _share(text: str) -> float:
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share, as in 30% or 0.3") from error
+
+
+def _calibrate(args: argparse.Namespace) -> None:
+    from .images import load_image, to_tensor
+    from .information import calibrate, store
+    from .models.loading import WEIGHTS, builtin_models
+
+    model = _load(args, args.model, args.dtype)
+    folder = WEIGHTS / args.model if args.model in builtin_models() else Path(args.model)
+    if not folder.is_dir():
+        raise InputError(f"the curve is stored with the model, and {args.model!r} is no local folder; save it first")
+    if not args.images.is_dir():
+        raise InputError(f"no such folder of images: {args.images}")
+    paths = sorted(path for path in args.images.rglob("*") if path.is_file())[: args.most]
+    images = []
+    for path in paths:
+        image = load_image(path)
+        side = min(args.side, *image.size) // model.multiple * model.multiple
+        if side == 0:
+            raise InputError(f"{path} is too small for this model")
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        images.append(to_tensor(image.crop((left, top, left + side, top + side)), model.channels))
+    curve = calibrate(model, images, False if args.quiet else None)
+    store(curve, folder)
+    _say(f"{folder.name}: information curve of {len(images)} images stored; files made before need the old one", args)
+
+
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Options that every command which runs a model takes."""
     group = parser.add_argument_group("where and how it runs")
@@ -197,27 +250,26 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def add_coding(parser: argparse.ArgumentParser) -> None:
     """Options that say how an image is coded."""
-    from .config import PRESETS, SCHEDULES
-    from .law import KINDS
-
     names = "; ".join(f"{name}: {text}" for name, (_, text) in PRESETS.items())
     group = parser.add_argument_group("how it is coded (each default comes from the preset)")
     group.add_argument("--model", default="photo", help="built-in model or a model folder (default: photo)")
-    group.add_argument("--preset", default="ddcm", help=f"{names} (default: %(default)s)")
+    group.add_argument("--preset", default=DEFAULT_PRESET, help=f"{names} (default: %(default)s)")
     group.add_argument("-T", type=int, help="steps, which is network evaluations")
     group.add_argument("-K", type=int, help="atoms in the codebook; a larger K codes more bits a step")
-    group.add_argument("-M", type=int, help="atoms a step (pursuit)")
+    group.add_argument("-M", type=int, help="atoms a step (all presets but ddcm)")
+    group.add_argument("--atoms", type=int, help="atoms in the whole file (instead of M)")
     group.add_argument("-C", type=int, help="bits of a coefficient (pursuit)")
     group.add_argument("--kind", choices=KINDS, help="of codebook")
     group.add_argument("--schedule", choices=SCHEDULES, help="which timesteps are visited")
+    group.add_argument("--stop", type=int, help="timestep at which coding ends (schedule kl)")
+    group.add_argument("--tail", type=int, help="steps after it: 1 for the best PSNR, more for sharper pictures")
     group.add_argument("--t-range", type=int, nargs=2, metavar=("HIGH", "LOW"), help="timesteps that carry bits")
     group.add_argument("--seed", type=int, help="of the codebook, 64 bit (default: 0)")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line's parser."""
-    from .config import PRESETS
-
+    qualities = ", ".join(f"{name} {bpp:g}" for name, bpp in QUALITIES.items())
     parser = argparse.ArgumentParser(
         prog="ddcm",
         description="Compress images with a pretrained diffusion model and codebook noise (DDCM).",
@@ -230,6 +282,11 @@ def build_parser() -> argparse.ArgumentParser:
     compress = commands.add_parser("compress", help="image -> .ddcm file", description="Compress an image.")
     compress.add_argument("input", type=Path, help="an image file (PNG, JPEG, WebP, ...)")
     compress.add_argument("output", type=Path, help="the .ddcm file to write")
+    rate = compress.add_argument_group("how small").add_mutually_exclusive_group()
+    rate.add_argument("--quality", choices=QUALITIES, help=f"bits a pixel: {qualities} (default: medium)")
+    rate.add_argument("--bpp", type=float, help="bits a pixel of the whole file, never exceeded")
+    rate.add_argument("--psnr", type=float, help="quality in dB to meet within 0.2 dB, by a few encodings")
+    compress.add_argument("--mask", type=Path, help="a grey image of the same size: bits go where it is bright")
     add_coding(compress)
     add_common(compress)
     compress.set_defaults(run=_compress)
@@ -238,7 +295,8 @@ def build_parser() -> argparse.ArgumentParser:
     decompress.add_argument("input", type=Path, help="a .ddcm file")
     decompress.add_argument("output", type=Path, help="the image to write; its ending says the format")
     decompress.add_argument("--model", help="where the model is, if not under the name in the file")
-    decompress.add_argument("--ignore-checksum", action="store_true", help="decode a damaged file as it is")
+    decompress.add_argument("--ignore-checksum", action="store_true", help="decode a damaged or cut file as it is")
+    decompress.add_argument("--first", type=_share, default=1.0, help="decode only this part of the file, as in 30%%")
     add_common(decompress)
     decompress.set_defaults(run=_decompress)
 
@@ -246,6 +304,19 @@ def build_parser() -> argparse.ArgumentParser:
     info.add_argument("input", type=Path, help="a .ddcm file")
     info.add_argument("--ignore-checksum", action="store_true", help="read a damaged file as it is")
     info.set_defaults(run=_info)
+
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure a model's information curve",
+        description="Measure on sample images how much information each noise level of a model holds, and store the "
+        "curve in the model's folder. Schedules and bit allocation follow it; files depend on it.",
+    )
+    calibrate.add_argument("--model", required=True, help="built-in model or a model folder")
+    calibrate.add_argument("--images", type=Path, required=True, help="a folder of images like those to compress")
+    calibrate.add_argument("--most", type=int, default=32, help="how many of them (default: 32)")
+    calibrate.add_argument("--side", type=int, default=256, help="of the centre crop in pixels (default: 256)")
+    add_common(calibrate)
+    calibrate.set_defaults(run=_calibrate)
 
     generate = commands.add_parser(
         "generate",

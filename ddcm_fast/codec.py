@@ -14,21 +14,31 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from . import container
-from .bitstream import pack, unpack
 from .condition import Condition, ConditionHash, Edit, settle
 from .config import SHARING_RULES, CodecConfig, preset
 from .container import DTYPE_NAMES, MAX_SIDE, Header
 from .errors import ConfigError, FormatError, InputError, ModelError
+from .images import psnr as measured_psnr
 from .images import to_pil, to_tensor
 from .information import model_curve
 from .models.base import DiffusionModel
 from .models.loading import as_model
+from .rate import (
+    bits_for_stop,
+    finite_target,
+    image_curve,
+    mse_to_stop,
+    search_psnr,
+    with_payload,
+)
 from .reference import initial_noise
 from .rules import Rule
-from .sampler import Chooser, Draw, Replay, Sample, sample, toward
+from .rules.threshold import pool_weight
+from .sampler import Chooser, Draw, Match, Replay, Sample, sample, toward
 from .schedule import Step
 
-DEFAULT_PRESET = "ddcm"
+DEFAULT_PRESET = "product"
+MAX_BPP = 8.0
 
 
 @dataclass(frozen=True)
@@ -71,21 +81,17 @@ def _stored(condition: Condition | None, embed: bool) -> Condition | ConditionHa
 
 @dataclass(frozen=True)
 class _Job:
-    """One configuration at one image size: the steps, the rule, x_T and the padding."""
+    """One configuration at one image size: the steps, the rule and x_T."""
 
     steps: list[Step]
     rule: Rule
     noise: Tensor  # (1, *latent_shape)
     height: int
     width: int
-    padded: tuple[int, int]
 
     @property
     def coded(self) -> list[Step]:
         return [step for step in self.steps if step.coded]
-
-    def radices(self) -> list[int]:
-        return [radix for step in self.coded for radix in self.rule.radices(step)]
 
 
 class Codec:
@@ -138,6 +144,9 @@ class Codec:
         images: Image.Image | Tensor | Sequence[Image.Image | Tensor],
         condition: Condition | None = None,
         embed_condition: bool = True,
+        bpp: float | None = None,
+        psnr: float | None = None,
+        mask: Image.Image | Tensor | None = None,
     ) -> list[Encoded]:
         """Code images; always a list, in the order given.
 
@@ -146,6 +155,10 @@ class Codec:
             condition: prompt, label and guidance, for conditional models.
             embed_condition: the condition travels in the file; if not, only 4 bytes of its hash do and the decoder
                 must be given it.
+            bpp: bits a pixel of the whole file, never exceeded and met within an atom; each image is then coded alone.
+            psnr: quality in dB to come within 0.2 dB of, by a few encodings of each image.
+            mask: where the bits should go: a grey image of the images' size, or a tensor (H, W) of at least 0
+                (Turbo-DDCM's priority-aware coding; the decoder needs no mask).
 
         Raises:
             InputError: not an image, NaN, or a side outside 16 to 4096 pixels.
@@ -159,24 +172,97 @@ class Codec:
         sizes: dict[tuple[int, int], list[int]] = {}
         for i, tensor in enumerate(tensors):
             sizes.setdefault((tensor.shape[2], tensor.shape[3]), []).append(i)
-        for (height, width), members in sizes.items():
-            job = self._job(self.config, height, width)
-            for first in range(0, len(members), self.batch_size):
-                batch = members[first : first + self.batch_size]
-                target = self._target(torch.cat([tensors[i] for i in batch]), job)
-                done = self._run(job, toward(target), len(batch), "compress", condition)
-                for i, coded in zip(batch, self._finish(job, done, self.config, stored), strict=True):
-                    results[i] = coded
+        controlled = bpp is not None or psnr is not None
+        for members in sizes.values():
+            size = 1 if controlled else self.batch_size
+            for first in range(0, len(members), size):
+                batch = members[first : first + size]
+                images = torch.cat([tensors[i] for i in batch])
+                if controlled:
+                    coded = [self._controlled(images, bpp, psnr, condition, stored, mask)]
+                else:
+                    coded = self._encode(images, self.config, condition, stored, mask)
+                for i, one in zip(batch, coded, strict=True):
+                    results[i] = one
         return [r for r in results if r is not None]
+
+    def _encode(
+        self,
+        images: Tensor,
+        config: CodecConfig,
+        condition: Condition | None,
+        stored: Condition | ConditionHash | None,
+        mask: Image.Image | Tensor | None,
+    ) -> list[Encoded]:
+        """Images (B, C, H, W) of one size, in one batch."""
+        height, width = images.shape[-2:]
+        job = self._job(config, height, width)
+        target = self._target(images)
+        chooser = toward(target)
+        if mask is not None:
+            weight = self._weight(mask, height, width)
+            chooser = Match(lambda context: weight * (target - context.x0_hat))
+        done = self._run(job, chooser, len(images), "compress", condition)
+        return self._finish(job, done, config, stored)
+
+    def _controlled(
+        self,
+        image: Tensor,
+        bpp: float | None,
+        psnr: float | None,
+        condition: Condition | None,
+        stored: Condition | ConditionHash | None,
+        mask: Image.Image | Tensor | None,
+    ) -> Encoded:
+        """One image (1, C, H, W) at a bitrate or a quality."""
+        if bpp is not None and psnr is not None:
+            raise ConfigError("give a bitrate or a quality, not both")
+        model = self.model
+        height, width = image.shape[-2:]
+        x0 = self._target(image)
+        dim = x0[0].numel()
+        curve = image_curve(model, x0, condition)
+
+        def payload(file_bits: float, config: CodecConfig) -> float:
+            header = self._header(config, height, width, stored)
+            return 8.0 * (file_bits // 8 - len(container.write(header, b"")))
+
+        def encode(file_bits: float) -> Encoded:
+            config = self.config
+            goal = file_bits
+            while True:
+                for _ in range(2):  # the header's length depends a little on what is in it
+                    config = with_payload(config, model, curve, dim, payload(goal, config))
+                coded = self._encode(image, config, condition, stored, mask)[0]
+                size = 8 * len(coded.data)
+                if size <= file_bits or config.rule != "rcc":
+                    return coded
+                goal -= size - file_bits + 8  # only rcc's size is not known before
+
+        pixels = height * width
+        if bpp is not None:
+            return encode(finite_target(bpp, "bpp") * pixels)
+        assert psnr is not None
+        goal = finite_target(psnr, "psnr")
+        first = bits_for_stop(model, curve, dim, mse_to_stop(curve, goal)) + 400
+
+        def attempt(file_bits: float) -> tuple[Encoded, float]:
+            coded = encode(file_bits)
+            return coded, measured_psnr(image.to(coded.reconstruction.device)[0], coded.reconstruction)
+
+        return search_psnr(attempt, first, goal, MAX_BPP * pixels)
 
     def compress(
         self,
         images: Image.Image | Tensor | Sequence[Image.Image | Tensor],
         condition: Condition | None = None,
         embed_condition: bool = True,
+        bpp: float | None = None,
+        psnr: float | None = None,
+        mask: Image.Image | Tensor | None = None,
     ) -> bytes | list[bytes]:
         """`encode`, only the files: bytes for one image, a list for a batch or a sequence."""
-        files = [coded.data for coded in self.encode(images, condition, embed_condition)]
+        files = [coded.data for coded in self.encode(images, condition, embed_condition, bpp, psnr, mask)]
         single = isinstance(images, Image.Image) or (isinstance(images, Tensor) and images.dim() == 3)
         return files[0] if single else files
 
@@ -214,8 +300,13 @@ class Codec:
 
     # ---- decoding --------------------------------------------------------------------------------
 
-    def decode(self, data: bytes, ignore_checksum: bool = False, condition: Condition | None = None) -> Tensor:
+    def decode(
+        self, data: bytes, ignore_checksum: bool = False, condition: Condition | None = None, first: float = 1.0
+    ) -> Tensor:
         """The bytes of a file -> image (C, H, W) float32 in [-1, 1] on the model's device.
+
+        `first` decodes only that part of the file's bytes, for a coarser picture from a prefix; the steps whose bits
+        are missing are taken without noise. With `ignore_checksum` a truncated file decodes as the prefix it is.
 
         `condition` is needed where it does not travel in the file, and checked where it does.
 
@@ -230,41 +321,61 @@ class Codec:
             job = self._job(header.config, header.height, header.width)
         except ConfigError as error:
             raise FormatError(f"the file asks for something this model cannot do: {error}") from error
-        symbols = iter(unpack(payload, job.radices()))
-        letters = []
-        for step in job.coded:
-            own = [next(symbols) for _ in job.rule.radices(step)]
-            letters.append(torch.tensor([job.rule.to_letters(own, step)], dtype=torch.int64))
+        if not 0 < first <= 1:
+            raise ConfigError(f"first is {first}; it must be above 0 and at most 1")
+        if first < 1:
+            payload = payload[: max(0, math.ceil(first * len(data)) - (len(data) - len(payload)))]
+        rows = job.rule.read(payload, job.coded, prefix=first < 1 or ignore_checksum)
+        letters = [torch.tensor([row], dtype=torch.int64) for row in rows]
         edit = header.edit or Edit(0, condition)
         done = self._run(job, Replay(letters), 1, "decompress", lambda step: edit.at(step.index, condition))
         return self._crop(job, self.model.decode(done.x0))[0]
 
     def decompress(
-        self, data: bytes, ignore_checksum: bool = False, condition: Condition | None = None
+        self, data: bytes, ignore_checksum: bool = False, condition: Condition | None = None, first: float = 1.0
     ) -> Image.Image:
         """`decode`, as a PIL image."""
-        return to_pil(self.decode(data, ignore_checksum, condition))
+        return to_pil(self.decode(data, ignore_checksum, condition, first))
 
     # ---- parts -----------------------------------------------------------------------------------
 
     def _job(self, config: CodecConfig, height: int, width: int) -> _Job:
-        _check_side(self.model, height, width)
         model = self.model
-        m = model.multiple
-        padded = (-(-height // m) * m, -(-width // m) * m)
-        model.check_size(*padded)
-        shape = model.latent_shape(*padded)
+        shape = model.latent_shape(*self._padded(height, width))
         dim = math.prod(shape)
         steps = config.steps(model)
         noise = initial_noise(dim, config.seed).view(1, *shape)
         rule = config.make_rule(model, steps, dim, self.backend)
-        return _Job(steps, rule, noise, height, width, padded)
+        return _Job(steps, rule, noise, height, width)
 
-    def _target(self, images: Tensor, job: _Job) -> Tensor:
-        images = images.to(self.model.device)
-        extra = (0, job.padded[1] - job.width, 0, job.padded[0] - job.height)
+    def _padded(self, height: int, width: int) -> tuple[int, int]:
+        _check_side(self.model, height, width)
+        m = self.model.multiple
+        padded = (-(-height // m) * m, -(-width // m) * m)
+        self.model.check_size(*padded)
+        return padded
+
+    def _target(self, images: Tensor) -> Tensor:
+        """x0 of images (B, C, H, W), padded by repeating the last row and column."""
+        height, width = images.shape[-2:]
+        padded = self._padded(height, width)
+        extra = (0, padded[1] - width, 0, padded[0] - height)
         with torch.inference_mode():
-            return self.model.encode(pad(images, extra, mode="replicate"))
+            return self.model.encode(pad(images.to(self.model.device), extra, mode="replicate"))
+
+    def _weight(self, mask: Image.Image | Tensor, height: int, width: int) -> Tensor:
+        """A mask of the images' size -> weight of the residual, see rules.threshold.pool_weight."""
+        plane = (to_tensor(mask, 1)[0, 0] + 1) / 2 if isinstance(mask, Image.Image) else mask
+        if plane.shape != (height, width):
+            raise InputError(f"the mask has shape {tuple(plane.shape)}, the image {(height, width)}; make them equal")
+        padded = self._padded(height, width)
+        extra = (0, padded[1] - width, 0, padded[0] - height)
+        whole = pad(plane.float()[None, None], extra, mode="replicate")[0, 0]
+        return pool_weight(whole, self.model.latent_shape(*padded)).to(self.model.device)
+
+    def _header(self, config: CodecConfig, height: int, width: int, stored: Condition | ConditionHash | None) -> Header:
+        model = self.model
+        return Header(config, model.name, self._fingerprint(config), _dtype_name(model.dtype), width, height, stored)
 
     def _run(
         self, job: _Job, chooser: Chooser, batch: int, what: str, condition: Any = None
@@ -278,18 +389,14 @@ class Codec:
         """Bring the letters to the host, once, and write the files."""
         images = self._crop(job, self.model.decode(done.x0))
         rows = [letters.tolist() for letters in done.letters]
-        model = self.model
-        dtype = _dtype_name(model.dtype)
-        header = Header(config, model.name, self._fingerprint(config), dtype, job.width, job.height, condition)
-        out = []
-        for b, image in enumerate(images):
-            symbols: list[int] = []
-            for step, row in zip(job.coded, rows, strict=True):
-                if min(row[b], default=0) < 0:
-                    raise InputError(f"the model's prediction at t={step.t:g} is NaN or infinite; try --dtype float32")
-                symbols += job.rule.to_symbols(row[b], step)
-            out.append(Encoded(container.write(header, pack(symbols, job.radices())), image))
-        return out
+        header = self._header(config, job.height, job.width, condition)
+        for step, batch in zip(job.coded, rows, strict=True):
+            if any(min(row, default=0) < 0 for row in batch):
+                raise InputError(f"the model's prediction at t={step.t:g} is NaN or infinite; try --dtype float32")
+        payloads = (job.rule.write([batch[b] for batch in rows], job.coded) for b in range(len(images)))
+        return [
+            Encoded(container.write(header, payload), image) for payload, image in zip(payloads, images, strict=True)
+        ]
 
     @staticmethod
     def _crop(job: _Job, images: Tensor) -> Tensor:

@@ -12,15 +12,16 @@ from .errors import ConfigError
 from .information import kl_timesteps, shares
 from .law import KINDS, MAX_SIZE
 from .models.base import DiffusionModel
-from .rules import Greedy, Product, Pursuit, Rule
+from .rules import Greedy, Product, Pursuit, Rcc, Rule, Threshold
+from .rules.rcc import DEFAULT_MARGIN
 from .schedule import Step, allocate, linspace, plan, tail_timesteps, trailing
 
 #: Positions in these tuples are the numbers in files: append only.
-RULES = ("greedy", "pursuit", "product")
+RULES = ("greedy", "pursuit", "product", "threshold", "rcc")
 SCHEDULES = ("linspace", "trailing", "kl")
 
 #: Rules whose steps share the file's `atoms` by their information.
-SHARING_RULES = ("product",)
+SHARING_RULES = ("product", "threshold", "rcc")
 
 MAX_T, MAX_M, MAX_C, MAX_STOP, MAX_ATOMS = 65535, 1024, 16, 65535, 2**32
 
@@ -35,11 +36,12 @@ class CodecConfig:
     """How an image is coded. All fields travel in the file.
 
     Attributes:
-        rule: "greedy" (DDCM), "pursuit" (DDCM's matching pursuit) or "product" (groups).
+        rule: "greedy" (DDCM), "pursuit" (DDCM's matching pursuit), "threshold" (Turbo-DDCM), "product" (groups) or
+            "rcc" (DiffC's reverse channel coding).
         kind: of codebook, see Codebook.
         K: atoms in the codebook. M: atoms a step (pursuit). C: bits of a coefficient (pursuit).
-        atoms: chosen in the whole file (product: each in a group of its own), shared out among the coded steps by the
-            information the model's curve expects of them.
+        atoms: chosen in the whole file, shared out among the coded steps by the information the model's curve expects
+            of them (threshold: M a step; product and rcc: each in a group of its own).
         T: coded steps. schedule: "linspace", "trailing" or "kl" (equal information a step).
         stop: timestep at which coding ends ("kl" only). tail: steps without noise from there to the clean image;
             T + tail network evaluations in all. One gives the highest PSNR, more give sharper pictures.
@@ -86,6 +88,8 @@ class CodecConfig:
             raise ConfigError(f"M and C belong to the rule 'pursuit', not to {self.rule!r}")
         if (self.rule in SHARING_RULES) != (self.atoms > 0):
             raise ConfigError(f"atoms is {self.atoms}; it must be at least 1 with {' or '.join(SHARING_RULES)}, else 0")
+        if self.rule == "rcc" and (self.rcc_bits < 1 or self.K & (self.K - 1)):
+            raise ConfigError(f"K is {self.K}; rcc takes a power of two, at least {2 ** (DEFAULT_MARGIN + 1)}")
         if (self.schedule == "kl") != (self.tail > 0) or (self.stop > 0 and self.schedule != "kl"):
             raise ConfigError("stop and tail belong to the schedule 'kl', which needs a tail of at least one step")
         if self.t_range is not None and not 0 <= self.t_range[1] <= self.t_range[0]:
@@ -112,6 +116,11 @@ class CodecConfig:
         counts = self.atoms_per_step(model, steps)
         return [step if counts.get(step.index, 1) else step.deterministic for step in steps]
 
+    @property
+    def rcc_bits(self) -> int:
+        """Information of one group of the rule rcc: log2 K less the margin its search needs."""
+        return self.K.bit_length() - 1 - DEFAULT_MARGIN
+
     def atoms_per_step(self, model: DiffusionModel, steps: Sequence[Step]) -> dict[int, int]:
         """Index of each coded step -> its part of `atoms`."""
         coded = [step for step in steps if step.coded]
@@ -120,11 +129,16 @@ class CodecConfig:
 
     def make_rule(self, model: DiffusionModel, steps: Sequence[Step], dim: int, backend: str) -> Rule:
         """The rule for states of `dim` entries; `steps` as returned by `steps`."""
-        if self.rule == "product":
-            groups = self.atoms_per_step(model, steps)
-            if max(groups.values(), default=0) > dim:
+        if self.rule in SHARING_RULES:
+            atoms = {index: count for index, count in self.atoms_per_step(model, steps).items() if count}
+            if self.rule == "threshold":
+                return Threshold(Codebook(self.kind, dim, self.K, seed=self.seed, backend=backend), atoms)
+            if max(atoms.values(), default=0) > dim:
                 raise ConfigError(f"{self.atoms} atoms are more than one an entry and step; lower the bitrate")
-            return Product(self.kind, dim, self.K, groups, self.seed, backend)
+            if self.rule == "product":
+                return Product(self.kind, dim, self.K, atoms, self.seed, backend)
+            bits = {index: float(count * self.rcc_bits) for index, count in atoms.items()}
+            return Rcc(self.kind, dim, atoms, bits, self.seed, backend)
         book = Codebook(self.kind, dim, self.K, seed=self.seed, signed=False, backend=backend)
         if self.rule == "pursuit":
             return Pursuit(book, self.M, self.C, self.official_grid)
@@ -142,11 +156,25 @@ PRESETS: dict[str, tuple[CodecConfig, str]] = {
         CodecConfig(rule="product", kind="hadamard", K=65536, atoms=1000, T=25, schedule="kl", stop=100, tail=1),
         "many signed atoms a step, each of K for its own group of coordinates; the best pictures for the bits",
     ),
+    "turbo": (
+        CodecConfig(rule="threshold", kind="sign", K=16384, atoms=1500, T=20, schedule="kl", stop=100, tail=3),
+        "Turbo-DDCM (ICLR 2026): the M atoms of largest score with their signs, equal information a step",
+    ),
+    "turbo-hadamard": (
+        CodecConfig(rule="threshold", kind="hadamard", K=16384, atoms=1500, T=20, schedule="kl", stop=100, tail=3),
+        "turbo on a codebook of orthogonal atoms, where its choice is exactly the best and the search nearly free",
+    ),
+    "diffc": (
+        CodecConfig(rule="rcc", kind="hadamard", K=65536, atoms=1600, T=40, schedule="kl", stop=100, tail=3),
+        "DiffC: reverse channel coding, noise distributed as the forward process has it (needs constriction)",
+    ),
 }
 
 
 def preset(name: str, **overrides: Any) -> CodecConfig:
     """A preset's configuration with some fields replaced; None keeps the preset's value.
+
+    With the rules threshold, product and rcc, M atoms a step stands for atoms = M * T.
 
     Raises ConfigError: unknown preset or field, or an impossible value.
     """
@@ -156,4 +184,10 @@ def preset(name: str, **overrides: Any) -> CodecConfig:
     unknown = set(overrides) - fields
     if unknown:
         raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}: choose among {', '.join(sorted(fields))}")
-    return dataclasses.replace(PRESETS[name][0], **{k: v for k, v in overrides.items() if v is not None})
+    base = PRESETS[name][0]
+    given = {k: v for k, v in overrides.items() if v is not None}
+    if base.rule in SHARING_RULES and "M" in given:
+        if "atoms" in given:
+            raise ConfigError("give M (atoms a step) or atoms (in the whole file), not both")
+        given["atoms"] = given.pop("M") * given.get("T", base.T)
+    return dataclasses.replace(base, **given)

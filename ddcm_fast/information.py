@@ -157,6 +157,7 @@ def measure(
     timesteps: Sequence[float],
     seed: int = 0,
     on_level: Callable[[], Any] | None = None,
+    condition: Any = None,
 ) -> list[float]:
     """Mean squared error a state entry of x0_hat from x_t = alpha_t x0 + sigma_t eps, for each timestep.
 
@@ -167,7 +168,7 @@ def measure(
     for t in timesteps:
         alpha, sigma = model.alpha_sigma(t)
         eps = torch.randn(x0.shape, generator=generator).to(x0.device)
-        x0_hat, _ = model.predict(alpha * x0 + sigma * eps, t)
+        x0_hat, _ = model.predict(alpha * x0 + sigma * eps, t, condition)
         out.append(float((x0 - x0_hat).double().square().mean()))
         if on_level is not None:
             on_level()

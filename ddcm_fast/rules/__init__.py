@@ -4,5 +4,7 @@ from .base import Rule
 from .greedy import Greedy
 from .product import Product
 from .pursuit import Pursuit
+from .rcc import Rcc
+from .threshold import Threshold
 
-__all__ = ["Greedy", "Product", "Pursuit", "Rule"]
+__all__ = ["Greedy", "Product", "Pursuit", "Rcc", "Rule", "Threshold"]

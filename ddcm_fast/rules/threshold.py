@@ -7,7 +7,7 @@ form: no pursuit, one pass over the codebook whatever M is.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import comb
 
 import torch
@@ -32,21 +32,22 @@ class Threshold(Rule):
 
     Args:
         codebook: signed, of one group.
-        atoms: M, from 1 to min(K, 1024).
+        atoms: step index -> M of every coded step, from 1 to min(K, 1024).
 
     Raises ConfigError: another kind of codebook, or an impossible M.
     """
 
-    def __init__(self, codebook: Codebook, atoms: int) -> None:
+    def __init__(self, codebook: Codebook, atoms: Mapping[int, int]) -> None:
         if not codebook.signed or codebook.spec.groups != 1:
             raise ConfigError("the rule 'threshold' needs a signed codebook of one group")
         size = codebook.spec.size
         most = min(size, MAX_TOPK)
-        if not 1 <= atoms <= most:
-            raise ConfigError(f"M is {atoms}; the rule 'threshold' chooses 1 to {most} of K={size} atoms")
+        for m in atoms.values():
+            if not 1 <= m <= most:
+                raise ConfigError(f"M is {m}; the rule 'threshold' chooses 1 to {most} of K={size} atoms a step")
         self._codebook = codebook
-        self._atoms = atoms
-        self._radices = [comb(size, atoms), 1 << atoms]
+        self._atoms = dict(atoms)
+        self._radices = {m: [comb(size, m), 1 << m] for m in set(atoms.values())}
 
     def codebook(self, step: Step) -> Codebook:
         """See Rule.codebook; one codebook serves all steps."""
@@ -54,11 +55,11 @@ class Threshold(Rule):
 
     def radices(self, step: Step) -> list[int]:
         """See Rule.radices: the index set and the word of signs."""
-        return self._radices
+        return self._radices[self._atoms[step.index]]
 
     def choose(self, direction: Tensor, step: Step) -> Tensor:
         """See Rule.choose: the M largest |<z_k, direction>|."""
-        index, sign, _ = self._codebook.topk(direction, step.index, self._atoms)
+        index, sign, _ = self._codebook.topk(direction, step.index, self._atoms[step.index])
         letters: Tensor = 2 * index[:, 0] + (sign[:, 0] < 0)
         return letters.sort(dim=1).values
 
@@ -69,10 +70,10 @@ class Threshold(Rule):
 
     def draw(self, batch: int, step: Step, generator: torch.Generator) -> Tensor:
         """See Rule.draw: uniform over the sets and signs."""
-        size = self._codebook.spec.size
+        size, m = self._codebook.spec.size, self._atoms[step.index]
         seeds = torch.randint(2**62, (batch,), generator=generator).tolist()
-        sets = [sorted(random.Random(seed).sample(range(size), self._atoms)) for seed in seeds]
-        signs = torch.randint(2, (batch, self._atoms), generator=generator)
+        sets = [sorted(random.Random(seed).sample(range(size), m)) for seed in seeds]
+        signs = torch.randint(2, (batch, m), generator=generator)
         return 2 * torch.tensor(sets, dtype=torch.int64) + signs
 
     def to_symbols(self, letters: Sequence[int], step: Step) -> list[int]:
@@ -83,8 +84,9 @@ class Threshold(Rule):
     def to_letters(self, symbols: Sequence[int], step: Step) -> list[int]:
         """See Rule.to_letters."""
         number, word = symbols
-        signs = f"{word:0{self._atoms}b}"
-        elements = unrank(number, self._atoms, self._codebook.spec.size)
+        m = self._atoms[step.index]
+        signs = f"{word:0{m}b}"
+        elements = unrank(number, m, self._codebook.spec.size)
         return [2 * k + (sign == "1") for k, sign in zip(elements, signs, strict=True)]
 
 

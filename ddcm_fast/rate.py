@@ -1,0 +1,174 @@
+"""Rate control: the configuration that codes an image at a bitrate or a quality.
+
+The bits of a file follow from its configuration alone (but for `rcc`), so a bitrate is met by counting. Where coding
+stops decides how well they are spent: down to the noise level whose information, *for this image*, the bits can
+carry. A few network evaluations on the noisy image itself measure that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from .config import SHARING_RULES, CodecConfig
+from .errors import ConfigError
+from .information import InformationCurve, measure, model_curve
+from .models.base import DiffusionModel
+
+#: Share of the bits that turns into information: what a group's argmax gains of the ideal, less what the model's
+#: curve misjudges. Measured on photographs (docs/codec.md); the optimum is flat.
+EFFICIENCY = 0.75
+
+#: Bits a pixel of the qualities a person can choose without reading a paper.
+QUALITIES = {"low": 0.1, "medium": 0.25, "high": 0.5, "best": 1.0}
+
+_PROBES = 7
+_MAX_ENCODINGS = 5
+_FIRST_SLOPE = 2.5  # dB for e times the bits, before two encodings say it
+PSNR_TOLERANCE = 0.2
+
+Result = TypeVar("Result")
+
+
+def image_curve(model: DiffusionModel, x0: Tensor, condition: Any = None) -> InformationCurve:
+    """The information curve of one image (1, *latent_shape), probed at 7 of the noise levels the model's curve has."""
+    base = model_curve(model)
+    useful = [t for t in base.t if t > 0 and base.at(t) < base.power]
+    levels = sorted({useful[round(i * (len(useful) - 1) / (_PROBES - 1))] for i in range(_PROBES)})
+    errors = measure(model, x0, levels, condition=condition)
+    # Between the probes the image's error follows the shape of the model's curve.
+    ratio = InformationCurve(tuple(levels), tuple(e / base.at(t) for t, e in zip(levels, errors, strict=True)), 1.0)
+    return InformationCurve(base.t, tuple(base.at(t) * ratio.at(t) for t in base.t), base.power)
+
+
+def stop_for_bits(model: DiffusionModel, curve: InformationCurve, dim: int, bits: float, steps: int) -> int:
+    """The timestep down to which an image's curve holds EFFICIENCY * bits, leaving room for `steps` steps above it."""
+    grid, spent = curve.bits(model)
+    goal = EFFICIENCY * bits / dim
+    place = next((i for i, value in enumerate(spent) if value >= goal), len(grid) - 1)
+    first = len(grid) - len(model_curve(model).bits(model)[0])  # the schedule starts where the model's curve does
+    return int(grid[min(max(place, first + steps, 1), len(grid) - 1)])
+
+
+def bits_for_stop(model: DiffusionModel, curve: InformationCurve, dim: int, stop: float) -> float:
+    """Bits that carry an image's information down to a timestep: the inverse of stop_for_bits."""
+    grid, spent = curve.bits(model)
+    place = next((i for i, t in enumerate(grid) if t <= stop), len(grid) - 1)
+    return max(1.0, spent[place] * dim / EFFICIENCY)
+
+
+def with_payload(
+    config: CodecConfig, model: DiffusionModel, curve: InformationCurve, dim: int, bits: float
+) -> CodecConfig:
+    """The configuration whose payload is the largest of at most `bits` bits, stopping where the image's curve says.
+
+    Raises ConfigError: not even one atom or step fits, or the rule has no such rate.
+    """
+    if config.rule not in SHARING_RULES:
+        return _with_steps(config, model, dim, bits)
+
+    def make(atoms: int) -> CodecConfig:
+        steps = min(config.T, atoms)
+        stop = stop_for_bits(model, curve, dim, bits, steps) if config.schedule == "kl" else 0
+        tail = min(config.tail, stop + 1) if config.schedule == "kl" else config.tail
+        return dataclasses.replace(config, atoms=atoms, T=steps, stop=stop, tail=tail)
+
+    return make(_largest(lambda atoms: _bits(make(atoms), model, dim) <= bits, config, bits))
+
+
+def _with_steps(config: CodecConfig, model: DiffusionModel, dim: int, bits: float) -> CodecConfig:
+    """One atom a step: the rate is the number of steps."""
+    most = len(model.training_timesteps())
+
+    def make(steps: int) -> CodecConfig:
+        return dataclasses.replace(config, T=steps)
+
+    steps = _largest(lambda count: count <= most and _bits(make(count), model, dim) <= bits, config, bits)
+    if steps == most:
+        raise ConfigError(
+            f"{most} steps with K={config.K} spend less than the bitrate asked for; "
+            "use a larger K or M, or the preset product"
+        )
+    return make(steps)
+
+
+def _largest(fits: Callable[[int], bool], config: CodecConfig, bits: float) -> int:
+    """The largest count that fits, by doubling and bisection."""
+    if not fits(1):
+        raise ConfigError(f"{bits:.0f} bits are not enough for one atom of K={config.K}; raise the bitrate or lower K")
+    low = 1
+    while fits(2 * low):
+        low *= 2
+    high = 2 * low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _bits(config: CodecConfig, model: DiffusionModel, dim: int) -> float:
+    """Payload bits of a configuration (for rcc: expected)."""
+    if config.rule == "product":
+        return config.atoms * math.log2(2 * config.K)
+    if config.rule == "rcc":
+        # KL + log2(KL + 1) + O(1) bits a group (Li and El Gamal 2018), as measured in tests/test_rcc.py.
+        return config.atoms * (config.rcc_bits + math.log2(config.rcc_bits + 1) + 1)
+    steps = config.steps(model)
+    coded = [step for step in steps if step.coded]
+    if config.rule == "threshold":
+        counts = config.atoms_per_step(model, coded)
+        return sum(_log2_comb(config.K, m) + m for m in counts.values())
+    rule = config.make_rule(model, steps, dim, "reference")
+    return sum(math.log2(radix) for step in coded for radix in rule.radices(step))
+
+
+def _log2_comb(n: int, k: int) -> float:
+    if k > n:
+        return math.inf
+    return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
+
+
+def search_psnr(encode: Callable[[float], tuple[Result, float]], first: float, target: float, most: float) -> Result:
+    """What `encode` (bits -> result, PSNR) gives within PSNR_TOLERANCE of a PSNR, by the secant rule on log(bits).
+
+    PSNR is nearly linear in the logarithm of the bits. After 5 encodings the nearest is returned.
+
+    Raises ConfigError: `most` bits do not reach the target.
+    """
+    tried: list[tuple[float, float, Result]] = []  # log bits, PSNR, result
+    bits = min(first, most)
+    for _ in range(_MAX_ENCODINGS):
+        result, quality = encode(bits)
+        tried.append((math.log(bits), quality, result))
+        if abs(quality - target) <= PSNR_TOLERANCE:
+            break
+        if bits >= most and quality < target:
+            raise ConfigError(f"{target:g} dB is out of reach of this preset and model, which gets to {quality:.2f} dB")
+        near, other = (*sorted(tried, key=lambda point: abs(point[1] - target)), None)[:2]
+        assert near is not None
+        slope = _FIRST_SLOPE
+        if other is not None and (near[0] - other[0]) * (near[1] - other[1]) > 0:
+            slope = (near[1] - other[1]) / (near[0] - other[0])
+        bits = min(most, math.exp(near[0] + max(-2.0, min(2.0, (target - near[1]) / slope))))
+    return min(tried, key=lambda point: abs(point[1] - target))[2]
+
+
+def mse_to_stop(curve: InformationCurve, psnr: float) -> float:
+    """The timestep at which an image's x0_hat has a PSNR (peak 2): where coding for that quality ends, about."""
+    goal = 4 / 10 ** (psnr / 10)
+    for (t0, m0), (t1, m1) in itertools.pairwise(zip(curve.t, curve.mse, strict=True)):
+        if m0 <= goal <= m1:
+            return t0 + (t1 - t0) * (goal - m0) / (m1 - m0) if m1 > m0 else t0
+    return curve.t[0] if goal < curve.mse[0] else curve.t[-1]
+
+
+def finite_target(value: float, name: str) -> float:
+    """A positive, finite rate or quality. Raises ConfigError otherwise."""
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{name} is {value}; it must be a positive number")
+    return value
