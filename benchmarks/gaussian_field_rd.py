@@ -14,6 +14,7 @@ error over the images), and three efficiencies, each "bits ideally needed / bits
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -28,12 +29,13 @@ from ddcm_fast.models.gaussian_field import GaussianField
 from ddcm_fast.rules import Greedy, Product, Rule
 from ddcm_fast.rules.rcc import Rcc
 from ddcm_fast.rules.threshold import Threshold
+from ddcm_fast.rules.trellis import Trellis
 from ddcm_fast.sampler import Match, StepContext, sample
 from ddcm_fast.schedule import Step, allocate, linspace, plan
 
 PSNR_GRID = range(18, 29)
 # Share of a step's bits that its information should be: what a rule's choice is worth. Measured; the optimum is flat.
-WORTH = {"product": 0.85, "threshold": 0.72, "rcc": 1.0}
+WORTH = {"product": 0.85, "trellis": 0.92, "threshold": 0.72, "rcc": 1.0}
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Trial:
-    """A schedule and a rule; bits None: measure them on the letters."""
+    """A schedule and a rule."""
 
     setting: str
     steps: list[Step]
@@ -155,6 +157,14 @@ class Bench:
             rule = Product(kind, self.dim, size, dict(enumerate(groups)), self.seed, "auto")
             yield Trial(f"atoms={sum(groups)}", steps, rule)
 
+    def trellis(self, count: int, letter_bits: int, memory: int) -> Iterator[Trial]:
+        """Groups chosen together by the Viterbi algorithm."""
+        for total in _budgets():
+            groups = [max(1, g) for g in allocate(round(total / letter_bits), [1.0] * count)]
+            steps = self.information_schedule([WORTH["trellis"] * g * letter_bits for g in groups])
+            rule = Trellis("hadamard", self.dim, dict(enumerate(groups)), letter_bits, memory, self.seed)
+            yield Trial(f"letters={sum(groups)}", steps, rule)
+
     def rcc(self, count: int, kind: str, group_bits: float) -> Iterator[Trial]:
         """DiffC: samples instead of the best atoms."""
         for total in _budgets():
@@ -174,7 +184,7 @@ def _budgets() -> list[int]:
 def bits_at(points: list[Point], psnr: float) -> float | None:
     """Bits of a system at a PSNR, interpolated linearly between its points; None outside them."""
     ordered = sorted(points, key=lambda p: p.psnr)
-    for a, b in zip(ordered, ordered[1:], strict=False):
+    for a, b in itertools.pairwise(ordered):
         if a.psnr <= psnr <= b.psnr:
             return a.bits + (b.bits - a.bits) * (psnr - a.psnr) / max(b.psnr - a.psnr, 1e-9)
     return None
@@ -219,7 +229,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="side of the images (default 32)")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1, help="of images and codebooks")
-    parser.add_argument("--steps", type=int, default=25, help="coded steps of all but DDCM (default 25)")
+    parser.add_argument("--steps", type=int, default=20, help="coded steps of all but DDCM (default 20)")
     parser.add_argument("--systems", nargs="*", help="only systems whose names contain one of these")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -232,6 +242,8 @@ def main() -> None:
         "product K=65536": lambda: bench.product(args.steps, 65536, "hadamard"),
         "product K=2^20": lambda: bench.product(args.steps, 1 << 20, "hadamard"),
         "product K=2^24": lambda: bench.product(args.steps, 1 << 24, "hadamard"),
+        "trellis 2^8 states": lambda: bench.trellis(args.steps, 4, 8),
+        "trellis 2^12 states": lambda: bench.trellis(args.steps, 4, 12),
         "rcc": lambda: bench.rcc(args.steps, "sign", 8.0),
     }
     points = []
@@ -242,7 +254,7 @@ def main() -> None:
             points.append(bench.run(system, trial))
             p = points[-1]
             print(
-                f"{system:18} {p.setting:12} {p.evaluations:5} evaluations {p.bits:7.0f} bits {p.psnr:6.2f} dB   "
+                f"{system:20} {p.setting:12} {p.evaluations:5} evaluations {p.bits:7.0f} bits {p.psnr:6.2f} dB   "
                 f"efficiency: kl {p.kl:.3f} information {p.information:.3f} bound {p.bound:.3f}   {p.seconds:.2f} s",
                 flush=True,
             )
