@@ -113,9 +113,7 @@ def small_kernel(arranged, table, step, bias, out, keys, dim, size, groups, batc
                 total += entry(word >> 16, table).to(tl.float32)[None, :, :] * r[:, None, :]
         score = tl.sum(total, axis=2)
         if MODE == _BEST:
-            best_key, best_score = keep_best(
-                score, k[None, :], g, last, size, bias, best_key, best_score, SIGNED, BIAS
-            )
+            best_key, best_score = keep_best(score, k[None, :], g, last, size, bias, best_key, best_score, SIGNED, BIAS)
         else:
             store_scores(score, k[None, :], image[:, None], g, batch, groups, first, last, size, width, bias, out,
                          keys, MODE, SIGNED, BIAS)  # fmt: skip
@@ -285,9 +283,7 @@ class Residual:
         self.depth = min(32, max(16, power_of_2(calls)))
         self.padded = ceil_div(calls, self.depth) * self.depth
         self.rows = ceil_div(len(w), self.images) * self.images
-        self.arranged = torch.empty(
-            spec.groups * 16 * self.rows * self.padded, dtype=torch.float16, device=w.device
-        )
+        self.arranged = torch.empty(spec.groups * 16 * self.rows * self.padded, dtype=torch.float16, device=w.device)
         tiles = self.padded // self.depth
         launch(planes_kernel, self.rows * spec.groups * tiles, w, peak, self.arranged, spec.dim, spec.groups,
                tiles, len(w), self.padded, self.rows, C=self.depth)  # fmt: skip

@@ -21,7 +21,7 @@ from .hadamard import hadamard
 from .launch import ceil_div, launch, power_of_2, seed_words
 from .layout import group_range
 from .philox import INNER, OUTER, flip, sign_masks
-from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, rank_key, store_scores
+from .ranking import BEST, LOWEST, atom_span, bias_layout, make_key, rank_value, store_scores
 
 _BEST: tl.constexpr = tl.constexpr(BEST)
 
@@ -49,6 +49,7 @@ def score_kernel(w, step, bias, out, keys, dim, size, groups, batch, sub_blocks,
     start, length = group_range(g, dim, groups)
     lane = tl.arange(0, N)
     call = tl.arange(0, CALLS)
+    at = (tl.arange(0, P)[:, None] * N + lane[None, :])[:, None, :]
     n64 = tl.full((), N, tl.int64)
     here = w + image.to(tl.int64)[None, :, None] * dim + start
     begin = first + p.to(tl.int64) * span
@@ -69,12 +70,17 @@ def score_kernel(w, step, bias, out, keys, dim, size, groups, batch, sub_blocks,
             mixed += flip(x, inner[:, None, :])
         mixed = hadamard(tl.reshape(mixed, (P * B, N)), P * B, N, LOG) * SCALE
         score = tl.reshape(mixed, (P, B, N))
-        k = pair[:, None, None] * N + lane[None, None, :]
+        k = k0 + at.to(tl.int64)
         if MODE == _BEST:
-            # Reduced tile by tile: a best of every entry would take three registers for each of them.
-            key = rank_key(score, k, g, last, size, bias, SIGNED, BIAS)
-            key, score = emit_best(key, score, 2)
-            key, score = emit_best(key, score, 0)
+            # Of the tile's best values the first, in 32 bits: a key of every entry would fill two registers each.
+            value = rank_value(score, k, g, last, size, bias, SIGNED, BIAS)
+            value = tl.where(at < tl.minimum(last - k0, P * N).to(tl.int32), value, -(2**31))
+            top = tl.max(tl.max(value, axis=2), axis=0)
+            place = tl.where(value == top[None, :, None], at, P * N)
+            place = tl.min(tl.min(place, axis=2), axis=0)
+            score = tl.where(at == place[None, :, None], score, 0.0)
+            score = tl.sum(tl.sum(score, axis=2), axis=0)
+            key = make_key(top, k0 + place.to(tl.int64))
             better = key > best_key
             best_key = tl.where(better, key, best_key)
             best_score = tl.where(better, score, best_score)
@@ -137,7 +143,7 @@ def _transform(spec: CodebookSpec) -> dict[str, int]:
 
 
 def _warps(n: int) -> int:
-    return max(1, min(32, n // 512))
+    return max(1, min(16, n // 512))
 
 
 def norms(spec: CodebookSpec, step: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor
 from ..law import CodebookSpec
 from . import gaussian, hadamard_search
 from . import sign as sign_search
-from .synthesis import combine
 from .ranking import BEST, RANK, STORE, finish, peaks
 from .rotation import to_codebook_order, to_image_order
+from .synthesis import combine
 
 __all__ = ["combine", "norms", "scores", "search", "to_codebook_order", "to_image_order", "topk"]
 

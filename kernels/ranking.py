@@ -26,12 +26,10 @@ _PROGRAMS = 2048
 
 
 @triton.jit
-def rank_key(score, k, g, last, size, bias, SIGNED: tl.constexpr, BIAS: tl.constexpr):
-    """Sortable key of atoms k (...) int64 of group g with scores (...) float32; LOWEST for k >= last.
+def rank_value(score, k, g, last, size, bias, SIGNED: tl.constexpr, BIAS: tl.constexpr):
+    """|score| + bias (signed) or score + bias as an int32 of the same order; k is read for the bias only.
 
-    High word: the value |score| + bias (signed) or score + bias as an order-preserving int32. Low word: 2^32 - 1 - k,
-    so that of equal values the lower index wins and no two keys are equal: a maximum over any tiling
-    is then the same. BIAS is 0 (none), 1 (bias (K,)) or 2 (bias (G, K)).
+    BIAS is 0 (none), 1 (bias (K,)) or 2 (bias (G, K)).
     """
     value = score
     if SIGNED:
@@ -42,9 +40,24 @@ def rank_key(score, k, g, last, size, bias, SIGNED: tl.constexpr, BIAS: tl.const
         value += tl.load(bias + g.to(tl.int64) * size + k, mask=k < last, other=0.0)
     value = tl.where(value == 0, 0.0, value)  # -0 ties with +0
     bits = value.to(tl.int32, bitcast=True)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    key = (ordered.to(tl.int64) << 32) | (0xFFFFFFFF - k)
-    return tl.where(k < last, key, LOWEST)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def make_key(value, k):
+    """rank_value in the high word and 2^32 - 1 - k in the low one."""
+    return (value.to(tl.int64) << 32) | (0xFFFFFFFF - k)
+
+
+@triton.jit
+def rank_key(score, k, g, last, size, bias, SIGNED: tl.constexpr, BIAS: tl.constexpr):
+    """Sortable key of atoms k (...) int64 of group g with scores (...) float32; LOWEST for k >= last.
+
+    Of equal values the lower index has the larger key and no two keys are equal: a maximum over any
+    tiling is then the same.
+    """
+    value = rank_value(score, k, g, last, size, bias, SIGNED, BIAS)
+    return tl.where(k < last, make_key(value, k), LOWEST)
 
 
 @triton.jit

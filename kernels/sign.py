@@ -1,14 +1,14 @@
 """Scores of `sign` codebooks: random bits against an integer residual, exactly (noise-law, section 4).
 
-The residual of image b is rounded to integers V = round(w * 2^q), 2^q the power of two that puts the image's
+The residual of a group is rounded to integers V = round(w * 2^q), 2^q the power of two that puts the group's
 largest magnitude between 2^21 and 2^22. With bits x in {0, 1} an atom's score is
 
     <y, w> = sum_i (1 - 2 x_i) w_i = 2^-q (sum_i V_i - 2 sum_i x_i V_i) + rounding,
 
 and every sum is one of integers, so that no tiling, split or configuration changes a bit of the result. Each V_i is
-off by at most half a unit (one unit for the even bits of the small-batch kernel's odd partners), that is 2^-22 of the
-largest magnitude m: the score is off by about 2^-22 m sqrt(D / 3), or 2^-22 (m / |w|) / 2 of |z||w|
-with |z| = sqrt(D): below 1.4e-7 for any residual. V is held as three balanced base-256 digits, each an int8.
+off by at most half a unit (the small-batch kernel: one unit for every second bit), that is 2^-22 of the group's largest
+magnitude m or less. Such errors add up as a random walk to about 2^-23 m sqrt(D), or 2^-23 m / |w| of
+|y||w| with |y| = sqrt(D): 1.2e-7 for any residual, since m <= |w|. V is held as three balanced base-256 digits, each an int8.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..law import CodebookSpec
-from .layout import group_range, power_scale, word_of
 from .launch import PTX, ceil_div, launch, power_of_2, seed_words, tuned
+from .layout import group_range, power_scale, word_of
 from .philox import SIGN, philox
 from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, keep_best, rank_key, store_scores
 
@@ -32,8 +32,9 @@ _SIZES = [
     "seed_low", "seed_high",
 ]  # fmt: skip
 
-#: Up to this many images share one program of the small-batch kernel; more take the matrix product.
-SMALL_BATCH = 4
+#: Up to this many images go one by one, noise and all, at 1.4 instructions an entry each; more share the noise of
+#: the matrix product, at 14 an entry whatever their number.
+SMALL_BATCH = 8
 
 
 @triton.jit
@@ -55,7 +56,7 @@ def _dp4a(a, b, c):
 
 @triton.jit
 def _add_products(x, a, b, c, high, middle, low, PTX: tl.constexpr):
-    """Add to (high, middle, low) (B, K, C) the dot products of x's bytes (1, K, C) with each of a, b, c (B, 1, C)."""
+    """Add to (high, middle, low) (K, C) the dot products of x's bytes (K, C) with each of a, b, c (1, C)."""
     if PTX:
         high = _dp4a(x, a, high)
         middle = _dp4a(x, b, middle)
@@ -72,11 +73,11 @@ def _add_products(x, a, b, c, high, middle, low, PTX: tl.constexpr):
 # ---- small batches: dp4a -------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["dim", "groups", "tiles", "batch"])
-def pack_kernel(w, peak, packed, total, dim, groups, tiles, batch, C: tl.constexpr):
+@triton.jit(do_not_specialize=["dim", "groups", "tiles"])
+def pack_kernel(w, peak, packed, total, dim, groups, tiles, C: tl.constexpr):
     """Lay residuals out for `small_kernel`: w (B, D) float32 -> packed (rows, tiles, 48, C, 2) int32.
 
-    Row b * G + g (rows past the batch are 0), tile t: the C calls from t * C on. Word 3 * (8 * v + j) + d of a call (its
+    Row b * G + g, tile t: the C calls from t * C on. Word 3 * (8 * v + j) + d of a call (its
     index split in 48 pairs) holds digit d of the coordinates of bits j, 8 + j, 16 + j and 24 + j of word v,
     one a byte. Odd j are rounded to even integers and halved, since their bits will weigh two.
     total (rows) int64 gathers the sums of all V; these additions are of integers, so their order is free.
@@ -84,10 +85,8 @@ def pack_kernel(w, peak, packed, total, dim, groups, tiles, batch, C: tl.constex
     pid = tl.program_id(0)
     tile, row = pid % tiles, (pid // tiles).to(tl.int64)
     b, g = row // groups, row % groups
-    real = b < batch
     start, length = group_range(g, dim, groups)
-    length = tl.where(real, length, 0)
-    scale, _ = power_scale(tl.load(peak + row, mask=real, other=1.0), 22)
+    scale, _ = power_scale(tl.load(peak + row), 22)
     c = tl.arange(0, C)
     byte = tl.arange(0, 4)
     shift = 8 * byte[None, :]
@@ -111,84 +110,82 @@ def pack_kernel(w, peak, packed, total, dim, groups, tiles, batch, C: tl.constex
 
 @tuned(
     [
-        triton.Config({"TILE": 32}, num_warps=4),
-        triton.Config({"TILE": 64}, num_warps=4),
-        triton.Config({"TILE": 16}, num_warps=2),
-        triton.Config({"TILE": 64}, num_warps=8),
+        triton.Config({"K": 32}, num_warps=4),
+        triton.Config({"K": 64}, num_warps=4),
+        triton.Config({"K": 16}, num_warps=2),
+        triton.Config({"K": 64}, num_warps=8),
     ],
-    key=["C", "B", "MODE", "span"],
+    key=["C", "MODE", "span"],
 )
 @triton.jit(do_not_specialize=_SIZES)
-def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, batch, calls, first,
-                 last, span, programs, width, seed_low, seed_high, B: tl.constexpr, TILE: tl.constexpr,
-                 C: tl.constexpr, MODE: tl.constexpr, SIGNED: tl.constexpr, BIAS: tl.constexpr,
+def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, batch, calls, first, last, span,
+                 programs, width, seed_low, seed_high, K: tl.constexpr, C: tl.constexpr,
+                 MODE: tl.constexpr, SIGNED: tl.constexpr, BIAS: tl.constexpr,
                  PTX: tl.constexpr):  # fmt: skip
-    """Scores of up to B images at once, on the dot product of four bytes.
+    """Scores of one image's group a program, on the dot product of four bytes.
 
     A thread owns Philox calls of its own, one atom's each (lanes along the calls, so that residual words load
     coalesced, two at a time, and are shared by the thread's atoms). `word & 0x01010101` is four entries, and with its
-    odd partner `word & 0x02020202` one shift serves eight; three dp4a, one a digit, multiply four entries. Per entry:
-    45 / 128 instructions of Philox, 11 / 32 of masks and shifts and 3 B / 4 of dp4a.
+    odd partner `word & 0x02020202` one shift serves eight; three dp4a, one a digit, multiply four entries. An entry costs
+    45 / 128 instructions of Philox, 11 / 32 of masks and shifts and 3 / 4 of dp4a.
 
-    packed (as int64), total: of pack_kernel; step () int64; the program's atoms are first + p * span ... For BEST, out and keys are
-    (B, G, programs); otherwise (B, G, width), see ranking.store_scores.
+    packed (as int64), total: of pack_kernel; peak (B, G) float32, step () int64. The program's atoms are the `span` from first +
+    p * span on, below last. For BEST, out and keys are (B, G, programs); otherwise (B, G, width), see
+    ranking.store_scores.
     """
-    K: tl.constexpr = TILE // B
     pid = tl.program_id(0)
     p = pid % programs
     g = (pid // programs) % groups
-    image = (pid // programs // groups) * B + tl.arange(0, B)
+    b = pid // programs // groups
+    row = b.to(tl.int64) * groups + g
     now = tl.load(step)
-    tiles = tl.cdiv(calls, C)
+    tiles = (calls + C - 1) // C
     lane = tl.arange(0, C)
-    row = image.to(tl.int64) * groups + g
-    real = image < batch
-    _, inverse = power_scale(tl.load(peak + row, mask=real, other=1.0), 22)
-    whole = tl.load(total + row, mask=real, other=0)
+    _, inverse = power_scale(tl.load(peak + row), 22)
+    whole = tl.load(total + row)
     begin = first + p.to(tl.int64) * span
-    best_key = tl.full((B, K), LOWEST, tl.int64)
-    best_score = tl.zeros((B, K), tl.float32)
+    best_key = tl.full((K,), LOWEST, tl.int64)
+    best_score = tl.zeros((K,), tl.float32)
     for k0 in range(begin, tl.minimum(begin + span, last), K):
         k = k0 + tl.arange(0, K).to(tl.int64)
-        ones = tl.zeros((B, K, C), tl.int64)
+        ones = tl.zeros((K, C), tl.int64)
         # A call adds at most 2^15 to a digit's sum: 2^15 calls cannot overflow 31 bits.
         for outer in range(0, calls, C * 32768):
-            high = tl.zeros((B, K, C), tl.int32)
-            middle = tl.zeros((B, K, C), tl.int32)
-            low = tl.zeros((B, K, C), tl.int32)
+            high = tl.zeros((K, C), tl.int32)
+            middle = tl.zeros((K, C), tl.int32)
+            low = tl.zeros((K, C), tl.int32)
             for c0 in range(outer, tl.minimum(calls, outer + C * 32768), C):
                 block = g.to(tl.int64) * calls + c0 + lane
                 w0, w1, w2, w3 = philox(block[None, :], k[:, None], now, SIGN, seed_low, seed_high)
-                at = packed + (row[:, None] * tiles + c0 // C) * (48 * C) + lane[None, :]
+                at = packed + (row * tiles + c0 // C) * (48 * C) + lane[None, :]
                 for v in tl.static_range(4):
                     word = word_of(v, w0, w1, w2, w3)
                     for j in tl.static_range(0, 8, 2):
                         pair = at + (8 * v + j) // 2 * (3 * C)
-                        r0 = tl.load(pair)[:, None, :]  # each two words in one load
-                        r1 = tl.load(pair + C)[:, None, :]
-                        r2 = tl.load(pair + 2 * C)[:, None, :]
+                        r0 = tl.load(pair)  # each two words in one load
+                        r1 = tl.load(pair + C)
+                        r2 = tl.load(pair + 2 * C)
                         bits = word >> j
                         high, middle, low = _add_products(
-                            (bits & 0x01010101)[None, :, :], r0.to(tl.int32), (r0 >> 32).to(tl.int32),
-                            r1.to(tl.int32), high, middle, low, PTX,
+                            bits & 0x01010101, r0.to(tl.int32), (r0 >> 32).to(tl.int32), r1.to(tl.int32),
+                            high, middle, low, PTX,
                         )  # fmt: skip
                         high, middle, low = _add_products(
-                            (bits & 0x02020202)[None, :, :], (r1 >> 32).to(tl.int32), r2.to(tl.int32),
+                            bits & 0x02020202, (r1 >> 32).to(tl.int32), r2.to(tl.int32),
                             (r2 >> 32).to(tl.int32), high, middle, low, PTX,
                         )  # fmt: skip
             ones += (high.to(tl.int64) << 16) + (middle.to(tl.int64) << 8) + low
-        score = (whole[:, None] - 2 * tl.sum(ones, axis=2)).to(tl.float32) * inverse[:, None]
+        score = (whole - 2 * tl.sum(ones, axis=1)).to(tl.float32) * inverse
         if MODE == _BEST:
-            best_key, best_score = keep_best(
-                score, k[None, :], g, last, size, bias, best_key, best_score, SIGNED, BIAS
-            )
+            best_key, best_score = keep_best(score, k, g, last, size, bias, best_key, best_score, SIGNED, BIAS)
         else:
-            store_scores(score, k[None, :], image[:, None], g, batch, groups, first, last, size, width, bias, out,
-                         keys, MODE, SIGNED, BIAS)  # fmt: skip
+            image = tl.full((K,), 0, tl.int32) + b
+            store_scores(score, k, image, g, batch, groups, first, last, size, width, bias, out, keys, MODE,
+                         SIGNED, BIAS)  # fmt: skip
     if MODE == _BEST:
-        key, score = emit_best(best_key, best_score, 1)
-        tl.store(keys + row * programs + p, key, mask=real)
-        tl.store(out + row * programs + p, score, mask=real)
+        key, score = emit_best(best_key, best_score, 0)
+        tl.store(keys + row * programs + p, key)
+        tl.store(out + row * programs + p, score)
 
 
 # ---- large batches: the matrix product -----------------------------------------------------------
@@ -307,23 +304,21 @@ class Residual:
         calls = spec.calls_per_group
         self.small = len(w) <= SMALL_BATCH
         if self.small:
-            self.images = power_of_2(len(w))
+            self.images = 1
             self.depth = min(32, power_of_2(calls))
             tiles = ceil_div(calls, self.depth)
-            rows = ceil_div(len(w), self.images) * self.images * spec.groups
+            rows = len(w) * spec.groups
             self.total = torch.zeros(rows, dtype=torch.int64, device=w.device)
             self.packed = torch.empty(rows * tiles * 48 * self.depth, dtype=torch.int64, device=w.device)
             launch(pack_kernel, rows * tiles, w, peak, self.packed.view(torch.int32), self.total, spec.dim,
-                   spec.groups, tiles, len(w), C=self.depth)  # fmt: skip
+                   spec.groups, tiles, C=self.depth)  # fmt: skip
             return
         self.images = min(32, max(16, power_of_2(len(w))))
         self.depth = 32
         self.padded = ceil_div(calls, self.depth) * self.depth
         self.rows = ceil_div(len(w), self.images) * self.images
         self.total = torch.zeros(len(w) * spec.groups, dtype=torch.int64, device=w.device)
-        self.packed = torch.empty(
-            spec.groups * 384 * self.rows * self.padded, dtype=torch.int8, device=w.device
-        )
+        self.packed = torch.empty(spec.groups * 384 * self.rows * self.padded, dtype=torch.int8, device=w.device)
         tiles = self.padded // self.depth
         launch(planes_kernel, self.rows * spec.groups * tiles, w, peak, self.packed, self.total, spec.dim,
                spec.groups, tiles, len(w), self.padded, self.rows, C=self.depth)  # fmt: skip
@@ -355,11 +350,12 @@ class Residual:
         width = out.shape[-1] if out is not None else 0
         head = (self.packed, self.total, self.peak, step, bias, out, keys, spec.dim, spec.size, spec.groups)
         tail = (first, last, span, programs, width, *seed_words(spec.seed))
-        meta = {"B": self.images, "C": self.depth, "MODE": mode, "SIGNED": signed, "BIAS": bias_layout(bias)}
+        meta = {"C": self.depth, "MODE": mode, "SIGNED": signed, "BIAS": bias_layout(bias)}
         grid = programs * spec.groups * blocks
         calls = spec.calls_per_group
         if self.small:
             launch(small_kernel, grid, *head, self.batch, calls, *tail, **meta, PTX=PTX)
         else:
-            launch(large_kernel, grid, *head, self.batch, calls, self.padded, self.rows, *tail, **meta)
+            launch(large_kernel, grid, *head, self.batch, calls, self.padded, self.rows, *tail, B=self.images,
+                   **meta)  # fmt: skip
         return out, keys

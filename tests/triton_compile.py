@@ -17,9 +17,6 @@ from pathlib import Path
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-
 from ddcm_fast.kernels import (
     gaussian,
     hadamard_search,
@@ -29,6 +26,9 @@ from ddcm_fast.kernels import (
     sign,
     synthesis,
 )
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
 from ddcm_fast.law import CodebookSpec
 
 _BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

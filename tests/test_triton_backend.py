@@ -1,0 +1,174 @@
+"""Triton's kernels, interpreted or on a GPU, against the reference (a modest grid: the interpreter is slow)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ddcm_fast import kernels, reference
+from ddcm_fast.codebook import Codebook
+from ddcm_fast.law import CodebookSpec
+
+pytest.importorskip("triton")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+_REASON = kernels.unavailable(torch.device(DEVICE))
+pytestmark = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
+
+SEED = 0xFEDCBA9876543210
+STEP = 3_000_000_000
+
+#: kind, D, K, G, B: one call and less, cut last calls and sub-blocks, unequal groups, both batch paths.
+SHAPES = [
+    ("gaussian", 1, 1, 1, 1),
+    ("gaussian", 300, 40, 3, 2),
+    ("gaussian", 257, 70, 2, 5),
+    ("sign", 1, 1, 1, 1),
+    ("sign", 300, 20, 2, 2),
+    ("sign", 150, 10, 1, 9),
+    ("hadamard", 1, 1, 1, 1),
+    ("hadamard", 300, 1000, 3, 2),
+    ("hadamard", 140, 70, 2, 5),
+]
+
+
+def step_tensor() -> torch.Tensor:
+    return torch.tensor(STEP, device=DEVICE)
+
+
+@pytest.fixture(params=SHAPES, ids=lambda s: "-".join(map(str, s)))
+def case(request):
+    kind, dim, size, groups, batch = request.param
+    spec = CodebookSpec(kind, dim, size, groups, SEED)
+    generator = torch.Generator().manual_seed(1)
+    # Images of very different scale: each must keep its own precision.
+    w = torch.randn(batch, dim, generator=generator) * torch.logspace(-6, 6, batch)[:, None]
+    return spec, w
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "sign"])
+@pytest.mark.parametrize("dim", [1, 3, 16, 63, 64, 300, 5000])
+def test_rotation_to_the_bit(kind, dim):
+    spec = CodebookSpec(kind, dim, 4, 1, SEED)
+    x = torch.randn(2, dim)
+    w = kernels.to_codebook_order(spec, x.to(DEVICE))
+    assert torch.equal(w.cpu(), reference.to_codebook_order(spec, x))
+    z = kernels.to_image_order(spec, x.to(DEVICE))
+    assert torch.equal(z.cpu(), reference.to_image_order(spec, x))
+
+
+def test_scores(case):
+    spec, w = case
+    found = kernels.scores(spec, w.to(DEVICE), step_tensor()).cpu()
+    length = reference._split_groups(spec, w).norm(dim=-1, keepdim=True) * spec.max_group_dim**0.5
+    error = (found - reference.scores(spec, w, STEP)).abs()
+    assert (error <= 1e-6 * length).all()
+
+
+def test_search_and_topk(case):
+    spec, w = case
+    # Where scores differ by rounding only, either order is right; so make the best stand out.
+    bias = torch.linspace(0, 1, spec.size)[torch.randperm(spec.size)] * w.norm(dim=1).max() * 50
+    device = (spec, w.to(DEVICE), step_tensor())
+    tolerance = 1e-5 * float(w.norm(dim=1).max()) * spec.max_group_dim**0.5
+    for signed, b in ((True, None), (False, bias), (True, bias.repeat(spec.groups, 1))):
+        b_device = None if b is None else b.to(DEVICE)
+        found = kernels.search(*device, signed, b_device)
+        expected = reference.search(spec, w, STEP, signed, b)
+        assert torch.equal(found[0].cpu(), expected[0])
+        assert torch.equal(found[1].cpu(), expected[1])
+        assert (found[2].cpu() - expected[2]).abs().max() <= tolerance
+    m = min(5, spec.size)
+    found = kernels.topk(*device, m, False, bias.to(DEVICE))
+    expected = reference.topk(spec, w, STEP, m, False, bias)
+    assert torch.equal(found[0].cpu(), expected[0])
+    assert (found[2].cpu() - expected[2]).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "hadamard"])
+def test_topk_over_several_ranges(kind, monkeypatch):
+    monkeypatch.setattr(kernels.operations, "_CANDIDATES", 256)
+    spec = CodebookSpec(kind, 60, 700, 1, SEED)
+    w = torch.randn(1, 60)
+    found = kernels.topk(spec, w.to(DEVICE), step_tensor(), 300, True, None)
+    expected = reference.topk(spec, w, STEP, 300, True)
+    assert torch.equal(found[0].cpu(), expected[0])
+    assert torch.equal(found[1].cpu(), expected[1])
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "sign", "hadamard"])
+@pytest.mark.parametrize("dim, size, groups, batch", [(1, 1, 1, 1), (300, 1000, 3, 2), (1300, 70, 1, 1)])
+def test_combine_and_norms_to_the_bit(kind, dim, size, groups, batch):
+    spec = CodebookSpec(kind, dim, size, groups, SEED)
+    index, coefficient = torch.randint(size, (batch, groups, 3)), torch.randn(batch, groups, 3)
+    found = kernels.combine(spec, index.to(DEVICE), coefficient.to(DEVICE), step_tensor())
+    assert torch.equal(found.cpu(), reference.combine(spec, index, coefficient, STEP))
+    norms = kernels.norms(spec, step_tensor())
+    assert torch.equal(norms.cpu(), reference.norms(spec, STEP))
+
+
+def test_combine_of_the_last_atoms():
+    for kind in ("gaussian", "sign", "hadamard"):
+        spec = CodebookSpec(kind, 70, 2**32, 1, SEED)
+        index = torch.tensor([[[2**32 - 1, 2**31]]])
+        coefficient = torch.ones(1, 1, 2)
+        found = kernels.combine(spec, index.to(DEVICE), coefficient.to(DEVICE), step_tensor())
+        assert torch.equal(found.cpu(), reference.combine(spec, index, coefficient, STEP))
+
+
+def test_combine_clamps_indices():
+    spec = CodebookSpec("sign", 70, 9, 1, SEED)
+    index = torch.tensor([[[-1, 9]]], device=DEVICE)
+    clamped = torch.tensor([[[0, 8]]])
+    ones = torch.ones(1, 1, 2)
+    found = kernels.combine(spec, index, ones.to(DEVICE), step_tensor())
+    assert torch.equal(found.cpu(), reference.combine(spec, clamped, ones, STEP))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("kind", ["gaussian", "sign", "hadamard"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_non_finite_residuals_answer_minus_one(kind, bad):
+    spec = CodebookSpec(kind, 60, 9, 2, SEED)
+    w = torch.randn(2, 60)
+    expected = reference.search(spec, w, STEP, True)
+    w[0, 0] = bad
+    index, sign, score = kernels.search(spec, w.to(DEVICE), step_tensor(), True, None)
+    assert (index[0] == -1).all() and (sign[0] == 1).all() and score[0].isnan().all()
+    assert torch.equal(index[1].cpu(), expected[0][1])
+    index, _, score = kernels.topk(spec, w.to(DEVICE), step_tensor(), 2, True, None)
+    assert (index[0] == -1).all() and score[0].isnan().all() and (index[1] >= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "sign", "hadamard"])
+def test_ties_go_to_the_lower_index(kind):
+    spec = CodebookSpec(kind, 40, 90, 1, SEED)
+    w = torch.zeros(1, 40, device=DEVICE)
+    index, sign, _ = kernels.search(spec, w, step_tensor(), True, None)
+    assert index.item() == 0 and sign.item() == 1
+    # An unsigned product of -0 and +0 ties as well.
+    assert kernels.search(spec, -w, step_tensor(), False, None)[0].item() == 0
+    assert kernels.topk(spec, w, step_tensor(), 9, True, None)[0].flatten().tolist() == list(range(9))
+
+
+def test_through_the_codebook():
+    book = Codebook("sign", 70, 12, groups=2, seed=3, backend="triton")
+    residual = torch.randn(2, 70, device=DEVICE)
+    index, sign, _ = book.search(residual, 5)
+    twin = Codebook("sign", 70, 12, groups=2, seed=3, backend="reference")
+    assert torch.equal(index.cpu(), twin.search(residual.cpu(), 5)[0])
+    assert torch.equal(book.atoms(index, 5, sign).cpu(), twin.atoms(index.cpu(), 5, sign.cpu()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_graph_replays_for_another_step():
+    for kind in ("gaussian", "sign", "hadamard"):
+        spec = CodebookSpec(kind, 1000, 5000, 2, SEED)
+        w, step = torch.randn(2, 1000, device=DEVICE), step_tensor()
+        kernels.search(spec, w, step, True, None)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            index, _, _ = kernels.search(spec, w, step, True, None)
+        step.fill_(11)
+        graph.replay()
+        assert torch.equal(index.cpu(), reference.search(spec, w.cpu(), 11, True)[0])
