@@ -32,7 +32,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_dry_run_needs_neither_the_package_nor_diffusers(tmp_path: Path) -> None:
     """From a plain checkout, another directory, with diffusers made unimportable."""
     (tmp_path / "diffusers.py").write_text("raise ImportError('not here')")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "DDCM_BACKEND": ""}
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "DDCM_BACKEND": "", "TRITON_INTERPRET": "0"}
     command = [sys.executable, str(SCRIPT), "--output", str(tmp_path / "out"), "--device", "cpu", "--quick"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -58,12 +58,11 @@ def emulated(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F
 @pytest.mark.parametrize("kind", gpu_check.KINDS)
 def test_checks_pass_on_the_emulated_kernels(tmp_path: Path, kind: str) -> None:
     report = gpu_check.Report(tmp_path, 600)
-    for shape in gpu_check.QUICK_SHAPES:
-        gpu_check.check_shape(report, "cuda", kind, shape, "cpu")
-    gpu_check.check_large(report, "cuda", (kind, 200, 300, 2), "cpu")
+    gpu_check.check_shape(report, "cuda", kind, (77, 50, 3, 2), "cpu")
+    gpu_check.check_large(report, "cuda", (kind, 200, 90, 2), "cpu")
     gpu_check.check_not_finite(report, "cuda", kind, "cpu")
     gpu_check.check_codebook(report, "cuda", "cpu")
-    assert len(report.data["checks"]) > 30 and not report.failures()
+    assert len(report.data["checks"]) == 22 and not report.failures()
 
 
 @needs_compiler
@@ -73,7 +72,7 @@ def test_checks_fail_on_wrong_kernels(tmp_path: Path, monkeypatch: pytest.Monkey
     right = module.search
     monkeypatch.setattr(module, "search", lambda *a: (right(*a)[0] * 0, *right(*a)[1:]))
     report = gpu_check.Report(tmp_path, 600)
-    gpu_check.check_shape(report, "cuda", "sign", (77, 50, 3, 2), "cpu")
+    gpu_check.check_shape(report, "cuda", "sign", (30, 50, 1, 1), "cpu")
     assert {c["what"].split()[0] for c in report.failures()} == {"search"}
 
 
@@ -83,7 +82,7 @@ def test_measurements_run(tmp_path: Path) -> None:
     report = gpu_check.Report(tmp_path, 600)
     for kind in gpu_check.KINDS:
         report.guard(kind, lambda k=kind: gpu_check.measure_search(report, "cuda", k, 64, 50, 2))
-    report.guard("others", lambda: gpu_check.measure_others(report, "cuda", 64, 1100, (100,)))
+    report.guard("others", lambda: gpu_check.measure_others(report, "cuda", 8, 1030, (100,)))
     report.guard("baselines", lambda: gpu_check.measure_torch_baselines(report, 40, 30))
     report.guard("broken", lambda: gpu_check.compile_library("no_such.cu", tmp_path))
     report.data["reach"] = gpu_check.reach(report)

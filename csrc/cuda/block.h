@@ -210,23 +210,32 @@ struct MmaF16 {
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
   }
 #else
-  static double half(uint32_t bits) {
-    const int exponent = (bits >> 10) & 31, mantissa = bits & 1023;
-    const double magnitude =
-        exponent ? std::ldexp(1024.0 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
-    return bits & 0x8000 ? -magnitude : magnitude;
+  // Values of the finite float16 numbers; the kernels make no others.
+  static const double* halves() {
+    static const std::vector<double> table = [] {
+      std::vector<double> values(65536);
+      for (int bits = 0; bits < 65536; ++bits) {
+        const int exponent = (bits >> 10) & 31, mantissa = bits & 1023;
+        const double magnitude =
+            exponent ? std::ldexp(1024.0 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
+        values[bits] = bits & 0x8000 ? -magnitude : magnitude;
+      }
+      return values;
+    }();
+    return table.data();
   }
 
   static void host(const Operands* lanes, float* const* c) {
+    const double* half = halves();
     double a[16][16], b[16][8];
     for (int lane = 0; lane < 32; ++lane) {
       const int g = lane / 4, t = lane % 4;
       for (int e = 0; e < 2; ++e) {
         for (int r = 0; r < 4; ++r) {
-          a[g + 8 * (r % 2)][8 * (r / 2) + 2 * t + e] = half(lanes[lane].a[r] >> (16 * e) & 0xffff);
+          a[g + 8 * (r % 2)][8 * (r / 2) + 2 * t + e] = half[lanes[lane].a[r] >> (16 * e) & 0xffff];
         }
         for (int r = 0; r < 2; ++r) {
-          b[8 * r + 2 * t + e][g] = half(lanes[lane].b[r] >> (16 * e) & 0xffff);
+          b[8 * r + 2 * t + e][g] = half[lanes[lane].b[r] >> (16 * e) & 0xffff];
         }
       }
     }
