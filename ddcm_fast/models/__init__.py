@@ -3,5 +3,6 @@
 from .base import DiffusionModel
 from .loading import load_model, wrap_pipeline
 from .pixel import PixelModel
+from .tiled import TiledModel
 
-__all__ = ["DiffusionModel", "PixelModel", "load_model", "wrap_pipeline"]
+__all__ = ["DiffusionModel", "PixelModel", "TiledModel", "load_model", "wrap_pipeline"]

@@ -178,8 +178,8 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = _attend(self.qkv(self.norm(x).flatten(2)), self._heads, self._qkv_first)
-        h = self.proj_out(h)
-        return x + h.view(x.shape)
+        h = self.proj_out(h).view(x.shape)
+        return x + h  # type: ignore[no-any-return]
 
 
 class _AttentionPool(nn.Module):

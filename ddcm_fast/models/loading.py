@@ -16,6 +16,7 @@ from ..errors import MissingExtraError, ModelError
 from ..information import InformationCurve
 from .base import DiffusionModel
 from .gaussian_field import GaussianField
+from .tiled import TiledModel, split_name
 
 #: Folder of the built-in models' weights.
 WEIGHTS = Path(__file__).parent / "weights"
@@ -120,7 +121,8 @@ def load_model(
     Args:
         name: a built-in model ("photo", "digits", "gaussian-field"); the folder of a saved diffusers pipeline or
             UNet2DModel; a pipeline's id on the Hugging Face hub ("owner/name"); or an OpenAI guided-diffusion
-            checkpoint (a .pt file, see guided_diffusion.PRESETS).
+            checkpoint (a .pt file, see guided_diffusion.PRESETS). Any of them with "#tile=64,16" behind it denoises
+            in tiles of 64 entries of the state that overlap by 16, see TiledModel.
         device: where the network runs; a GPU if there is one.
         dtype: of the network; what the model's folder asks for, else bfloat16 where the device is native in it,
             else float32.
@@ -139,6 +141,14 @@ def load_model(
         if dtype not in DTYPES:
             raise ModelError(f"unknown dtype {dtype!r}: choose {', '.join(DTYPES)}")
         dtype = DTYPES[dtype]
+    name, tiles = split_name(name)
+    model = _load(name, where, dtype, compile, options)
+    return model if tiles is None else TiledModel(model, *tiles)
+
+
+def _load(
+    name: str, where: torch.device, dtype: torch.dtype | None, compile: bool, options: dict[str, Any]
+) -> DiffusionModel:
     if name in _ANALYTIC:
         return _ANALYTIC[name](where)
     path = WEIGHTS / name if name in builtin_models() else Path(name)
@@ -216,6 +226,7 @@ def _load_unet(
     patch, classes = settings.get("space_to_depth", 1), settings.get("classes")
     model = PixelModel(unet, scheduler, name, patch, classes, compiled)
     model.min_side = settings.get("min_side", model.min_side)
+    model.default_side = settings.get("default_side", model.default_side)
     if "information" in settings:
         model.information = InformationCurve.from_json(settings["information"])
     return model

@@ -1,0 +1,124 @@
+"""TiledModel: states larger than a network is comfortable with, denoised in overlapping, blended tiles.
+
+As in MultiDiffusion (Bar-Tal et al. 2023), the predictions of overlapping tiles are averaged at every step, so one
+state, one noise and one file cover the whole image. Tiles are part of the model's name ("photo#tile=64,16") and of its
+fingerprint: a file says how it was tiled and decodes only with the same tiles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..condition import Condition
+from ..errors import ConfigError
+from .base import DiffusionModel, eps_from_x0
+
+_SUFFIX = re.compile(r"(?P<name>.+)#tile=(?P<size>\d+),(?P<overlap>\d+)")
+
+
+def split_name(name: str) -> tuple[str, tuple[int, int] | None]:
+    """A model's name without its tiles, and their size and overlap if it has any."""
+    match = _SUFFIX.fullmatch(name)
+    return (name, None) if match is None else (match["name"], (int(match["size"]), int(match["overlap"])))
+
+
+class TiledModel(DiffusionModel):
+    """A model whose states are denoised in tiles.
+
+    Args:
+        model: the model.
+        size: side of a tile, in entries of the state (latents, or pixels of a pixel-space model).
+        overlap: entries that neighbouring tiles share; over these they are blended linearly.
+
+    Raises:
+        ConfigError: impossible sizes.
+    """
+
+    def __init__(self, model: DiffusionModel, size: int, overlap: int) -> None:
+        if not 0 <= overlap <= size // 2 or size < 1:
+            raise ConfigError(f"tiles of {size} with an overlap of {overlap}: it must be at most half a tile")
+        side = 16 * model.multiple
+        self._factor = side // model.latent_shape(side, side)[-1]  # pixels an entry
+        if size * self._factor % model.multiple:
+            step = model.multiple // self._factor
+            raise ConfigError(f"tiles of {size}: model {model.name!r} takes multiples of {step} entries")
+        self.inner = model
+        self.size, self.overlap = size, overlap
+        self.name = f"{model.name}#tile={size},{overlap}"
+        self.device, self.dtype = model.device, model.dtype
+        self.max_timestep, self.fresh_noise = model.max_timestep, model.fresh_noise
+        self.multiple, self.channels, self.min_side = model.multiple, model.channels, model.min_side
+        self.information = model.information
+
+    def _starts(self, length: int) -> list[int]:
+        """Where tiles start along a side: evenly a stride apart, the last one flush with the end."""
+        if length <= self.size:
+            return [0]
+        stride = self.size - self.overlap
+        return [*range(0, length - self.size, stride), length - self.size]
+
+    def _weights(self, length: int, device: torch.device) -> list[Tensor]:
+        """Blending weights of the tiles along a side, which sum to 1 at every place."""
+        starts, size = self._starts(length), min(self.size, length)
+        place = torch.arange(size, dtype=torch.float32, device=device)
+        ramp = torch.minimum(place + 1, size - place).clamp(max=self.overlap + 1)
+        total = torch.zeros(length, device=device)
+        for start in starts:
+            total[start : start + size] += ramp
+        return [ramp / total[start : start + size] for start in starts]
+
+    def predict(self, x: Tensor, t: float, condition: Any = None) -> tuple[Tensor, Tensor]:
+        """See DiffusionModel.predict. Only x0_hat is blended; eps_hat follows from it."""
+        height, width = x.shape[-2:]
+        if max(height, width) <= self.size:
+            return self.inner.predict(x, t, condition)
+        rows, columns = min(height, self.size), min(width, self.size)
+        x0_hat = torch.zeros_like(x)
+        down, across = self._weights(height, x.device), self._weights(width, x.device)
+        for top, weight_down in zip(self._starts(height), down, strict=True):
+            for left, weight_across in zip(self._starts(width), across, strict=True):
+                area = (..., slice(top, top + rows), slice(left, left + columns))
+                tile, _ = self.inner.predict(x[area].contiguous(), t, condition)
+                x0_hat[area] += tile * weight_down[:, None] * weight_across
+        alpha, sigma = self.alpha_sigma(t)
+        return x0_hat, eps_from_x0(x, x0_hat, alpha, sigma)
+
+    def check_size(self, height: int, width: int) -> None:
+        """See DiffusionModel.check_size: what the network sees is a tile."""
+        super().check_size(height, width)
+        most = self.size * self._factor
+        self.inner.check_size(min(height, most), min(width, most))
+
+    def fingerprint(self) -> bytes:
+        """See DiffusionModel.fingerprint."""
+        said = f"tile {self.size} {self.overlap}".encode()
+        return hashlib.sha256(self.inner.fingerprint() + said).digest()[:4]
+
+    def alpha_sigma(self, t: float) -> tuple[float, float]:
+        """See DiffusionModel.alpha_sigma."""
+        return self.inner.alpha_sigma(t)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """See DiffusionModel.latent_shape."""
+        return self.inner.latent_shape(height, width)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """See DiffusionModel.encode."""
+        return self.inner.encode(image)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """See DiffusionModel.decode."""
+        return self.inner.decode(x0)
+
+    def complete_condition(self, condition: Condition | None) -> Condition | None:
+        """See DiffusionModel.complete_condition."""
+        return self.inner.complete_condition(condition)
+
+    def training_timesteps(self) -> list[float]:
+        """See DiffusionModel.training_timesteps."""
+        return self.inner.training_timesteps()
