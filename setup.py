@@ -1,6 +1,57 @@
-"""Packaging. `kernels/` installs as ddcm_fast.kernels and `csrc/` travels as package data."""
+"""Packaging. `kernels/` installs as ddcm_fast.kernels and `csrc/` travels as package data.
 
-from setuptools import find_packages, setup
+The cpu backend's library is compiled here when there is a compiler, and travels in ddcm_fast/_lib; where
+there is none the package installs all the same, and ddcm_fast/build.py tries again at first use.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools before 70.1
+    from wheel.bdist_wheel import bdist_wheel
+
+# By path: importing the package would import torch, which an isolated build does not have.
+_spec = importlib.util.spec_from_file_location(
+    "ddcm_fast_build", Path(__file__).parent / "ddcm_fast" / "build.py"
+)
+build = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(build)
+
+
+class BuildPy(build_py):
+    """Adds the cpu backend's library; an editable install fills the user's cache instead."""
+
+    def run(self):
+        super().run()
+        try:
+            if self.editable_mode:
+                build.ensure_library()
+            else:
+                folder = Path(self.build_lib) / "ddcm_fast" / build.SHIPPED_DIR.name
+                build.compile_library(folder / build.library_name())
+        except build.BuildError as error:
+            print(f"warning: ddcm-fast installs without its cpu backend: {error}", file=sys.stderr)
+
+
+class BinaryDistribution(Distribution):
+    """A distribution with a compiled file, though none that knows Python's ABI."""
+
+    def has_ext_modules(self):
+        return True
+
+
+class BdistWheel(bdist_wheel):
+    """One wheel serves every Python 3 of a platform: the library has a plain C interface."""
+
+    def get_tag(self):
+        return ("py3", "none", super().get_tag()[2])
+
 
 setup(
     packages=[*find_packages(include=["ddcm_fast", "ddcm_fast.*"]), "ddcm_fast.kernels", "ddcm_fast.csrc"],
@@ -9,4 +60,6 @@ setup(
         "ddcm_fast": ["py.typed", "models/weights/*/*"],
         "ddcm_fast.csrc": ["*.h", "cpu/*", "cuda/*"],
     },
+    cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel},
+    distclass=BinaryDistribution,
 )
