@@ -51,7 +51,8 @@ def entry(half, table):
 def arrange_kernel(w, arranged, dim, groups, tiles, batch, C: tl.constexpr):
     """w (B, D) float32 -> arranged (rows, tiles, 4, C, 2) float32, for rows b * G + g and tiles of C calls.
 
-    The last axes are word of the call, call and halfword of the word: [v, c, h] is entry 8 (t * C + c) + 2 v + h of the group.
+    The last axes are word of the call, call and halfword of the word: [v, c, h] is entry
+    8 (t * C + c) + 2 v + h of the group.
     Rows past the batch and entries past the group's end are 0.
     """
     pid = tl.program_id(0)
@@ -81,8 +82,8 @@ def small_kernel(arranged, table, step, bias, out, keys, dim, size, groups, batc
                  BIAS: tl.constexpr):  # fmt: skip
     """Scores of up to B images at once: sum_i y_i w_i in float32.
 
-    A thread owns Philox calls of its own, one atom's each (lanes along the C calls), and eight entries from each. It adds
-    its products in the order of its calls and lanes are added as a tree, so the order depends on C, that
+    A thread owns Philox calls of its own, one atom's each (lanes along the C calls), and eight entries from each.
+    It adds its products in the order of its calls and lanes are added as a tree, so the order depends on C, that
     is on the shape of the problem, alone. The error of a sum is that of a chain of D / C additions.
     """
     pid = tl.program_id(0)

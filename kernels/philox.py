@@ -54,7 +54,7 @@ def sign_masks(block, atom, step, STREAM: tl.constexpr, seed_low, seed_high, ROW
     half of its call).
     """
     w0, w1, w2, w3 = philox(block, atom, step, STREAM, seed_low, seed_high)
-    if N == 64:
+    if N == 64:  # noqa: SIM108
         words = tl.join(w0, w1)
     else:
         words = tl.join(tl.join(w0, w2), tl.join(w1, w3))

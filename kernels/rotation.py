@@ -62,7 +62,7 @@ def to_codebook_kernel(r, w, dim, stride, blocks, limit, seed_low, seed_high, N:
     """
     pid = tl.program_id(0)
     row = (pid // blocks).to(tl.int64) * dim
-    if TAIL:
+    if TAIL:  # noqa: SIM108
         i = tl.arange(0, N).to(tl.int64) + (dim - N)
     else:
         i = (pid % blocks).to(tl.int64) * N + tl.arange(0, N)

@@ -8,7 +8,8 @@ largest magnitude between 2^21 and 2^22. With bits x in {0, 1} an atom's score i
 and every sum is one of integers, so that no tiling, split or configuration changes a bit of the result. Each V_i is
 off by at most half a unit (the small-batch kernel: one unit for every second bit), that is 2^-22 of the group's largest
 magnitude m or less. Such errors add up as a random walk to about 2^-23 m sqrt(D), or 2^-23 m / |w| of
-|y||w| with |y| = sqrt(D): 1.2e-7 for any residual, since m <= |w|. V is held as three balanced base-256 digits, each an int8.
+|y||w| with |y| = sqrt(D): 1.2e-7 for any residual, since m <= |w|. V is held as three balanced base-256
+digits, each an int8.
 """
 
 from __future__ import annotations
@@ -126,11 +127,11 @@ def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, 
 
     A thread owns Philox calls of its own, one atom's each (lanes along the calls, so that residual words load
     coalesced, two at a time, and are shared by the thread's atoms). `word & 0x01010101` is four entries, and with its
-    odd partner `word & 0x02020202` one shift serves eight; three dp4a, one a digit, multiply four entries. An entry costs
-    45 / 128 instructions of Philox, 11 / 32 of masks and shifts and 3 / 4 of dp4a.
+    odd partner `word & 0x02020202` one shift serves eight; three dp4a, one a digit, multiply four entries. An entry
+    costs 45 / 128 instructions of Philox, 11 / 32 of masks and shifts and 3 / 4 of dp4a.
 
-    packed (as int64), total: of pack_kernel; peak (B, G) float32, step () int64. The program's atoms are the `span` from first +
-    p * span on, below last. For BEST, out and keys are (B, G, programs); otherwise (B, G, width), see
+    packed (as int64), total: of pack_kernel; peak (B, G) float32, step () int64. The program's atoms are
+    the `span` from first + p * span on, below last. For BEST, out and keys are (B, G, programs); otherwise (B, G, width), see
     ranking.store_scores.
     """
     pid = tl.program_id(0)
