@@ -146,7 +146,8 @@ class Bench:
             cost = [(math.log2(math.comb(size, m)) + m, m) for m in range(1, 200)]
             bits, atoms = min(cost, key=lambda pair: abs(pair[0] - total / count))
             steps = self.information_schedule([WORTH["threshold"] * bits] * count)
-            yield Trial(f"M={atoms}", steps, Threshold(Codebook("sign", self.dim, size, seed=self.seed), dict.fromkeys(range(len(steps)), atoms)))
+            book = Codebook("sign", self.dim, size, seed=self.seed)
+            yield Trial(f"M={atoms}", steps, Threshold(book, dict.fromkeys(range(count), atoms)))
 
     def product(self, count: int, size: int, kind: str) -> Iterator[Trial]:
         """One signed atom of K in each group."""
