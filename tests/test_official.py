@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_pipelines
 import torch
@@ -84,6 +85,23 @@ def test_decodes_like_their_code(settings: Settings, pipe: Any, tmp_path: Path) 
     coded = [s for s in official.steps_of(model, settings) if s.coded]
     bits = bin(int.from_bytes(data, "big"))[2:].zfill(settings.bits * len(coded))
     torch.testing.assert_close(decoded, by_hand(pipe, bits, settings), atol=2e-4, rtol=0)
+
+
+def test_command_line(pipe: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from ddcm_fast.cli import main
+
+    settings = Settings(5, 999, 0, 16, model="tiny")
+    folder = tmp_path / settings.folder()
+    folder.mkdir()
+    pipe.save_pretrained(tmp_path / "model")
+    data, reconstruction = official.encode(torch.zeros(3, 16, 16), wrap_pipeline(pipe), settings)
+    (folder / "x_noise_indices.bin").write_bytes(data)
+    arguments = [str(folder / "x_noise_indices.bin"), str(tmp_path / "x.png"), "--device", "cpu"]
+    assert main(["decompress", *arguments, "--model", str(tmp_path / "model")]) == 0
+    pixels = torch.from_numpy(np.array(Image.open(tmp_path / "x.png"))).permute(2, 0, 1)
+    assert torch.equal(pixels, ((reconstruction + 1) * 127.5).round().to(torch.uint8))
 
 
 def test_random_letters_survive() -> None:
