@@ -17,9 +17,7 @@ except ImportError:  # setuptools before 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 # By path: importing the package would import torch, which an isolated build does not have.
-_spec = importlib.util.spec_from_file_location(
-    "ddcm_fast_build", Path(__file__).parent / "ddcm_fast" / "build.py"
-)
+_spec = importlib.util.spec_from_file_location("ddcm_fast_build", Path(__file__).parent / "ddcm_fast" / "build.py")
 build = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(build)
 

@@ -12,6 +12,7 @@ and they are moved into place in one step, so that processes may build at the sa
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -22,6 +23,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+
+_LOG = logging.getLogger("ddcm_fast")
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -100,8 +103,12 @@ def cache_dir() -> Path:
 
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode != 0:
-        raise BuildError(f"{shlex.join(command)} failed:\n{done.stdout[-4000:]}")
+    if done.returncode == 0:
+        return
+    _LOG.debug("%s\n%s", shlex.join(command), done.stdout)
+    lines = [line for line in done.stdout.splitlines() if line.strip()] or ["(no output)"]
+    reason = next((line for line in lines if "error" in line.lower()), lines[-1])
+    raise BuildError(f"the compiler {command[0]!r} failed: {reason.strip()}")
 
 
 def _instruction_set_flags(cxx: list[str], source: Path, folder: Path) -> tuple[str, ...]:
@@ -176,5 +183,6 @@ def ensure_library(rebuild: bool = False) -> Path:
         return shipped
     target = cached_library()
     if rebuild or not target.is_file():
+        _LOG.info("compiling the cpu backend to %s", target)
         compile_library(target)
     return target

@@ -104,9 +104,7 @@ def values(scores: Tensor, signed: bool, bias: Tensor | None) -> Tensor:
     return value if bias is None else value + bias.double()
 
 
-def check_selection(
-    answer: Answers, signed: bool, bias: Tensor | None, found: tuple[Tensor, Tensor, Tensor]
-) -> None:
+def check_selection(answer: Answers, signed: bool, bias: Tensor | None, found: tuple[Tensor, Tensor, Tensor]) -> None:
     """Assert that (index, sign, score), each (B, G, m), are the m best atoms in order, up to rounding."""
     index, sign, score = (t.cpu() for t in found)
     m = index.shape[-1]

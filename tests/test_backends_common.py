@@ -78,9 +78,7 @@ def test_search_and_topk(backend, case, signed):
 def test_norms(backend, case):
     name, device = backend
     found = backends.load(name).norms(case.spec, step_tensor(STEP, device))
-    torch.testing.assert_close(
-        found.cpu(), reference.norms(case.spec, STEP), rtol=1e-6, atol=1e-6
-    )
+    torch.testing.assert_close(found.cpu(), reference.norms(case.spec, STEP), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("m", [1, 3])
@@ -107,9 +105,7 @@ def test_indices_to_2_32(backend, kind, groups):
     picks = torch.tensor([2**32 - 1, 2**31, 2**31 - 1, 2**32 - 257, 3])
     index = picks.view(-1, 1, 1).expand(-1, groups, 1).contiguous()
     one = torch.ones(index.shape)
-    y = backends.load(name).combine(
-        spec, index.to(device), one.to(device), step_tensor(STEP, device)
-    )
+    y = backends.load(name).combine(spec, index.to(device), one.to(device), step_tensor(STEP, device))
     assert equal_bits(y, reference.combine(spec, index, one, STEP))
     assert len(y.unique(dim=0)) == len(picks)
 
@@ -162,13 +158,9 @@ def test_duplicate_atoms_in_order(backend, signed):
     value = answer.scores.abs() if signed else answer.scores
     order = value[0, 0].argsort(descending=True, stable=True)
     m = 200
-    index, _, _ = backends.load(name).topk(
-        case.spec, answer.w.to(device), step_tensor(STEP, device), m, signed, None
-    )
+    index, _, _ = backends.load(name).topk(case.spec, answer.w.to(device), step_tensor(STEP, device), m, signed, None)
     assert equal_bits(index[0, 0], order[:m])
-    index, _, _ = backends.load(name).search(
-        case.spec, answer.w.to(device), step_tensor(STEP, device), signed, None
-    )
+    index, _, _ = backends.load(name).search(case.spec, answer.w.to(device), step_tensor(STEP, device), signed, None)
     assert int(index) == int(order[0])
 
 

@@ -16,9 +16,7 @@ from ddcm_fast.backends import cpu
 from ddcm_fast.errors import BackendError
 from ddcm_fast.law import CodebookSpec
 
-pytestmark = pytest.mark.skipif(
-    backends.why_not("cpu", "cpu") is not None, reason=str(backends.why_not("cpu", "cpu"))
-)
+pytestmark = pytest.mark.skipif(backends.why_not("cpu", "cpu") is not None, reason=str(backends.why_not("cpu", "cpu")))
 
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")
 KINDS = ("gaussian", "sign", "hadamard")
@@ -135,10 +133,7 @@ def test_calls_from_many_threads():
     w, step = torch.randn(1, 4096), step_tensor(STEP, "cpu")
     expected = cpu.scores(spec, w, step)
     results: list[torch.Tensor] = []
-    workers = [
-        threading.Thread(target=lambda: results.append(cpu.scores(spec, w, step)))
-        for _ in range(8)
-    ]
+    workers = [threading.Thread(target=lambda: results.append(cpu.scores(spec, w, step))) for _ in range(8)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -115,10 +115,7 @@ def noise(kind: str, dim: int, rows: int, size: int = 1 << 20, first: int = 0, *
     groups = codebook.spec.groups
     index = (torch.arange(groups) * 101).unsqueeze(0)
     return torch.cat(
-        [
-            codebook.atoms((index + 7919 * s) % size, step_tensor(s, "cpu"))
-            for s in range(first, first + rows)
-        ]
+        [codebook.atoms((index + 7919 * s) % size, step_tensor(s, "cpu")) for s in range(first, first + rows)]
     )
 
 

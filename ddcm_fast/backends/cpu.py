@@ -82,10 +82,7 @@ def _load() -> ctypes.CDLL | str:
     library.ddcm_cpu_set_table(table.data_ptr())
     asked = os.environ.get("DDCM_CPU_ISA") or "auto"
     if library.ddcm_cpu_select(asked.encode()) != 0:
-        return (
-            f"DDCM_CPU_ISA={asked} is unknown or this machine lacks it; "
-            "choose avx512, avx2, portable or auto"
-        )
+        return f"DDCM_CPU_ISA={asked} is unknown or this machine lacks it; choose avx512, avx2, portable or auto"
     return library
 
 
@@ -122,9 +119,7 @@ def select_instruction_set(name: str) -> None:
 @lru_cache(maxsize=256)
 def _geometry(spec: CodebookSpec) -> ctypes._Pointer[_Geometry]:
     out = _Geometry()
-    _library().ddcm_cpu_geometry(
-        spec.kind_number, spec.dim, spec.size, spec.groups, spec.seed, ctypes.byref(out)
-    )
+    _library().ddcm_cpu_geometry(spec.kind_number, spec.dim, spec.size, spec.groups, spec.seed, ctypes.byref(out))
     return ctypes.pointer(out)
 
 
@@ -233,11 +228,7 @@ def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
 def norms(spec: CodebookSpec, step: Tensor) -> Tensor:
     """See ddcm_fast.reference.norms."""
     out = torch.empty(spec.groups, spec.size)
-    _check(
-        _library().ddcm_cpu_norms(
-            _geometry(spec), step.item(), out.data_ptr(), torch.get_num_threads()
-        )
-    )
+    _check(_library().ddcm_cpu_norms(_geometry(spec), step.item(), out.data_ptr(), torch.get_num_threads()))
     return out
 
 

@@ -93,9 +93,7 @@ def main() -> None:
         spec, x = CodebookSpec(kind, dim, 1, 1, seed), fixed_vector(dim)
         there, back = reference.to_image_order(spec, x), reference.to_codebook_order(spec, x)
         case = dict(kind=kind, dim=dim, seed=seed)
-        out["rotations"].append(
-            {**case, "to_image_order": encode(there), "to_codebook_order": encode(back)}
-        )
+        out["rotations"].append({**case, "to_image_order": encode(there), "to_codebook_order": encode(back)})
     out["initial_noise"] = [
         dict(dim=dim, seed=seed, x=encode(reference.initial_noise(dim, seed))) for dim, seed in INITIAL
     ]
