@@ -19,6 +19,7 @@ from .config import PRESETS, SCHEDULES, SHARING_RULES, CodecConfig, preset
 from .errors import DDCMError, InputError
 from .law import KINDS
 from .rate import QUALITIES
+from .tasks import cli as tasks
 
 _EPILOG = """examples:
   ddcm compress photo.jpg photo.ddcm             compress with the built-in model
@@ -147,6 +148,9 @@ def _decompress(args: argparse.Namespace) -> None:
 
     _check_output_image(args.output)
     data = _read(args.input)
+    if args.input.suffix == ".bin" and not data.startswith(container.MAGIC):
+        _decompress_official(args)
+        return
     header, _ = container.read(data, args.ignore_checksum)
     model = _load(args, args.model or header.model, args.dtype or header.dtype)
     codec = Codec(model, backend=args.backend, progress=False if args.quiet else None)
@@ -155,6 +159,19 @@ def _decompress(args: argparse.Namespace) -> None:
     with _output(args.output) as file:
         image.save(file, format=_image_format(args.output))
     _say(f"{args.output}: {image.width}x{image.height}, {time.perf_counter() - start:.1f} s", args)
+
+
+def _decompress_official(args: argparse.Namespace) -> None:
+    """A file of the DDCM authors' code; its folder's name says what it is (float32 unless --dtype says otherwise)."""
+    from . import official
+    from .images import to_pil
+
+    settings = official.Settings.of_path(args.input.resolve())
+    model = _load(args, args.model or settings.hub_id, args.dtype or "float32")
+    image = to_pil(official.decode(args.input, model, settings, progress=False if args.quiet else None))
+    with _output(args.output) as file:
+        image.save(file, format=_image_format(args.output))
+    _say(f"{args.output}: {image.width}x{image.height}, official DDCM file of {settings.hub_id}", args)
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -187,8 +204,8 @@ def _generate(args: argparse.Namespace) -> None:
     config = preset(args.preset, **_settings(args))
     model = _load(args, args.model, args.dtype)
     codec = Codec(model, config, args.backend, progress=False if args.quiet else None)
-    width, height = args.size
-    images = codec.generate(args.count, height, width, args.draw_seed)
+    width, height = args.size or (model.default_side, model.default_side)
+    images = tasks.generate(codec, args, height, width)
     for i, coded in enumerate(images):
         for suffix, content in ((".png", None), (".ddcm", coded.data)):
             with _output(args.output_dir / f"{i:04d}{suffix}") as file:
@@ -325,11 +342,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--output-dir", type=Path, required=True, help="where 0000.png, 0000.ddcm, ... go")
     generate.add_argument("-n", dest="count", type=int, default=1, help="how many images (default: 1)")
-    generate.add_argument("--size", type=_size, default=(256, 256), help="WIDTHxHEIGHT (default: 256x256)")
+    generate.add_argument("--size", type=_size, help="WIDTHxHEIGHT (default: 256x256, or the model's own)")
     generate.add_argument("--draw-seed", type=int, default=0, help="of the random choice of atoms (default: 0)")
+    tasks.add_guidance(generate)
     add_coding(generate)
     add_common(generate)
-    generate.set_defaults(run=_generate)
+    generate.set_defaults(run=_generate, preset="ddcm")
+    tasks.add_parsers(commands)
     return parser
 
 

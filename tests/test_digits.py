@@ -16,7 +16,7 @@ def model():
 
 
 def batch_codec(model, **settings):
-    return Codec.from_preset(model, batch_size=50, **{"K": 64, "T": 50, **settings})
+    return Codec.from_preset(model, "ddcm", batch_size=50, **{"K": 64, "T": 50, **settings})
 
 
 def test_shape_of_the_model(model):
@@ -36,7 +36,7 @@ def test_labels_make_digits_of_their_class(model):
 
 
 def test_generated_file_decodes_to_the_very_image(model):
-    codec = Codec.from_preset(model, K=64, T=20)
+    codec = Codec.from_preset(model, "ddcm", K=64, T=20)
     coded = codec.generate(2, 8, 8, seed=3, condition=Condition(label=5, guidance_scale=2.0))
     for one in coded:
         assert torch.equal(codec.decode(one.data), one.reconstruction)
@@ -47,7 +47,7 @@ def test_generated_file_decodes_to_the_very_image(model):
 def test_compresses_a_digit(model):
     pytest.importorskip("sklearn")
     images, labels = digits.load_data(test=True)
-    codec = Codec.from_preset(model, K=256, T=50)
+    codec = Codec.from_preset(model, "ddcm", K=256, T=50)
     coded = codec.encode(images[0], Condition(label=int(labels[0])))[0]
     assert torch.equal(codec.decode(coded.data), coded.reconstruction)
     assert (coded.reconstruction - images[0]).square().mean() < 0.15 * images[0].var()
@@ -55,7 +55,7 @@ def test_compresses_a_digit(model):
 
 def test_many_labels_in_one_call(model):
     x = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    given = (Condition(label=1, guidance_scale=3.0), Condition(label=8, guidance_scale=3.0), Condition(label=1, guidance_scale=3.0))
+    given = tuple(Condition(label=label, guidance_scale=3.0) for label in (1, 8, 1))
     together = model.predict(x, 500.0, given)[0]
     for row in range(3):
         alone = model.predict(x[row : row + 1], 500.0, given[row])[0]

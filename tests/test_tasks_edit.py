@@ -15,7 +15,7 @@ T = 60
 @pytest.fixture(scope="module")
 def codec():
     torch.set_num_threads(1)
-    return Codec.from_preset(load_model("digits", device="cpu"), K=64, T=T)
+    return Codec.from_preset(load_model("digits", device="cpu"), "ddcm", K=64, T=T)
 
 
 @pytest.fixture(scope="module")

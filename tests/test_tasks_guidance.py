@@ -19,7 +19,7 @@ def model():
 
 
 def batch_codec(model, **settings):
-    return Codec.from_preset(model, batch_size=60, **{"K": 64, "T": 100, **settings})
+    return Codec.from_preset(model, "ddcm", batch_size=60, **{"K": 64, "T": 100, **settings})
 
 
 def accuracy(coded, label):
@@ -78,23 +78,22 @@ def test_classifier_guidance_raises_class_accuracy(model):
 
 
 def test_match_takes_the_whole_codebook(model):
-    codec = Codec.from_preset(model, K=64, T=100)
+    codec = Codec.from_preset(model, "ddcm", K=64, T=100)
     coded = codec.sample(Match(ccfg_direction(Condition(label=4))), 8, 8)
     assert accuracy(coded, 4) == 1
 
 
 @pytest.mark.parametrize("guide", ["ccfg", "classifier"])
 def test_file_decodes_without_the_guide(model, guide):
-    codec = Codec.from_preset(model, K=64, T=30)
-    chooser = (
-        ccfg(Condition(label=2), 4) if guide == "ccfg" else Subset(classifier_gradient(digits.load_noisy_classifier(), 2), 4)
-    )
+    codec = Codec.from_preset(model, "ddcm", K=64, T=30)
+    gradient = classifier_gradient(digits.load_noisy_classifier(), 2)
+    chooser = ccfg(Condition(label=2), 4) if guide == "ccfg" else Subset(gradient, 4)
     coded = codec.sample(chooser, 8, 8)[0]
     assert torch.equal(Codec(model).decode(coded.data), coded.reconstruction)
 
 
 def test_subset_is_repeatable_and_checked(model):
-    codec = Codec.from_preset(model, K=64, T=10)
+    codec = Codec.from_preset(model, "ddcm", K=64, T=10)
     files = [codec.sample(ccfg(Condition(label=2), 3, seed=s), 8, 8)[0].data for s in (0, 0, 1)]
     assert files[0] == files[1] != files[2]
     with pytest.raises(ConfigError, match="at least 1"):

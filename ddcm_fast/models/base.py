@@ -30,7 +30,7 @@ class DiffusionModel(ABC):
         channels: of the image, 3 or 1.
         fresh_noise: a consistency model's: x0_hat is a sample, and a step goes on from it with fresh noise alone
             (v = sigma_s), as such models are sampled.
-        min_side: pixels that each side of an image must have at least.
+        min_side: pixels that each side of an image must have at least. default_side: of generated images.
         information: the curve measured by `ddcm calibrate`, if there is one.
     """
 
@@ -41,6 +41,7 @@ class DiffusionModel(ABC):
     multiple: int = 1
     channels: int = 3
     min_side: int = 16
+    default_side: int = 256
     fresh_noise: bool = False
     information: InformationCurve | None = None
 

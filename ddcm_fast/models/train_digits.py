@@ -35,7 +35,13 @@ UNET_CONFIG: dict[str, Any] = {
     "add_attention": False,
     "num_class_embeds": digits.CLASSES + 1,
 }
-SETTINGS = {"space_to_depth": 2, "classes": digits.CLASSES, "min_side": digits.SIDE, "dtype": "float32"}
+SETTINGS = {
+    "space_to_depth": 2,
+    "classes": digits.CLASSES,
+    "min_side": digits.SIDE,
+    "default_side": digits.SIDE,
+    "dtype": "float32",
+}
 LABEL_DROPOUT = 0.125
 EMA = 0.999
 

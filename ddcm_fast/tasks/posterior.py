@@ -5,8 +5,12 @@ At each step the atom is chosen that brings the estimate closest to the measurem
     k = argmin_k || y - H(x0_hat + (v / alpha_s) z_k) ||^2
       = argmax_k (v / alpha_s) <z_k, H^T (y - H x0_hat)> - (v / alpha_s)^2 ||H z_k||^2 / 2
 
-The linear part is one fused search for the direction H^T (y - H x0_hat). The quadratic part is nearly the same for all
-atoms of a step, so only a shortlist of the best linear scores is rescored exactly.
+The linear part is one fused search for the direction H^T (y - H x0_hat), and a shortlist of its best atoms is rescored
+exactly. Where v / alpha_s is small, late in the process, ||H z_k||^2 hardly matters and that is the exact choice; early
+it is not. No harm is done: the linear part alone restores as well as brute force (benchmarks/results/restoration.md).
+
+Where the gap ||y - H x0_hat|| has come down to the noise of y there is nothing left to learn from y but its noise, and
+the step takes a random atom (Morozov's discrepancy principle).
 """
 
 from __future__ import annotations
@@ -36,13 +40,27 @@ class Posterior(Chooser):
         operator: H, on images of height x width.
         measurement: y (1, c, h, w).
         shortlist: atoms rescored exactly; 1 uses the linear part alone, K or more is brute force.
+        sigma: standard deviation of the measurement's noise. seed: of the random atoms.
+
+    A batch takes y (B, c, h, w), one measurement an image.
     """
 
     def __init__(
-        self, operator: LinearOperator, measurement: Tensor, height: int, width: int, shortlist: int = DEFAULT_SHORTLIST
+        self,
+        operator: LinearOperator,
+        measurement: Tensor,
+        height: int,
+        width: int,
+        shortlist: int = DEFAULT_SHORTLIST,
+        sigma: float = 0.0,
+        seed: int = 0,
     ) -> None:
         if shortlist < 1:
             raise ConfigError(f"shortlist is {shortlist}; it must be at least 1")
+        if not 0 <= sigma < 10:
+            raise ConfigError(f"the noise level sigma is {sigma}; it must be from 0 to 10, in units of [-1, 1]")
+        self._sigma = sigma
+        self._generator = torch.Generator().manual_seed(seed)
         self._operator = operator
         self._y = measurement
         self._height, self._width = height, width
@@ -50,19 +68,28 @@ class Posterior(Chooser):
 
     def choose(self, context: StepContext) -> Tensor:
         """See Chooser.choose."""
+        letters, gap = self._follow(context)
+        if self._sigma == 0:
+            return letters
+        random = context.rule.draw(len(letters), context.step, self._generator).to(letters.device)
+        return torch.where((gap > self._sigma)[:, None], letters, random)
+
+    def _follow(self, context: StepContext) -> tuple[Tensor, Tensor]:
+        """Letters (B, n) that lead towards y, and the gap's root mean square (B,)."""
         patch = _patch(context.model)
         gap = self._y - self._operator.forward(self._image(context.x0_hat, patch))
+        rms = gap.square().mean((1, 2, 3)).sqrt()
         back = self._operator.adjoint(gap, self._height, self._width)
         shape = context.x0_hat.shape
         grow = (0, shape[3] * patch - self._width, 0, shape[2] * patch - self._height)
         direction = pixel_unshuffle(pad(back, grow), patch).flatten(1)
         rule = context.rule
         if not isinstance(rule, Greedy) or self._shortlist == 1:
-            return rule.choose(direction, context.step)
+            return rule.choose(direction, context.step), rms
         book = rule.codebook(context.step)
         count = min(self._shortlist, book.spec.size, MAX_TOPK)
         index, _, score = book.topk(direction, context.step.index, count)
-        return index[:, 0].gather(1, self._rescore(context, index[:, 0], score[:, 0], patch))
+        return index[:, 0].gather(1, self._rescore(context, index[:, 0], score[:, 0], patch)), rms
 
     def _rescore(self, context: StepContext, index: Tensor, score: Tensor, patch: int) -> Tensor:
         """Position (B, 1) in the shortlist of the exact objective's best: index, score (B, m)."""
@@ -91,14 +118,16 @@ def restore(
     codec: Codec,
     measurement: Tensor,
     operator: LinearOperator,
+    sigma: float = 0.0,
     shortlist: int = DEFAULT_SHORTLIST,
+    seed: int = 0,
 ) -> Encoded:
     """An image that agrees with y = H x + n, and its file, which decodes without y and H.
 
     Args:
         codec: the model and configuration; a pixel-space model.
         measurement: y (1, c, h, w) float32.
-        operator: H. shortlist: see Posterior.
+        operator: H. sigma: standard deviation of n. shortlist, seed: see Posterior.
 
     Raises:
         InputError: a measurement with the wrong shape for H, or with NaN or infinite entries.
@@ -114,4 +143,4 @@ def restore(
     made = operator.forward(torch.zeros(1, codec.model.channels, height, width, device=y.device)).shape
     if made != y.shape:
         raise InputError(f"this operator makes measurements of shape {tuple(made)}, not {tuple(y.shape)}")
-    return codec.sample(Posterior(operator, y, height, width, shortlist), height, width)[0]
+    return codec.sample(Posterior(operator, y, height, width, shortlist, sigma, seed), height, width)[0]

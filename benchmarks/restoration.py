@@ -1,0 +1,257 @@
+"""Compressed posterior sampling, measured.
+
+    python benchmarks/restoration.py digits                    # is the shortlist as good as brute force?
+    python benchmarks/restoration.py photos --images KODAK     # every task on crops of photographs
+    python benchmarks/restoration.py report                    # tables from the results
+
+`gap` is the root mean square of y - H x, to be compared with the measurement's noise sigma; PSNR is against the true
+image. The baseline of a task is the simplest answer: bicubic interpolation, the grey image, the blurred or noisy image
+as it is, holes filled by blurring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddcm_fast import Codec, DiffusionModel, load_model
+from ddcm_fast.images import load_image, psnr, to_tensor
+from ddcm_fast.models import digits
+from ddcm_fast.sampler import Chooser, StepContext
+from ddcm_fast.tasks.operators import LinearOperator, operator
+from ddcm_fast.tasks.perceptual import model_denoiser
+from ddcm_fast.tasks.posterior import Posterior, restore
+
+RESULTS = Path(__file__).parent / "results"
+SIGMA = 0.05
+#: Task -> noise added to the measurement.
+TASKS = {
+    "sr2": SIGMA,
+    "sr4": SIGMA,
+    "srbox4": SIGMA,
+    "sr8": SIGMA,
+    "color": SIGMA,
+    "blur2": SIGMA,
+    "motion9@45": SIGMA,
+    "inpaint": SIGMA,
+    "denoise": 0.4,
+}
+
+
+def measure(h: LinearOperator, x: Tensor, sigma: float) -> Tensor:
+    """y = H x + n with noise of a fixed seed."""
+    y = h.forward(x)
+    return y + sigma * torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+
+
+def rms(h: LinearOperator, y: Tensor, x: Tensor) -> float:
+    """The gap between a measurement and images (B, C, H, W)."""
+    return float((y - h.forward(x)).double().square().mean().sqrt())
+
+
+def save(name: str, rows: list[dict[str, Any]]) -> None:
+    """Write results, one row a line."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"restoration_{name}.json"
+    path.write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
+
+
+# ---- digits: shortlist against brute force -------------------------------------------------------
+
+
+class Audit(Chooser):
+    """Takes one chooser's atoms and counts where brute force would take others."""
+
+    def __init__(self, used: Chooser, brute: Chooser) -> None:
+        self._used, self._brute = used, brute
+        self.differ: list[float] = []
+
+    def choose(self, context: StepContext) -> Tensor | None:
+        """See Chooser.choose."""
+        mine, best = self._used.choose(context), self._brute.choose(context)
+        assert mine is not None and best is not None
+        self.differ.append(float((mine != best).float().mean()))
+        return mine
+
+
+def run_digits(args: argparse.Namespace) -> None:
+    """Linear part alone, shortlists and brute force, all K scores of it exact."""
+    model = load_model("digits", device="cpu")
+    truth = digits.load_data(test=True)[0][:: 500 // args.count][: args.count]
+    mask = torch.ones(8, 8)
+    mask[2:6, 2:6] = 0
+    rows = []
+    for task in ("sr2", "srbox4", "blur1", "inpaint", "denoise"):
+        h = operator(task, mask if task == "inpaint" else None)
+        sigma = 0.4 if task == "denoise" else SIGMA
+        y = measure(h, truth, sigma)
+        codec = Codec.from_preset(model, "ddcm", K=args.K, T=args.T, batch_size=len(truth))
+        brute = Posterior(h, y, 8, 8, shortlist=args.K)
+        for shortlist in (1, 4, 16, 64, args.K):
+            audit = Audit(Posterior(h, y, 8, 8, shortlist), brute)  # sigma 0: every choice is compared
+            coded = codec.sample(audit, 8, 8, len(truth))
+            images = torch.stack([c.reconstruction for c in coded])
+            third = len(audit.differ) // 3
+            parts = (audit.differ[:third], audit.differ[third : 2 * third], audit.differ[2 * third :])
+            row = {"task": task, "sigma": sigma, "K": args.K, "T": args.T, "images": len(truth), "shortlist": shortlist}
+            row["differs"] = [round(sum(p) / len(p), 3) for p in parts]
+            row["gap"] = round(rms(h, y, images), 4)
+            row["psnr"] = round(psnr(images, truth), 2)
+            row["baseline_psnr"] = round(psnr(h.estimate(y, 8, 8).clamp(-1, 1), truth), 2)
+            rows.append(row)
+            print(row, flush=True)
+            save("digits", rows)
+
+
+# ---- photographs ---------------------------------------------------------------------------------
+
+
+def crops(folder: Path, size: int, count: int) -> list[tuple[str, Tensor]]:
+    """Centre crops of the first images of a folder: (name, (1, 3, size, size))."""
+    found = []
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg"))[:count]:
+        image = to_tensor(load_image(path))
+        top, left = (image.shape[2] - size) // 2, (image.shape[3] - size) // 2
+        found.append((path.stem, image[..., top : top + size, left : left + size]))
+    return found
+
+
+def holes(size: int) -> Tensor:
+    """A mask with two bars and a square missing: (size, size)."""
+    mask = torch.ones(size, size)
+    mask[size // 4 : size // 4 + size // 16] = 0
+    mask[:, size // 2 : size // 2 + size // 16] = 0
+    mask[-size // 4 : -size // 8, size // 8 : size // 4] = 0
+    return mask
+
+
+def run_photos(args: argparse.Namespace) -> None:
+    """Every task with every configuration."""
+    model = load_model("photo", device=args.device)
+    configs = {
+        f"ddcm, K=4096, T={args.T}": Codec.from_preset(model, "ddcm", K=4096, T=args.T),
+        "product": Codec.from_preset(model, "product", atoms=args.atoms),
+    }
+    path = RESULTS / "restoration_photos.json"
+    rows = json.loads(path.read_text()) if path.is_file() else []
+    for task in args.tasks:
+        for name, truth in crops(args.images, args.size, args.count):
+            h = operator(task, holes(args.size) if task == "inpaint" else None)
+            y = measure(h, truth, TASKS[task])
+            for label, codec in configs.items():
+                key = {"task": task, "image": name, "size": args.size, "config": label}
+                if not any(all(row[k] == v for k, v in key.items()) for row in rows):
+                    rows.append({**key, **_photo(model, codec, h, y, truth, task)})
+                    print(rows[-1], flush=True)
+                    save("photos", rows)
+
+
+def _photo(
+    model: DiffusionModel, codec: Codec, h: LinearOperator, y: Tensor, truth: Tensor, task: str
+) -> dict[str, Any]:
+    begin = time.perf_counter()
+    coded = restore(codec, y, h, TASKS[task])
+    seconds = time.perf_counter() - begin
+    image = coded.reconstruction[None].cpu()
+    base = h.estimate(y, truth.shape[2], truth.shape[3]).clamp(-1, 1)
+    row = {
+        "sigma": TASKS[task],
+        "psnr": round(psnr(image, truth), 2),
+        "gap": round(rms(h, y, image), 4),
+        "baseline_psnr": round(psnr(base, truth), 2),
+        "baseline_gap": round(rms(h, y, base), 4),
+        "bpp": round(coded.bpp, 4),
+        "seconds": round(seconds, 1),
+    }
+    if task == "denoise":
+        with torch.inference_mode():
+            one_step = model_denoiser(model, TASKS[task])(y.to(model.device)).cpu()
+        row["mmse_psnr"] = round(psnr(one_step, truth), 2)
+    return row
+
+
+# ---- report --------------------------------------------------------------------------------------
+
+
+def report(args: argparse.Namespace) -> None:
+    """Markdown tables of both."""
+    lines = ["# Compressed posterior sampling", "", "python benchmarks/restoration.py report", ""]
+    rows = _load("digits")
+    if rows:
+        lines += [
+            f"`digits` model, sign codebook of K = {rows[0]['K']}, T = {rows[0]['T']}, {rows[0]['images']} held-out "
+            "digits. How often the choice differs from brute force, in each third of the process; gap = rms(y - Hx).",
+            "",
+            "| task | sigma | shortlist | differs early | middle | late | gap | PSNR | baseline PSNR |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for r in rows:
+            name = {1: "1 (linear)", r["K"]: f"{r['K']} (brute force)"}.get(r["shortlist"], r["shortlist"])
+            early, middle, late = (f"{100 * d:.0f} %" for d in r["differs"])
+            lines.append(
+                f"| {r['task']} | {r['sigma']} | {name} | {early} | {middle} | {late} | {r['gap']:.3f} | "
+                f"{r['psnr']:.2f} | {r['baseline_psnr']:.2f} |"
+            )
+        lines.append("")
+    rows = _load("photos")
+    if rows:
+        lines += [
+            "`photo` model, centre crops; means over the images.",
+            "",
+            "| task | sigma | config | images | bpp | PSNR | baseline PSNR | gap | baseline gap |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for task in TASKS:
+            for label in dict.fromkeys(r["config"] for r in rows):
+                own = [r for r in rows if r["task"] == task and r["config"] == label]
+                if own:
+                    mean = {k: sum(r[k] for r in own) / len(own) for k in own[0] if isinstance(own[0][k], float)}
+                    extra = f" (one-step MMSE {mean['mmse_psnr']:.2f})" if "mmse_psnr" in mean else ""
+                    lines.append(
+                        f"| {task} | {mean['sigma']:g} | {label} | {len(own)} of {own[0]['size']}x{own[0]['size']} | "
+                        f"{mean['bpp']:.3f} | {mean['psnr']:.2f} | {mean['baseline_psnr']:.2f}{extra} | "
+                        f"{mean['gap']:.3f} | {mean['baseline_gap']:.3f} |"
+                    )
+    (RESULTS / "restoration.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def _load(name: str) -> list[dict[str, Any]]:
+    path = RESULTS / f"restoration_{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    commands = parser.add_subparsers(dest="command", required=True)
+    p = commands.add_parser("digits")
+    p.add_argument("-K", type=int, default=256)
+    p.add_argument("-T", type=int, default=200)
+    p.add_argument("--count", type=int, default=50, help="digits")
+    p.set_defaults(run=run_digits)
+    p = commands.add_parser("photos")
+    p.add_argument("--images", type=Path, required=True, help="folder of photographs")
+    p.add_argument("--size", type=int, default=128, help="side of the centre crops")
+    p.add_argument("--count", type=int, default=3, help="photographs")
+    p.add_argument("-T", type=int, default=100, help="steps of the ddcm preset")
+    p.add_argument("--atoms", type=int, default=500, help="of the product preset")
+    p.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    p.add_argument("--device", default="cpu")
+    p.set_defaults(run=run_photos)
+    commands.add_parser("report").set_defaults(run=report)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""The commands `ddcm restore` and `ddcm edit`, and the options of `ddcm generate` that guide."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..condition import Condition
+from ..config import preset
+from ..errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..codec import Codec, Encoded
+    from ..models.base import DiffusionModel
+    from .operators import LinearOperator
+    from .perceptual import Restorer
+
+_CODING_PRESET = "ddcm"  # the paper's: its restoration objective is exact for one atom a step
+
+
+# ---- conditions ----------------------------------------------------------------------------------
+
+
+def add_condition(parser: argparse.ArgumentParser) -> None:
+    """Options that say what a conditional model is told."""
+    group = parser.add_argument_group("what a conditional model is told")
+    group.add_argument("--label", type=int, help="class, of a class-conditional model")
+    group.add_argument("--prompt", help="text, of a text-to-image model")
+    group.add_argument("--negative-prompt", help="text to stay away from")
+    group.add_argument("--guidance-scale", type=float, help="of classifier-free guidance (default: the model's own)")
+
+
+def condition_of(args: argparse.Namespace) -> Condition | None:
+    """The condition that the options give, None for none."""
+    given = Condition(args.prompt, args.negative_prompt, args.label, args.guidance_scale)
+    return given if given else None
+
+
+# ---- generate ------------------------------------------------------------------------------------
+
+
+def add_guidance(parser: argparse.ArgumentParser) -> None:
+    """Options of `generate`: conditions, and compressed guidance in place of a guidance scale."""
+    add_condition(parser)
+    parser.add_argument(
+        "--ccfg",
+        type=int,
+        metavar="N",
+        help="compressed classifier-free guidance towards the label or prompt: at each step the best of N random "
+        "atoms (the paper: 2 to 9 of K = 64); the file then decodes without label and prompt",
+    )
+
+
+def generate(codec: Codec, args: argparse.Namespace, height: int, width: int) -> list[Encoded]:
+    """The images of `ddcm generate`."""
+    condition = condition_of(args)
+    if args.ccfg is None:
+        return codec.generate(args.count, height, width, args.draw_seed, condition)
+    if condition is None:
+        raise ConfigError("--ccfg guides towards a condition: give --label or --prompt")
+    from .guidance import ccfg
+
+    chooser = ccfg(codec.model.complete_condition(condition), args.ccfg, args.draw_seed)
+    return codec.sample(chooser, height, width, args.count)
+
+
+# ---- restore -------------------------------------------------------------------------------------
+
+
+def _grey_or_not(task: str, model: DiffusionModel) -> int:
+    return 1 if task == "color" else model.channels
+
+
+def _mask(path: Path | None) -> Tensor | None:
+    if path is None:
+        return None
+    from ..images import load_image, to_tensor
+
+    return (to_tensor(load_image(path), 1)[0, 0] > 0).float()
+
+
+def _simulate(args: argparse.Namespace, h: LinearOperator, model: DiffusionModel) -> tuple[Tensor, Tensor]:
+    """(y, x) from a clean picture x, cut so that H can take it."""
+    import torch
+
+    from ..images import load_image, to_tensor
+
+    x = to_tensor(load_image(args.input), model.channels)
+    factor = getattr(h, "factor", 1)
+    x = x[..., : x.shape[2] // factor * factor, : x.shape[3] // factor * factor]
+    y = h.forward(x)
+    return y + args.sigma * torch.randn(y.shape, generator=torch.Generator().manual_seed(args.draw_seed)), x
+
+
+def _run_task(args: argparse.Namespace, codec: Codec) -> tuple[Encoded, str]:
+    from ..images import load_image, psnr, to_pil, to_tensor
+    from .operators import operator
+    from .posterior import restore
+
+    h = operator(args.task, _mask(args.mask))
+    truth = None
+    if args.simulate:
+        y, truth = _simulate(args, h, codec.model)
+        seen = y.clamp(-1, 1)[0]
+        to_pil(seen).save(args.output.with_name(f"{args.output.stem}_measured.png"))
+    else:
+        y = to_tensor(load_image(args.input), _grey_or_not(args.task, codec.model))
+    coded = restore(codec, y, h, args.sigma, args.shortlist, args.draw_seed)
+    image = coded.reconstruction.cpu()
+    gap = float((y - h.forward(image[None])).square().mean().sqrt())
+    said = f", rms(y - Hx) {gap:.4f}"
+    if truth is not None:
+        base = h.estimate(y, truth.shape[2], truth.shape[3]).clamp(-1, 1)
+        said += f", PSNR {psnr(image, truth[0]):.2f} dB (simple estimate {psnr(base, truth):.2f} dB)"
+    return coded, said
+
+
+def _restorer(args: argparse.Namespace, model: DiffusionModel) -> Restorer:
+    from .perceptual import load_restorer, model_denoiser
+
+    found = re.fullmatch(r"denoise:(\d*\.?\d+)", args.restorer)
+    return model_denoiser(model, float(found[1])) if found else load_restorer(args.restorer, model.device)
+
+
+def _restore(args: argparse.Namespace) -> None:
+    from .. import cli
+    from ..codec import Codec
+    from ..images import load_image
+    from .perceptual import FACE_METRIC, align_faces, load_quality, restore_blind
+
+    if (args.task is None) == (args.restorer is None):
+        raise ConfigError("give --task for a known degradation or --restorer for an unknown one, and not both")
+    cli._check_output_image(args.output)
+    settings = cli._settings(args)
+    if args.faces:
+        settings = {**settings, **{k: v for k, v in (("K", 4096), ("T", 1000)) if settings[k] is None}}
+        args.quality = args.quality or FACE_METRIC
+    model = cli._load(args, args.model, args.dtype)
+    codec = Codec(model, preset(args.preset, **settings), args.backend, progress=False if args.quiet else None)
+    if args.task is not None:
+        results = [_run_task(args, codec)]
+    else:
+        restorer = _restorer(args, model)
+        quality = load_quality(args.quality, model.device) if args.quality else None
+        image = load_image(args.input)
+        images = align_faces(image, model.device) if args.align else [image]
+        results = [(restore_blind(codec, i, restorer, quality, args.coefficient, args.draw_seed), "") for i in images]
+    for number, (coded, said) in enumerate(results):
+        name = args.output if number == 0 else args.output.with_name(f"{args.output.stem}_{number}{args.output.suffix}")
+        write(coded, name)
+        cli._say(f"{name} and {name.with_suffix('.ddcm').name}: {coded.bpp:.4f} bpp{said}", args)
+
+
+def write(coded: Encoded, image: Path) -> None:
+    """An image file and, beside it with the ending .ddcm, the file that decodes to it."""
+    from .. import cli
+
+    with cli._output(image) as file:
+        coded.image.save(file, format=cli._image_format(image))
+    with cli._output(image.with_suffix(".ddcm")) as file:
+        file.write(coded.data)
+
+
+# ---- edit ----------------------------------------------------------------------------------------
+
+
+def _targets(args: argparse.Namespace) -> list[tuple[str, Condition]]:
+    """Targets and names for their files."""
+    scale = args.guidance_scale if args.target_guidance is None else args.target_guidance
+    found = [(str(label), Condition(label=label, guidance_scale=scale)) for label in args.target_label or ()]
+    for prompt in args.target_prompt or ():
+        name = re.sub(r"\W+", "-", prompt).strip("-")[:40] or "target"
+        found.append((name, Condition(prompt, args.negative_prompt, guidance_scale=scale)))
+    return found
+
+
+def _edit(args: argparse.Namespace) -> None:
+    from .. import cli, container
+    from ..codec import Codec
+    from ..images import load_image
+    from .edit import edit
+
+    targets = _targets(args)
+    if not targets:
+        raise ConfigError("an edit needs a target: give --target-label or --target-prompt")
+    try:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {args.output_dir}: {error.strerror}") from error
+    source = condition_of(args)
+    quiet = False if args.quiet else None
+    data = cli._read(args.input)
+    stem = args.input.stem
+    if data[: len(container.MAGIC)] == container.MAGIC:
+        header, _ = container.read(data)
+        codec = Codec(cli._load(args, header.model, args.dtype or header.dtype), backend=args.backend, progress=quiet)
+    else:
+        image = load_image(args.input)
+        model = cli._load(args, args.model, args.dtype)
+        codec = Codec(model, preset(args.preset, **cli._settings(args)), args.backend, progress=quiet)
+        coded = codec.encode(image, source)[0]
+        write(coded, args.output_dir / f"{stem}.png")
+        data, source = coded.data, None
+    results = iter(edit(codec, data, [condition for _, condition in targets], args.t_edit, source))
+    for name, _ in targets:
+        for start in args.t_edit:
+            path = args.output_dir / f"{stem}_{name}_{start}.png"
+            write(next(results), path)
+            cli._say(f"{path} and {path.with_suffix('.ddcm').name}", args)
+
+
+# ---- parsers -------------------------------------------------------------------------------------
+
+
+def add_parsers(commands: Any) -> None:
+    """The subcommands `restore` and `edit` of `ddcm`."""
+    from ..cli import add_coding, add_common
+    from .operators import TASKS
+    from .posterior import DEFAULT_SHORTLIST
+
+    p = commands.add_parser(
+        "restore",
+        help="restore an image, compressed",
+        description="Restore an image; beside OUTPUT goes the .ddcm file that decodes to it without INPUT.",
+        epilog="Tasks: " + "; ".join(f"{name}: {text}" for name, text in TASKS.items()) + ".",
+    )
+    p.add_argument("input", type=Path, help="the degraded image (the small one, the grey one, ...)")
+    p.add_argument("output", type=Path, help="the image to write; its ending says the format")
+    known = p.add_argument_group("known degradation y = H x + n (compressed posterior sampling)")
+    known.add_argument("--task", help="sr4, srbox2, color, blur2, motion9@45, inpaint, denoise, ... (see below)")
+    known.add_argument("--sigma", type=float, default=0.0, help="standard deviation of the noise n, of values in -1..1")
+    known.add_argument("--mask", type=Path, help="of the task inpaint: an image, white where pixels are known")
+    known.add_argument("--shortlist", type=int, default=DEFAULT_SHORTLIST, help="atoms rescored (default %(default)s)")
+    known.add_argument("--simulate", action="store_true", help="INPUT is clean: degrade it first, and print the PSNR")
+    blind = p.add_argument_group("unknown degradation (compressed blind restoration)")
+    blind.add_argument("--restorer", help="torch.export (.pt2) or TorchScript file, or denoise:SIGMA (the model)")
+    blind.add_argument("--quality", help="no-reference metric of pyiqa: niqe, clipiqa+, topiq_nr-face, ...")
+    blind.add_argument("--coefficient", type=float, default=1.0, help="weight of the metric (default %(default)s)")
+    blind.add_argument("--faces", action="store_true", help="the paper's settings for faces: T = 1000, K = 4096, niqe")
+    blind.add_argument("--align", action="store_true", help="cut out and align faces first (facexlib)")
+    p.add_argument("--draw-seed", type=int, default=0, help="of random choices (default: 0)")
+    add_coding(p)
+    add_common(p)
+    p.set_defaults(run=_restore, preset=_CODING_PRESET)
+
+    p = commands.add_parser(
+        "edit",
+        help="edit an image by its label or prompt, compressed",
+        description="Encode an image under a source label or prompt and decode it with others from some step on. "
+        "INPUT may be a .ddcm file, edited before or not.",
+    )
+    p.add_argument("input", type=Path, help="an image, or a .ddcm file")
+    p.add_argument("--output-dir", type=Path, required=True, help="where NAME_TARGET_STEP.png and .ddcm go")
+    p.add_argument("--target-label", type=int, nargs="+", help="classes to edit towards")
+    p.add_argument("--target-prompt", nargs="+", help="texts to edit towards")
+    p.add_argument("--target-guidance", type=float, help="guidance scale of the targets (default: the source's)")
+    p.add_argument("--t-edit", type=int, nargs="+", required=True, help="steps at which the target takes over")
+    add_condition(p)
+    add_coding(p)
+    add_common(p)
+    p.set_defaults(run=_edit, preset=_CODING_PRESET)
