@@ -102,13 +102,14 @@ def unpack(data: bytes, radices: Sequence[int]) -> list[int]:
 
     Raises FormatError if the data has the wrong length or is not what `pack` writes.
     """
+    wrong = FormatError("the payload is not as long as the header says: the file is truncated or corrupt")
+    # A damaged header can ask for anything: a cheap lower bound first, before products are formed.
+    if sum(radix.bit_length() - 1 for radix in radices) > 8 * len(data):
+        raise wrong
     trees = [_Tree(radices, first, last) for first, last in _chunks(radices)]
     bits = sum(tree.bits for tree in trees)
     if len(data) != -(-bits // 8):
-        raise FormatError(
-            f"the payload has {len(data)} bytes where the header asks for {-(-bits // 8)}: "
-            "the file is truncated or corrupt"
-        )
+        raise wrong
     value = int.from_bytes(data, "big")
     remaining = 8 * len(data)
     symbols: list[int] = []

@@ -354,6 +354,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0, or 2 after printing one line for an error the user can mend."""
+    # What a library has to say of an error is in our own line; its log would only surround it.
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "critical")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
     args = build_parser().parse_args(argv)
     warnings.showwarning = lambda message, *_, **__: print(f"ddcm: warning: {message}", file=sys.stderr)  # type: ignore[assignment]
     try:

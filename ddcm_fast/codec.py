@@ -40,6 +40,9 @@ from .schedule import Step
 DEFAULT_PRESET = "product"
 MAX_BPP = 8.0
 
+#: A file with more is refused before anything of that size is allocated: a damaged header can ask for any number.
+_MOST_ATOMS_PER_BYTE = 64
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -316,10 +319,12 @@ class Codec:
         """
         header, payload = container.read(data, ignore_checksum)
         self._check_model(header)
+        if header.config.atoms > _MOST_ATOMS_PER_BYTE * (len(payload) + 64):
+            raise FormatError("the header asks for far more atoms than the file can hold: it is truncated or corrupt")
         condition = settle(header.condition, condition and self.model.complete_condition(condition))
         try:
             job = self._job(header.config, header.height, header.width)
-        except ConfigError as error:
+        except (ConfigError, InputError) as error:
             raise FormatError(f"the file asks for something this model cannot do: {error}") from error
         if not 0 < first <= 1:
             raise ConfigError(f"first is {first}; it must be above 0 and at most 1")

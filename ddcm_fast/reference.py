@@ -71,8 +71,13 @@ def _gaussians(words: Tensor) -> Tensor:
 
 def initial_noise(dim: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
     """x_T: (dim,) float32 standard normal on the grid of the gaussian kind (section 7)."""
-    calls = torch.arange(-(-dim // GAUSSIANS_PER_CALL), device=device)
-    return _gaussians(philox(seed, calls, torch.zeros_like(calls), 0, STREAM_INITIAL))[:dim]
+    out = torch.empty(-(-dim // GAUSSIANS_PER_CALL), GAUSSIANS_PER_CALL, device=device)
+    chunk = _CHUNK_ENTRIES // GAUSSIANS_PER_CALL
+    for first in range(0, len(out), chunk):
+        calls = torch.arange(first, min(first + chunk, len(out)), device=device)
+        noise = _gaussians(philox(seed, calls, torch.zeros_like(calls), 0, STREAM_INITIAL))
+        out[first : first + chunk] = noise.view(-1, GAUSSIANS_PER_CALL)
+    return out.flatten()[:dim]
 
 
 # ---- transforms ----------------------------------------------------------------------------------
