@@ -212,6 +212,13 @@ def test_classifier_by_names(tmp_path: Path) -> None:
     torch.save(network.state_dict(), path)
     again = gd.load_classifier(path, preset=preset)
     assert torch.equal(again(x, t), network(x, t))
+    model = gd.GuidedDiffusionModel(random_network(TINY), "tiny")
+    classify = gd.for_guidance(again, model)
+    state = x.clone().requires_grad_()
+    logits = classify(state, *model.alpha_sigma(500.0))
+    assert torch.equal(logits, again(x, torch.full((2,), 500.0)))
+    logits.sum().backward()
+    assert state.grad is not None and bool(state.grad.any())
     with pytest.raises(ModelError, match="load_classifier"):
         gd.load(path, preset=preset)
 

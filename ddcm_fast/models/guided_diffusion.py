@@ -9,7 +9,8 @@ known from DPS belong to the same family.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 
 from ..condition import Condition
 from ..errors import ModelError
+from .base import DiffusionModel
 from .levels import levels_of
 from .network import Inputs, NetworkModel
 
@@ -312,6 +314,24 @@ class GuidedClassifier(_Encoder):
         """Logits of the classes."""
         *_, h = self.encode(x.to(self.dtype), self.embed(time))
         return self.out(h).float()  # type: ignore[no-any-return]
+
+
+def for_guidance(classifier: GuidedClassifier, model: DiffusionModel) -> Callable[[Tensor, float, float], Tensor]:
+    """A classifier as ddcm_fast.tasks.guidance wants it: (state, alpha, sigma) -> logits, differentiable in the state.
+
+    The timestep is the model's with the nearest log ratio of alpha and sigma.
+    """
+    times = sorted(model.training_timesteps())
+    ratios = [math.log(sigma / alpha) for alpha, sigma in map(model.alpha_sigma, times)]
+
+    def classify(x: Tensor, alpha: float, sigma: float) -> Tensor:
+        wanted = math.log(sigma / alpha)
+        i = min(bisect_left(ratios, wanted), len(ratios) - 1)
+        if i and wanted - ratios[i - 1] < ratios[i] - wanted:
+            i -= 1
+        return classifier(x, torch.full((len(x),), times[i], device=x.device))  # type: ignore[no-any-return]
+
+    return classify
 
 
 class GuidedDiffusionModel(NetworkModel):
