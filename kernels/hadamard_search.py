@@ -21,9 +21,10 @@ from .hadamard import hadamard
 from .launch import ceil_div, launch, power_of_2, seed_words
 from .layout import group_range
 from .philox import INNER, OUTER, flip, sign_masks
-from .ranking import BEST, LOWEST, atom_span, bias_layout, make_key, rank_value, store_scores
+from .ranking import BEST, LOWEST, RANK, atom_span, bias_layout, make_key, rank_value
 
 _BEST: tl.constexpr = tl.constexpr(BEST)
+_RANK: tl.constexpr = tl.constexpr(RANK)
 
 #: Entries of a program's tile; one sub-block of the longest transform.
 _TILE = 8192
@@ -56,6 +57,7 @@ def score_kernel(w, step, bias, out, keys, dim, size, groups, batch, sub_blocks,
     best_key = tl.full((B,), LOWEST, tl.int64)
     best_score = tl.zeros((B,), tl.float32)
     for k0 in range(begin, tl.minimum(begin + span, last), P * N):
+        base = tl.zeros((), tl.int64) + k0
         pair = k0 // N + tl.arange(0, P).to(tl.int64)
         mixed = tl.zeros((P, B, N), tl.float32)
         for c in range(0, sub_blocks):
@@ -70,23 +72,28 @@ def score_kernel(w, step, bias, out, keys, dim, size, groups, batch, sub_blocks,
             mixed += flip(x, inner[:, None, :])
         mixed = hadamard(tl.reshape(mixed, (P * B, N)), P * B, N, LOG) * SCALE
         score = tl.reshape(mixed, (P, B, N))
-        k = k0 + at.to(tl.int64)
+        # Places within the tile are 32 bits wide: keys or addresses of every entry would fill two registers each.
+        exists = at < tl.minimum(last - base, P * N).to(tl.int32)
         if MODE == _BEST:
-            # Of the tile's best values the first, in 32 bits: a key of every entry would fill two registers each.
-            value = rank_value(score, k, g, last, size, bias, SIGNED, BIAS)
-            value = tl.where(at < tl.minimum(last - k0, P * N).to(tl.int32), value, -(2**31))
+            value = rank_value(score, base + at, g, last, size, bias, SIGNED, BIAS)
+            value = tl.where(exists, value, -(2**31))
             top = tl.max(tl.max(value, axis=2), axis=0)
             place = tl.where(value == top[None, :, None], at, P * N)
             place = tl.min(tl.min(place, axis=2), axis=0)
             score = tl.where(at == place[None, :, None], score, 0.0)
             score = tl.sum(tl.sum(score, axis=2), axis=0)
-            key = make_key(top, k0 + place.to(tl.int64))
+            key = make_key(top, base + place)
             better = key > best_key
             best_key = tl.where(better, key, best_key)
             best_score = tl.where(better, score, best_score)
         else:
-            store_scores(score, k, image[None, :, None], g, batch, groups, first, last, size, width, bias, out,
-                         keys, MODE, SIGNED, BIAS)  # fmt: skip
+            where = (image.to(tl.int64) * groups + g) * width + (base - first)
+            where = where[None, :, None]
+            stored = exists & (image < batch)[None, :, None]
+            tl.store(out + where + at, score, mask=stored)
+            if MODE == _RANK:
+                value = rank_value(score, base + at, g, last, size, bias, SIGNED, BIAS)
+                tl.store(keys + where + at, make_key(value, base + at), mask=stored)
     if MODE == _BEST:
         row = image.to(tl.int64) * groups + g
         tl.store(keys + row * programs + p, best_key, mask=image < batch)

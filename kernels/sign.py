@@ -131,8 +131,8 @@ def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, 
     costs 45 / 128 instructions of Philox, 11 / 32 of masks and shifts and 3 / 4 of dp4a.
 
     packed (as int64), total: of pack_kernel; peak (B, G) float32, step () int64. The program's atoms are
-    the `span` from first + p * span on, below last. For BEST, out and keys are (B, G, programs); otherwise (B, G, width), see
-    ranking.store_scores.
+    the `span` from first + p * span on, below last. For BEST, out and keys are (B, G, programs); otherwise
+    (B, G, width), see ranking.store_scores.
     """
     pid = tl.program_id(0)
     p = pid % programs
