@@ -8,13 +8,16 @@ decodes without the classifier, the label or whatever gave g.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..condition import Condition
 from ..errors import ConfigError
+from ..models.base import DiffusionModel
 from ..sampler import Chooser, StepContext
 
 Objective = Callable[[StepContext], Tensor]
@@ -38,7 +41,7 @@ class Subset(Chooser):
             raise ConfigError(f"the subset has {size} atoms; it needs at least 1")
         self._objective = objective
         self._size = size
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = _seeded(seed)
 
     def choose(self, context: StepContext) -> Tensor:
         """See Chooser.choose."""
@@ -94,3 +97,79 @@ def classifier_gradient(classify: Classifier, label: int | Tensor) -> Objective:
         return gradient
 
     return objective
+
+
+class ClassifierGuided(DiffusionModel):
+    """A model under classifier guidance of some scale (Dhariwal and Nichol 2021): eps - scale sigma grad log p(c | x).
+
+    Unlike the choosers of this module it changes the model's predictions, so its files decode only with the same
+    classifier, label and scale; they say so, since those are part of its fingerprint.
+
+    Args:
+        model: the model that is guided. classify: (state, t) -> logits, differentiable in the state.
+        label, scale: the class and how strongly.
+    """
+
+    def __init__(
+        self, model: DiffusionModel, classify: Callable[[Tensor, float], Tensor], label: int, scale: float = 1.0
+    ) -> None:
+        self._model = model
+        self._classify = classify
+        self._label, self._scale = label, scale
+        self.name = model.name
+        self.device, self.dtype = model.device, model.dtype
+        self.max_timestep, self.multiple, self.channels = model.max_timestep, model.multiple, model.channels
+        self.min_side, self.default_side = model.min_side, model.default_side
+        self.fresh_noise, self.information = model.fresh_noise, model.information
+
+    def predict(self, x: Tensor, t: float, condition: Any = None) -> tuple[Tensor, Tensor]:
+        """See DiffusionModel.predict."""
+        alpha, sigma = self.alpha_sigma(t)
+        _, eps_hat = self._model.predict(x, t, condition)
+        with torch.inference_mode(False), torch.enable_grad():
+            state = x.clone().requires_grad_()
+            log_p = self._classify(state, t).log_softmax(1)[:, self._label].sum()
+            (gradient,) = torch.autograd.grad(log_p, state)
+        eps_hat = eps_hat - self._scale * sigma * gradient
+        return (x - sigma * eps_hat) / alpha, eps_hat
+
+    def fingerprint(self) -> bytes:
+        """See DiffusionModel.fingerprint; of the model, the label, the scale and the classifier's answer to noise."""
+        probe = torch.randn(1, *self._model.latent_shape(self.default_side, self.default_side), generator=_seeded(0))
+        with torch.no_grad():
+            answer = self._classify(probe.to(self.device), self.max_timestep / 2).float().argsort().cpu()
+        text = f"{self._label} {self._scale} {answer.tolist()}".encode()
+        own = hashlib.sha256(text).digest()[:4]
+        return bytes(a ^ b for a, b in zip(self._model.fingerprint(), own, strict=True))
+
+    def complete_condition(self, condition: Condition | None) -> Condition | None:
+        """See DiffusionModel.complete_condition."""
+        return self._model.complete_condition(condition)
+
+    def alpha_sigma(self, t: float) -> tuple[float, float]:
+        """See DiffusionModel.alpha_sigma."""
+        return self._model.alpha_sigma(t)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """See DiffusionModel.latent_shape."""
+        return self._model.latent_shape(height, width)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """See DiffusionModel.encode."""
+        return self._model.encode(image)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """See DiffusionModel.decode."""
+        return self._model.decode(x0)
+
+    def check_size(self, height: int, width: int) -> None:
+        """See DiffusionModel.check_size."""
+        self._model.check_size(height, width)
+
+    def training_timesteps(self) -> list[float]:
+        """See DiffusionModel.training_timesteps."""
+        return self._model.training_timesteps()
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
