@@ -7,7 +7,7 @@ compiled and tuned the kernels.
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from .synthesis import combine
 
 __all__ = ["combine", "norms", "scores", "search", "to_codebook_order", "to_image_order", "topk"]
 
-_RESIDUALS = {
+_RESIDUALS: dict[str, Any] = {
     "gaussian": gaussian.Residual,
     "sign": sign_search.Residual,
     "hadamard": hadamard_search.Residual,
@@ -57,13 +57,14 @@ def topk(
     batch, groups = len(w), spec.groups
     align = residual.align
     chunk = -(-max(m, _CANDIDATES // (batch * groups)) // align) * align
-    best_key = best_score = None
+    best_key = step.new_empty(batch, groups, 0)
+    best_score = w.new_empty(batch, groups, 0)
     for first in range(0, spec.size, chunk):
         last = min(spec.size, first + chunk)
         score = w.new_empty(batch, groups, last - first)
         key = torch.empty_like(score, dtype=torch.int64)
         residual.score(step, bias, signed, RANK, first, last, score, key)
-        if best_key is not None:
+        if first:
             key = torch.cat((best_key, key), dim=-1)
             score = torch.cat((best_score, score), dim=-1)
         best_key, at = key.topk(min(m, key.shape[-1]), dim=-1)
