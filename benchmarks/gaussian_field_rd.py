@@ -6,7 +6,8 @@ Every rule codes the same fresh images with its best-known settings; nothing but
 model is exact. Reported per point: bits an image (of the symbols, without a header), PSNR (peak to peak 2, of the mean
 error over the images), and three efficiencies, each "bits ideally needed / bits spent":
 
-    kl           sum over the steps of |x0 - x0_hat|^2 (SNR_s - SNR_t) / (2 ln 2): what the steps taken should cost
+    kl           sum over the steps of |x0 - x0_hat|^2 (SNR_s - SNR_t) / (2 ln 2): what the steps taken should cost;
+                 far above 1 where steps ask for more than is spent on them, as DDCM's last ones do
     information  mutual information of x0 and an x_t whose optimal denoiser has the error reached: what DiffC would need
     bound        reverse water-filling: what any code at all would need
 """
@@ -106,8 +107,8 @@ class Bench:
         coded = [step for step in trial.steps if step.coded]
         if isinstance(trial.rule, Rcc):
             rows = [letters.tolist() for letters in done.letters]
-            bits = sum(8 * len(trial.rule.write([row[b] for row in rows], coded)) for b in range(len(self.x0)))
-            bits /= len(self.x0)
+            files = [trial.rule.write([row[b] for row in rows], coded) for b in range(len(self.x0))]
+            bits = 8 * sum(len(data) for data in files) / len(files)
         else:
             bits = sum(math.log2(radix) for step in coded for radix in trial.rule.radices(step))
         return Point(
@@ -212,7 +213,7 @@ def plot(points: list[Point], rows: list[dict[str, float | None]], path: Path) -
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 5))
-    axes.plot([r["bound"] for r in rows], [r["psnr"] for r in rows], "k--", label="bound")
+    axes.plot([r["bound"] or 0.0 for r in rows], [r["psnr"] or 0.0 for r in rows], "k--", label="bound")
     for system in dict.fromkeys(p.system for p in points):
         own = sorted((p for p in points if p.system == system), key=lambda p: p.bits)
         axes.plot([p.bits for p in own], [p.psnr for p in own], "o-", markersize=3, label=system)
@@ -242,7 +243,6 @@ def main() -> None:
         "product K=4096": lambda: bench.product(args.steps, 4096, "sign"),
         "product K=65536": lambda: bench.product(args.steps, 65536, "hadamard"),
         "product K=2^20": lambda: bench.product(args.steps, 1 << 20, "hadamard"),
-        "product K=2^24": lambda: bench.product(args.steps, 1 << 24, "hadamard"),
         "trellis 2^8 states": lambda: bench.trellis(args.steps, 4, 8),
         "trellis 2^12 states": lambda: bench.trellis(args.steps, 4, 12),
         "rcc": lambda: bench.rcc(args.steps, "sign", 8.0),
