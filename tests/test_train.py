@@ -105,14 +105,13 @@ def test_saved_folder_loads_and_holds_the_average(trained: Path) -> None:
 def test_init_starts_from_the_weights(work: Path, trained: Path) -> None:
     output = work / "further"
     assert train.main(_args(work, output, "--init", str(trained), "--lr", "1e-30")) == 0
+    assert "_name_or_path" not in json.loads((output / "config.json").read_text())
     before, after = train.load_model(trained), train.load_model(output)
     for name, value in before.state_dict().items():
         torch.testing.assert_close(value, after.state_dict()[name])
 
 
-def test_evaluate_prints_every_timestep(
-    work: Path, trained: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_evaluate_prints_every_timestep(work: Path, trained: Path, capsys: pytest.CaptureFixture) -> None:
     for target, images in (("eval", 3), ("photos.tar", 3)):
         more = ["--init", str(trained), "--eval-size", "64", "--holdout", "3", "--dtype", "fp32"]
         assert train.main(["photo", "--evaluate", str(work / target), *more]) == 0
@@ -237,9 +236,7 @@ def test_minutes_end_a_run(work: Path, capsys: pytest.CaptureFixture) -> None:
         (["--evaluate", "no-such-folder"], "no such folder"),
     ],
 )
-def test_user_errors_are_one_line(
-    work: Path, change: list[str], message: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_user_errors_are_one_line(work: Path, change: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     assert train.main(_args(work, work / "errors", *change)) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]

@@ -155,9 +155,7 @@ def alphas_cumprod(num_steps: int = 1000, beta_0: float = 1e-4, beta_1: float = 
     return abar
 
 
-def timestep_density(
-    abar: np.ndarray, t_range: tuple[int, int] = (10, 600), uniform: float = 0.25
-) -> np.ndarray:
+def timestep_density(abar: np.ndarray, t_range: tuple[int, int] = (10, 600), uniform: float = 0.25) -> np.ndarray:
     """Probability of drawing each timestep: float64, the shape of ``abar``, summing to 1.
 
     A share ``uniform`` is spread evenly over all timesteps; the rest is uniform in log-SNR over
@@ -233,9 +231,7 @@ def load_photos(
                 key=lambda m: m.name,
             )
             if len(members) <= holdout:
-                raise TrainError(
-                    f"{path} holds {len(members)} images: too few to hold out {holdout}"
-                )
+                raise TrainError(f"{path} holds {len(members)} images: too few to hold out {holdout}")
             held = {(2 * i + 1) * len(members) // (2 * holdout) for i in range(holdout)}
             cache = PhotoCache([], [])
             for index, member in enumerate(members):
@@ -354,9 +350,12 @@ def _new_model(config: str | os.PathLike[str] | None) -> Denoiser:
 
 
 def save_model(model: Denoiser, folder: Path) -> None:
-    """Write a diffusers folder; the weights file is replaced in one move."""
+    """Write a diffusers folder; each file is replaced in one move."""
     fresh = folder / ".saving"
     model.save_pretrained(fresh, safe_serialization=True)
+    config = json.loads((fresh / "config.json").read_text())
+    config.pop("_name_or_path", None)  # a folder of this machine
+    (fresh / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     for name in ("config.json", WEIGHTS_NAME):
         os.replace(fresh / name, folder / name)
     fresh.rmdir()
@@ -388,10 +387,7 @@ def evaluate(
     sums = np.zeros(len(timesteps))
     for start in range(0, len(x0), batch):
         part = x0[start : start + batch]
-        generators = [
-            torch.Generator().manual_seed(seed * 1_000_003 + start + row)
-            for row in range(len(part))
-        ]
+        generators = [torch.Generator().manual_seed(seed * 1_000_003 + start + row) for row in range(len(part))]
         for column, t in enumerate(timesteps):
             noise = torch.stack([torch.randn(part.shape[1:], generator=g) for g in generators])
             a = float(abar[t])
@@ -519,9 +515,7 @@ def train_photo(
     memory = torch.channels_last if device.type != "mps" else torch.contiguous_format
     model.to(device=device, memory_format=memory).train()
     ema = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
     draws = torch.Generator().manual_seed(config.seed)
     noises = torch.Generator(device).manual_seed(config.seed + 1)
     clock = _Clock()
@@ -601,8 +595,7 @@ def train_photo(
             x0, times = x0.to(device), times.to(device)
             noise = torch.randn(x0.shape, generator=noises, device=device)
             noisy = (
-                signal_scale[times, None, None, None] * x0
-                + noise_scale[times, None, None, None] * noise
+                signal_scale[times, None, None, None] * x0 + noise_scale[times, None, None, None] * noise
             ).contiguous(memory_format=memory)
             with _autocast(device, config.dtype):
                 guess = model(noisy, times).sample
@@ -659,9 +652,7 @@ def _run_photo(args: argparse.Namespace) -> None:
         device = _device(args.device)
         target = Path(args.evaluate)
         if target.is_file():
-            cache = load_photos(
-                target, short_side=args.short_side, holdout=args.holdout, train=False
-            )
+            cache = load_photos(target, short_side=args.short_side, holdout=args.holdout, train=False)
             crops = centre_crops(cache.held_out, args.eval_size)
         else:
             crops = load_eval_folder(target, args.eval_size)
@@ -672,9 +663,7 @@ def _run_photo(args: argparse.Namespace) -> None:
         return
     if args.data is None or args.output is None:
         raise TrainError("training needs --data and --output (or give --evaluate)")
-    settings: dict[str, Any] = {
-        field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)
-    }
+    settings: dict[str, Any] = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)}
     settings["crops"] = tuple(settings["crops"])
     settings["t_range"] = tuple(settings["t_range"])
     config = TrainConfig(**settings)
@@ -749,9 +738,7 @@ def _add_photo(commands: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (2 for an error the user caused)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ddcm_fast.models.train", description="Train the built-in models."
-    )
+    parser = argparse.ArgumentParser(prog="python -m ddcm_fast.models.train", description="Train the built-in models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="MODEL")
     _add_photo(commands)
     train_digits.add_parser(commands)
