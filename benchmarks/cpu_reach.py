@@ -4,7 +4,8 @@
 
 The baseline is DDCM's reference code in float32: scores = torch.randn(K, D) @ r, then argmax. Every figure is the
 median of several runs after a warm-up; minima and processor time are given too, because they are steadier on a
-machine that others use. Ratios compare figures of the same run. Extra memory is the growth of the process's resident peak during
+machine that others use. Ratios compare figures of the same run. Extra memory is the growth of the
+process's resident peak during
 one search of K = 2^20, D = 16384, measured in a process of its own.
 """
 

@@ -61,19 +61,28 @@ struct Simd {
     return xor2(t, k);
   }
 
-  // vpermps reads the low three bits of an index; bit 3 picks the half of the table.
-  static F lookup16(const float* table, U index) {
-    const F low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
-    const F high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
-    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+  // vpermd reads the low three bits of an index; bit 3, moved to the sign, picks the half of the table.
+  static U lookup16(const int32_t* table, U index) {
+    const U low = _mm256_permutevar8x32_epi32(load_u(reinterpret_cast<const uint32_t*>(table)), index);
+    const U high =
+        _mm256_permutevar8x32_epi32(load_u(reinterpret_cast<const uint32_t*>(table + 8)), index);
+    return _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high),
+                                                _mm256_castsi256_ps(_mm256_slli_epi32(index, 28))));
   }
+  static F to_float(U x) { return _mm256_cvtepi32_ps(x); }
+  static U to_int(F x) { return _mm256_cvtps_epi32(x); }
+
   static F gaussian_of(U half, U sign) {
     const U magnitude = _mm256_and_si256(half, _mm256_set1_epi32(0x7fff));
     const F q = _mm256_i32gather_ps(gaussian_table.value, magnitude, 4);
     return _mm256_or_ps(q, _mm256_and_ps(_mm256_castsi256_ps(sign), _mm256_set1_ps(-0.0f)));
   }
-  static F gaussian_low(U w) { return gaussian_of(w, _mm256_slli_epi32(w, 16)); }
-  static F gaussian_high(U w) { return gaussian_of(_mm256_srli_epi32(w, 16), w); }
+  static void gaussians(const U (&words)[2], F (&low)[2], F (&high)[2]) {
+    for (int i = 0; i < 2; ++i) {
+      low[i] = gaussian_of(words[i], _mm256_slli_epi32(words[i], 16));
+      high[i] = gaussian_of(_mm256_srli_epi32(words[i], 16), words[i]);
+    }
+  }
 
   // All ones in the lanes whose bit is set.
   static U expand(uint32_t bits) {

@@ -53,8 +53,10 @@ struct Simd {
     const __m512i c = _mm512_set1_epi32(static_cast<int>(m));
     return Wide{_mm512_mul_epu32(x.a, c), _mm512_mul_epu32(x.b, c)};
   }
+  // A shuffle, because more units do it than shifts; it leaves the high halves as they are.
   static Wide high(const Wide& p) {
-    return Wide{_mm512_srli_epi64(p.a, 32), _mm512_srli_epi64(p.b, 32)};
+    return Wide{_mm512_shuffle_epi32(p.a, static_cast<_MM_PERM_ENUM>(0xf5)),
+                _mm512_shuffle_epi32(p.b, static_cast<_MM_PERM_ENUM>(0xf5))};
   }
   static Wide xor2(const Wide& x, uint32_t k) {
     const __m512i c = _mm512_set1_epi32(static_cast<int>(k));
@@ -66,31 +68,46 @@ struct Simd {
                 _mm512_ternarylogic_epi32(x.b, y.b, c, 0x96)};
   }
 
-  // vpermps reads the low four bits of each index only.
-  static F lookup16(const float* table, U index) {
-    return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table));
+  // vpermd reads the low four bits of each index only.
+  static U lookup16(const int32_t* table, U index) {
+    return _mm512_permutexvar_epi32(index, _mm512_loadu_si512(table));
   }
-  // T of section 4 by polynomials instead of a gather: see gaussian_coefficients.py. `half` holds the
-  // halfword in its upper 16 bits.
-  static F gaussian_of(U half) {
+  static F to_float(U x) { return _mm512_cvtepi32_ps(x); }
+  static U to_int(F x) { return _mm512_cvtps_epi32(x); }
+
+  // T of section 4 by polynomials instead of a gather: see gaussian_coefficients.py. Four vectors at
+  // once, step by step, because each step waits for the one before: a core looks only some 60
+  // instructions ahead.
+  static void gaussians(const U (&words)[2], F (&low)[2], F (&high)[2]) {
     const U mask = _mm512_set1_epi32(0x7fff0000), ones = _mm512_set1_epi32(0x7fffffff);
-    const F x = _mm512_cvtepi32_ps(_mm512_ternarylogic_epi32(half, mask, ones, 0x6a));
-    const U segment = _mm512_srli_epi32(_mm512_castps_si512(x), 22);
-    F value = coefficient(kGaussianDegree, segment);
-    for (int i = kGaussianDegree - 1; i >= 0; --i)
-      value = _mm512_fmadd_ps(value, x, coefficient(i, segment));
-    const F q = _mm512_roundscale_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    // q | (half & 0x80000000)
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
-        _mm512_castps_si512(q), half, _mm512_set1_epi32(static_cast<int>(0x80000000u)), 0xf8));
+    const U sign = _mm512_set1_epi32(static_cast<int>(0x80000000u));
+    const U half[4] = {_mm512_slli_epi32(words[0], 16), _mm512_slli_epi32(words[1], 16), words[0],
+                       words[1]};  // the halfword in the upper 16 bits
+    F x[4], value[4];
+    U segment[4];
+    for (int i = 0; i < 4; ++i)
+      x[i] = _mm512_cvtepi32_ps(_mm512_ternarylogic_epi32(half[i], mask, ones, 0x6a));
+    for (int i = 0; i < 4; ++i) segment[i] = _mm512_srli_epi32(_mm512_castps_si512(x[i]), 22);
+    for (int i = 0; i < 4; ++i) value[i] = coefficient(kGaussianDegree, segment[i]);
+    for (int power = kGaussianDegree - 1; power >= 0; --power)
+      for (int i = 0; i < 4; ++i)
+        value[i] = _mm512_fmadd_ps(value[i], x[i], coefficient(power, segment[i]));
+    for (int i = 0; i < 4; ++i) {
+      const F q = _mm512_roundscale_ps(value[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      // q | (half & 0x80000000)
+      value[i] = _mm512_castsi512_ps(
+          _mm512_ternarylogic_epi32(_mm512_castps_si512(q), half[i], sign, 0xf8));
+    }
+    low[0] = value[0];
+    low[1] = value[1];
+    high[0] = value[2];
+    high[1] = value[3];
   }
   // vpermt2ps reads the low five bits of each index only.
   static F coefficient(int power, U segment) {
     const float* table = kGaussianCoefficients[power];
     return _mm512_permutex2var_ps(_mm512_load_ps(table), segment, _mm512_load_ps(table + 16));
   }
-  static F gaussian_low(U w) { return gaussian_of(_mm512_slli_epi32(w, 16)); }
-  static F gaussian_high(U w) { return gaussian_of(w); }
 
   static F flip(F x, uint32_t bits) {
     const U v = _mm512_castps_si512(x);

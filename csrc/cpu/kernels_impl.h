@@ -6,8 +6,9 @@
 //   load, store, set1, add, sub, mul, fma, max_, abs_   on F (load and store unaligned)
 //   load_u, store_u, set1_u, iota_u, add_u, shift4      on U
 //   widen, narrow, product, high, xor2, xor3            Philox arithmetic (see philox() below)
-//   lookup16(table, index)     table[index & 15] of 16 floats
-//   gaussian_low, gaussian_high  grid Gaussian, in 1/256ths, of the low or high halfword of each lane
+//   lookup16(table, index)     table[index & 15] of 16 int32
+//   to_float, to_int           between F and U read as int32; to the nearest integer
+//   gaussians(words, low, high)  grid Gaussians, in 1/256ths, of the low and high halfwords of two vectors
 //   flip(x, bits)              x with the sign of lane l flipped where bit l is set
 //   butterfly<h>(x)            one Hadamard stage inside a vector, h = 1, 2, 4 (and 8)
 //   exchange(x, row)           lane l <- lane l ^ row
@@ -140,6 +141,11 @@ void block_words(Key key, uint32_t block, int64_t count, uint32_t atom, uint32_t
 // once for all atoms of a task; an atom then costs one 16 entry lookup in registers and one addition
 // per four entries. Tables of one tile of coordinates and the words of a block of atoms stay in the
 // first level cache; rows of the batch share the words.
+//
+// Partial scores are fixed point: a tile's coordinates are multiplied by a power of two that brings
+// the sum of their magnitudes just below 2^30, and rounded to integers. Sums of a tile are then exact,
+// and integer additions run on more units than float ones. Rounding the coordinates adds at most
+// 2^-30 of that sum's mean magnitude to each: as little as float32 itself.
 
 constexpr int kSignTileCalls = 2;
 constexpr int kSignTables = kSignTileCalls * kSignsPerCall / 4;
@@ -147,59 +153,89 @@ constexpr int kSignVectors = 8;  // vectors of atoms whose words are held at onc
 constexpr int kSignRows = 4;     // rows whose tables are interleaved: [row block][table][row][16]
 
 // scores of NV vectors of atoms and NR rows, one tile: nwords Philox words of 8 tables each.
-// words: [word][kSignVectors][L]; tables: [table][NR][16]; acc is added to scores[row][vector].
+// words: [word][kSignVectors][L]; tables: [table][NR][16]; sum * unit[row] is added to
+// scores[row][vector].
 template <int NV, int NR>
-inline void sign_lookups(const uint32_t* words, int nwords, const float* tables, float* scores,
-                         int64_t stride) {
-  F acc[NV][NR];
+inline void sign_lookups(const uint32_t* words, int nwords, const int32_t* tables, const float* unit,
+                         float* scores, int64_t stride) {
+  U acc[NV][NR];
   for (int v = 0; v < NV; ++v)
-    for (int r = 0; r < NR; ++r) acc[v][r] = Simd::set1(0.0f);
+    for (int r = 0; r < NR; ++r) acc[v][r] = Simd::set1_u(0);
   for (int q = 0; q < nwords; ++q) {
     U index[NV];
     for (int v = 0; v < NV; ++v) index[v] = Simd::load_u(words + (q * kSignVectors + v) * L);
-#pragma GCC unroll 8
+// Not unrolled: GCC would reassociate the sums and spill.
+#pragma GCC unroll 1
     for (int j = 0; j < 8; ++j) {
-      for (int v = 0; v < NV; ++v) {
-        for (int r = 0; r < NR; ++r)
-          acc[v][r] = Simd::add(acc[v][r], Simd::lookup16(tables + r * 16, index[v]));
-        index[v] = Simd::shift4(index[v]);
-      }
+      for (int r = 0; r < NR; ++r)
+        for (int v = 0; v < NV; ++v)
+          acc[v][r] = Simd::add_u(acc[v][r], Simd::lookup16(tables + r * 16, index[v]));
+      for (int v = 0; v < NV; ++v) index[v] = Simd::shift4(index[v]);
       tables += NR * 16;
     }
   }
-  for (int v = 0; v < NV; ++v)
-    for (int r = 0; r < NR; ++r) {
+  for (int r = 0; r < NR; ++r) {
+    const F scale = Simd::set1(unit[r]);
+    for (int v = 0; v < NV; ++v) {
       float* s = scores + r * stride + v * L;
-      Simd::store(s, Simd::add(Simd::load(s), acc[v][r]));
+      Simd::store(s, Simd::fma(Simd::to_float(acc[v][r]), scale, Simd::load(s)));
     }
+  }
 }
 
 template <int NR>
-inline void sign_lookup_block(const uint32_t* words, int vectors, int nwords, const float* tables,
-                              float* scores, int64_t stride) {
-  constexpr int NV = NR == 1 ? 4 : NR == 2 ? 2 : 1;  // four independent sums in flight
+inline void sign_lookup_block(const uint32_t* words, int vectors, int nwords, const int32_t* tables,
+                              const float* unit, float* scores, int64_t stride) {
+  constexpr int NV = NR == 1 ? 8 : 4;  // many sums in flight, few loads of tables (measured)
   int v = 0;
   for (; v + NV <= vectors; v += NV)
-    sign_lookups<NV, NR>(words + v * L, nwords, tables, scores + v * L, stride);
+    sign_lookups<NV, NR>(words + v * L, nwords, tables, unit, scores + v * L, stride);
   for (; v < vectors; ++v)
-    sign_lookups<1, NR>(words + v * L, nwords, tables, scores + v * L, stride);
+    sign_lookups<1, NR>(words + v * L, nwords, tables, unit, scores + v * L, stride);
 }
 
-// Tables of one row and tile: `entries` coordinates from w on, zeros up to `ntables` * 4.
-inline void sign_tables(const float* w, int64_t entries, int ntables, float* tables, int nr) {
-  alignas(64) float sign[4][16];
-  for (int c = 0; c < 4; ++c)
-    for (int p = 0; p < 16; ++p) sign[c][p] = (p >> c) & 1 ? -1.0f : 1.0f;
-  for (int t = 0; t < ntables; ++t) {
-    float x[4];
-    for (int c = 0; c < 4; ++c) x[c] = t * 4 + c < entries ? w[t * 4 + c] : 0.0f;
-    for (int part = 0; part < 16; part += L) {
-      F sum = Simd::mul(Simd::set1(x[0]), Simd::load(sign[0] + part));
-      for (int c = 1; c < 4; ++c)
-        sum = Simd::fma(Simd::set1(x[c]), Simd::load(sign[c] + part), sum);
-      Simd::store(tables + static_cast<int64_t>(t) * nr * 16 + part, sum);
+// Tables of one row and tile: `entries` coordinates from w on, zeros up to `ntables` * 4. Returns what
+// one unit of the tables is worth, a power of two.
+inline float sign_tables(const float* w, int64_t entries, int ntables, int32_t* tables, int nr) {
+  alignas(64) float padded[kSignTables * 4] = {};
+  alignas(64) uint32_t fixed[kSignTables * 4];
+  for (int64_t i = 0; i < entries; ++i) padded[i] = w[i];
+  F total = Simd::set1(0.0f);
+  for (int i = 0; i < ntables * 4; i += L) total = Simd::add(total, Simd::abs_(Simd::load(padded + i)));
+  alignas(64) float part[L];
+  Simd::store(part, total);
+  float sum = 0;
+  for (int l = 0; l < L; ++l) sum += part[l];
+  // sum < 2^exponent. The bounds keep 2^(30 - exponent) and its inverse normal float32 numbers; 256
+  // finite entries stay below 2^136, and infinite ones make numbers that the caller discards.
+  int exponent = 136;
+  if (sum <= 0x1.fp127f) __builtin_frexpf(sum, &exponent);
+  if (exponent < -90) exponent = -90;
+  const F per_unit = Simd::set1(__builtin_ldexpf(1.0f, 30 - exponent));
+  for (int i = 0; i < ntables * 4; i += L)
+    Simd::store_u(fixed + i, Simd::to_int(Simd::mul(Simd::load(padded + i), per_unit)));
+
+  // -x is ~x + 1: table = sum over c of (x_c ^ mask_c), plus the number of ones of the pattern.
+  alignas(64) uint32_t mask[4][16], ones[16];
+  for (uint32_t p = 0; p < 16; ++p) {
+    ones[p] = 0;
+    for (int c = 0; c < 4; ++c) {
+      mask[c][p] = (p >> c) & 1 ? ~0u : 0u;
+      ones[p] += (p >> c) & 1;
     }
   }
+  for (int at = 0; at < 16; at += L) {
+    U negative[4];
+    for (int c = 0; c < 4; ++c) negative[c] = Simd::load_u(mask[c] + at);
+    const U count = Simd::load_u(ones + at);
+    for (int t = 0; t < ntables; ++t) {
+      U x[4];
+      for (int c = 0; c < 4; ++c) x[c] = Simd::xor_u(Simd::set1_u(fixed[t * 4 + c]), negative[c]);
+      const U value = Simd::add_u(Simd::add_u(Simd::add_u(x[0], x[1]), Simd::add_u(x[2], x[3])), count);
+      Simd::store_u(reinterpret_cast<uint32_t*>(tables) + static_cast<int64_t>(t) * nr * 16 + at, value);
+    }
+  }
+  return __builtin_ldexpf(1.0f, exponent - 30);
 }
 
 // Rows are taken in blocks of 4, then 2, then 1.
@@ -208,7 +244,8 @@ inline int row_block(int rows_left) { return rows_left >= 4 ? 4 : rows_left >= 2
 void sign_scores(const ScoreTask& task) {
   const Geometry& geometry = *task.geometry;
   const Schedule s(geometry.key());
-  float* tables = static_cast<float*>(task.scratch);
+  int32_t* tables = static_cast<int32_t*>(task.scratch);
+  float unit[kMaxRows];
   alignas(64) uint32_t words[kSignTileCalls * 4 * kSignVectors * L];
   const int vectors = (task.count + L - 1) / L;
   for (int r = 0; r < task.rows; ++r)
@@ -224,8 +261,8 @@ void sign_scores(const ScoreTask& task) {
     for (int r = 0; r < task.rows;) {
       const int nr = row_block(task.rows - r);
       for (int i = 0; i < nr; ++i)
-        sign_tables(task.w + (r + i) * task.row_stride + start, entries, nwords * 8,
-                    tables + static_cast<int64_t>(r) * kSignTables * 16 + i * 16, nr);
+        unit[r + i] = sign_tables(task.w + (r + i) * task.row_stride + start, entries, nwords * 8,
+                                  tables + static_cast<int64_t>(r) * kSignTables * 16 + i * 16, nr);
       r += nr;
     }
     CallConstants constants[kSignTileCalls];
@@ -253,14 +290,14 @@ void sign_scores(const ScoreTask& task) {
       }
       for (int r = 0; r < task.rows;) {
         const int nr = row_block(task.rows - r);
-        const float* t = tables + static_cast<int64_t>(r) * kSignTables * 16;
+        const int32_t* t = tables + static_cast<int64_t>(r) * kSignTables * 16;
         float* scores = task.scores + r * task.stride + v0 * L;
         if (nr == 4)
-          sign_lookup_block<4>(words, nv, nwords, t, scores, task.stride);
+          sign_lookup_block<4>(words, nv, nwords, t, unit + r, scores, task.stride);
         else if (nr == 2)
-          sign_lookup_block<2>(words, nv, nwords, t, scores, task.stride);
+          sign_lookup_block<2>(words, nv, nwords, t, unit + r, scores, task.stride);
         else
-          sign_lookup_block<1>(words, nv, nwords, t, scores, task.stride);
+          sign_lookup_block<1>(words, nv, nwords, t, unit + r, scores, task.stride);
         r += nr;
       }
     }
@@ -279,12 +316,16 @@ inline void gaussian_values(const Schedule& s, const AtomLanes (&atoms)[kGaussia
   for (int c = 0; c < calls; ++c) {
     U out[kGaussianVectors][4];
     philox_atoms<kGaussianVectors>(s, atoms, constants[c], out);
-    for (int q = 0; q < 4; ++q)
+    for (int q = 0; q < 4; ++q) {
+      const U words[2] = {out[0][q], out[1][q]};
+      F low[2], high[2];
+      Simd::gaussians(words, low, high);
+      float* at = values + (c * 8 + q * 2) * kGaussianVectors * L;
       for (int v = 0; v < kGaussianVectors; ++v) {
-        float* at = values + ((c * 8 + q * 2) * kGaussianVectors + v) * L;
-        Simd::store(at, Simd::gaussian_low(out[v][q]));
-        Simd::store(at + kGaussianVectors * L, Simd::gaussian_high(out[v][q]));
+        Simd::store(at + v * L, low[v]);
+        Simd::store(at + (kGaussianVectors + v) * L, high[v]);
       }
+    }
   }
 }
 
@@ -618,38 +659,50 @@ void add_signs(float* y, const uint32_t* words, int64_t count, float c) {
   for (; i < count; ++i) y[i] = y[i] + c * scalar_sign(words, i);
 }
 
-void add_gaussians(float* y, const uint32_t* words, int64_t count, float c) {
-  const F value = Simd::set1(c), grid = Simd::set1(kGaussianScale);
-  alignas(64) float low[L], high[L], both[2 * L];
-  int64_t i = 0;
-  for (; i + 2 * L <= count; i += 2 * L) {
-    const U w = Simd::load_u(words + i / 2);
-    Simd::store(low, Simd::gaussian_low(w));
-    Simd::store(high, Simd::gaussian_high(w));
-    for (int l = 0; l < L; ++l) {
-      both[2 * l] = low[l];
-      both[2 * l + 1] = high[l];
-    }
-    for (int part = 0; part < 2 * L; part += L) {
-      const F entry = Simd::mul(Simd::load(both + part), grid);
-      Simd::store(y + i + part, Simd::add(Simd::load(y + i + part), Simd::mul(value, entry)));
-    }
+// The integers q of 2 * L words in order: out[4 * L].
+inline void ordered_gaussians(const uint32_t* words, float* out) {
+  const U in[2] = {Simd::load_u(words), Simd::load_u(words + L)};
+  F low[2], high[2];
+  Simd::gaussians(in, low, high);
+  alignas(64) float even[2 * L], odd[2 * L];
+  for (int v = 0; v < 2; ++v) {
+    Simd::store(even + v * L, low[v]);
+    Simd::store(odd + v * L, high[v]);
   }
-  for (; i < count; ++i) {
-    const uint32_t half = words[i >> 1] >> (16 * (i & 1)) & 0xffffu;
-    const float q = gaussian_table.value[half & 0x7fffu] * kGaussianScale;
-    y[i] = y[i] + c * (half & 0x8000u ? -q : q);
+  for (int l = 0; l < 2 * L; ++l) {
+    out[2 * l] = even[l];
+    out[2 * l + 1] = odd[l];
   }
 }
 
 void gaussian_integers(const uint32_t* words, int64_t count, float* out) {
-  alignas(64) uint32_t in[L];
-  alignas(64) float low[L], high[L];
-  for (int64_t i = 0; i < count; i += 2 * L) {
-    for (int l = 0; l < L; ++l) in[l] = i + 2 * l < count ? words[i / 2 + l] : 0;
-    Simd::store(low, Simd::gaussian_low(Simd::load_u(in)));
-    Simd::store(high, Simd::gaussian_high(Simd::load_u(in)));
-    for (int l = 0; l < 2 * L && i + l < count; ++l) out[i + l] = l % 2 ? high[l / 2] : low[l / 2];
+  alignas(64) uint32_t in[2 * L] = {};
+  alignas(64) float q[4 * L];
+  for (int64_t i = 0; i < count; i += 4 * L) {
+    const int64_t here = count - i < 4 * L ? count - i : 4 * L;
+    for (int64_t l = 0; l < (here + 1) / 2; ++l) in[l] = words[i / 2 + l];
+    ordered_gaussians(in, q);
+    for (int64_t l = 0; l < here; ++l) out[i + l] = q[l];
+  }
+}
+
+void add_gaussians(float* y, const uint32_t* words, int64_t count, float c) {
+  const F value = Simd::set1(c), grid = Simd::set1(kGaussianScale);
+  alignas(64) float q[4 * L];
+  for (int64_t i = 0; i < count; i += 4 * L) {
+    if (i + 4 * L <= count) {
+      ordered_gaussians(words + i / 2, q);
+      for (int part = 0; part < 4 * L; part += L) {
+        const F entry = Simd::mul(Simd::load(q + part), grid);
+        Simd::store(y + i + part, Simd::add(Simd::load(y + i + part), Simd::mul(value, entry)));
+      }
+    } else {
+      gaussian_integers(words + i / 2, count - i, q);
+      for (int64_t l = 0; i + l < count; ++l) {
+        const float entry = q[l] * kGaussianScale;
+        y[i + l] = y[i + l] + c * entry;
+      }
+    }
   }
 }
 

@@ -94,18 +94,29 @@ struct Simd {
     return each<Wide>([&](int l) { return x.v[l] ^ y.v[l] ^ k; });
   }
 
-  static F lookup16(const float* table, const U& index) {
-    return each<F>([&](int l) { return table[index.v[l] & 15]; });
+  static U lookup16(const int32_t* table, const U& index) {
+    return each<U>([&](int l) { return static_cast<uint32_t>(table[index.v[l] & 15]); });
+  }
+  static F to_float(const U& x) {
+    return each<F>([&](int l) { return static_cast<float>(static_cast<int32_t>(x.v[l])); });
+  }
+
+  static U to_int(const F& x) {
+    return each<U>([&](int l) {
+      const float v = x.v[l] + (x.v[l] < 0 ? -0.5f : 0.5f);
+      // Numbers of 2^31 and more, infinite ones and NaN would have no defined value.
+      return v > -0x1p31f && v < 0x1p31f ? static_cast<uint32_t>(static_cast<int32_t>(v)) : 0u;
+    });
   }
   static float gaussian_of(uint32_t half) {
     const float q = gaussian_table.value[half & 0x7fff];
     return half & 0x8000 ? -q : q;
   }
-  static F gaussian_low(const U& w) {
-    return each<F>([&](int l) { return gaussian_of(w.v[l] & 0xffff); });
-  }
-  static F gaussian_high(const U& w) {
-    return each<F>([&](int l) { return gaussian_of(w.v[l] >> 16); });
+  static void gaussians(const U (&words)[2], F (&low)[2], F (&high)[2]) {
+    for (int i = 0; i < 2; ++i) {
+      low[i] = each<F>([&](int l) { return gaussian_of(words[i].v[l] & 0xffff); });
+      high[i] = each<F>([&](int l) { return gaussian_of(words[i].v[l] >> 16); });
+    }
   }
 
   static F flip(const F& x, uint32_t bits) {
