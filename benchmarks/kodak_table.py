@@ -96,7 +96,7 @@ def main() -> int:
             flush=True,
         )
         record = {
-            "command": "python " + " ".join(["benchmarks/kodak_table.py", *sys.argv[1:]]).replace(str(args.images), "DIR"),
+            "command": " ".join(["python", "benchmarks/kodak_table.py", *sys.argv[1:]]).replace(str(args.images), "DIR"),
             "machine": f"{processor()}, {torch.get_num_threads()} threads",
             "torch": torch.__version__,
             "backend": backends.resolve("auto", model.device),

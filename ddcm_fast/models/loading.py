@@ -134,7 +134,10 @@ def load_model(
         ModelError: no such model, or one that cannot be read or is not supported.
         MissingExtraError: it has text encoders and transformers is not installed.
     """
-    where = torch.device(device) if device is not None else default_device()
+    try:
+        where = torch.device(device) if device is not None else default_device()
+    except RuntimeError as error:
+        raise ModelError(f"unknown device {device!r}: use cpu, cuda or cuda:N") from error
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ModelError("device 'cuda' was asked for but torch sees no GPU; use --device cpu")
     if isinstance(dtype, str):
