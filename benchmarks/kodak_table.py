@@ -96,7 +96,7 @@ def main() -> int:
             flush=True,
         )
         record = {
-            "command": " ".join(["python", "benchmarks/kodak_table.py", *sys.argv[1:]]).replace(str(args.images), "DIR"),
+            "command": f"python benchmarks/kodak_table.py --images DIR --crop {args.crop} -T {args.T} --output {args.output}",
             "machine": f"{processor()}, {torch.get_num_threads()} threads",
             "torch": torch.__version__,
             "backend": backends.resolve("auto", model.device),

@@ -12,16 +12,20 @@ from .errors import ConfigError
 from .information import kl_timesteps, shares
 from .law import KINDS, MAX_SIZE
 from .models.base import DiffusionModel
-from .rules import Greedy, Product, Pursuit, Rcc, Rule, Threshold
+from .rules import Greedy, Product, Pursuit, Rcc, Rule, Threshold, Trellis
 from .rules.rcc import DEFAULT_MARGIN
+from .rules.trellis import MAX_LETTER_BITS, MAX_MEMORY
 from .schedule import Step, allocate, linspace, plan, tail_timesteps, trailing
 
 #: Positions in these tuples are the numbers in files: append only.
-RULES = ("greedy", "pursuit", "product", "threshold", "rcc")
+RULES = ("greedy", "pursuit", "product", "threshold", "rcc", "trellis")
 SCHEDULES = ("linspace", "trailing", "kl")
 
 #: Rules whose steps share the file's `atoms` by their information.
-SHARING_RULES = ("product", "threshold", "rcc")
+SHARING_RULES = ("product", "threshold", "rcc", "trellis")
+
+#: Rules that use C.
+RULES_WITH_BITS = ("pursuit", "trellis")
 
 MAX_T, MAX_M, MAX_C, MAX_STOP, MAX_ATOMS = 65535, 1024, 16, 65535, 2**32
 
@@ -36,12 +40,13 @@ class CodecConfig:
     """How an image is coded. All fields travel in the file.
 
     Attributes:
-        rule: "greedy" (DDCM), "pursuit" (DDCM's matching pursuit), "threshold" (Turbo-DDCM), "product" (groups) or
-            "rcc" (DiffC's reverse channel coding).
+        rule: "greedy" (DDCM), "pursuit" (DDCM's matching pursuit), "threshold" (Turbo-DDCM), "product" (groups),
+            "trellis" (groups chosen together) or "rcc" (DiffC's reverse channel coding).
         kind: of codebook, see Codebook.
-        K: atoms in the codebook. M: atoms a step (pursuit). C: bits of a coefficient (pursuit).
+        K: atoms in the codebook. M: atoms a step (pursuit). C: bits of a coefficient (pursuit) or of a letter
+            (trellis, where K = 2^(memory + C) counts atoms and signs).
         atoms: chosen in the whole file, shared out among the coded steps by the information the model's curve expects
-            of them (threshold: M a step; product and rcc: each in a group of its own).
+            of them (threshold: M a step; product, trellis and rcc: each in a group of its own).
         T: coded steps. schedule: "linspace", "trailing" or "kl" (equal information a step).
         stop: timestep at which coding ends ("kl" only). tail: steps without noise from there to the clean image;
             T + tail network evaluations in all. One gives the highest PSNR, more give sharper pictures.
@@ -84,8 +89,14 @@ class CodecConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ConfigError(f"{name} is {value!r}; it must be an integer from {low} to {high}")
-        if self.rule != "pursuit" and (self.M, self.C, self.official_grid) != (1, 1, False):
-            raise ConfigError(f"M and C belong to the rule 'pursuit', not to {self.rule!r}")
+        if self.rule != "pursuit" and (self.M, self.official_grid) != (1, False):
+            raise ConfigError(f"M belongs to the rule 'pursuit', not to {self.rule!r}")
+        if self.rule not in RULES_WITH_BITS and self.C != 1:
+            raise ConfigError(f"C belongs to {' and '.join(RULES_WITH_BITS)}, not to {self.rule!r}")
+        if self.rule == "trellis" and (self.K & (self.K - 1) or not self.C <= self.trellis_memory <= MAX_MEMORY):
+            raise ConfigError(f"K is {self.K}, C {self.C}; trellis takes K = 2^(memory + C), memory C to {MAX_MEMORY}")
+        if self.rule == "trellis" and self.C > MAX_LETTER_BITS:
+            raise ConfigError(f"C is {self.C}; trellis takes 1 to {MAX_LETTER_BITS}")
         if (self.rule in SHARING_RULES) != (self.atoms > 0):
             raise ConfigError(f"atoms is {self.atoms}; it must be at least 1 with {' or '.join(SHARING_RULES)}, else 0")
         if self.rule == "rcc" and (self.rcc_bits < 1 or self.K & (self.K - 1)):
@@ -117,6 +128,11 @@ class CodecConfig:
         return [step if counts.get(step.index, 1) else step.deterministic for step in steps]
 
     @property
+    def trellis_memory(self) -> int:
+        """Bits of a state of the rule trellis: log2 K less a letter's."""
+        return self.K.bit_length() - 1 - self.C
+
+    @property
     def rcc_bits(self) -> int:
         """Information of one group of the rule rcc: log2 K less the margin its search needs."""
         return self.K.bit_length() - 1 - DEFAULT_MARGIN
@@ -137,6 +153,8 @@ class CodecConfig:
                 raise ConfigError(f"{self.atoms} atoms are more than one an entry and step; lower the bitrate")
             if self.rule == "product":
                 return Product(self.kind, dim, self.K, atoms, self.seed, backend)
+            if self.rule == "trellis":
+                return Trellis(self.kind, dim, atoms, self.C, self.trellis_memory, self.seed, backend)
             bits = {index: float(count * self.rcc_bits) for index, count in atoms.items()}
             return Rcc(self.kind, dim, atoms, bits, self.seed, backend)
         book = Codebook(self.kind, dim, self.K, seed=self.seed, signed=False, backend=backend)
@@ -155,6 +173,12 @@ PRESETS: dict[str, tuple[CodecConfig, str]] = {
     "product": (
         CodecConfig(rule="product", kind="hadamard", K=65536, atoms=1000, T=25, schedule="kl", stop=100, tail=1),
         "many signed atoms a step, each of K for its own group of coordinates; the best pictures for the bits",
+    ),
+    "trellis": (
+        CodecConfig(
+            rule="trellis", kind="hadamard", K=4096, C=4, atoms=4000, T=25, schedule="kl", stop=100, tail=1
+        ),
+        "product with its groups chosen together by the Viterbi algorithm; better still, the search takes longer",
     ),
     "turbo": (
         CodecConfig(rule="threshold", kind="sign", K=16384, atoms=1500, T=20, schedule="kl", stop=100, tail=3),

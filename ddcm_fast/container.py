@@ -6,7 +6,7 @@ import zlib
 from dataclasses import dataclass
 
 from .condition import MAX_BYTES, Condition, ConditionHash, Edit, read_condition
-from .config import RULES, SCHEDULES, SHARING_RULES, CodecConfig
+from .config import RULES, RULES_WITH_BITS, SCHEDULES, SHARING_RULES, CodecConfig
 from .errors import ConfigError, FormatError
 from .law import KINDS, MAX_SIZE, NOISE_LAW_VERSION
 
@@ -121,6 +121,7 @@ def write(header: Header, payload: bytes) -> bytes:
     w.size(config.K)
     if config.rule == "pursuit":
         w.varint(config.M)
+    if config.rule in RULES_WITH_BITS:
         w.varint(config.C)
     if config.rule in SHARING_RULES:
         w.varint(config.atoms)
@@ -177,7 +178,8 @@ def read(data: bytes, ignore_checksum: bool = False) -> tuple[Header, bytes]:
     if kind >= len(KINDS) or dtype >= len(DTYPE_NAMES) or rule >= len(RULES) or schedule >= len(SCHEDULES):
         raise FormatError("the header names an unknown rule, codebook or schedule: the file is corrupt")
     steps, seed, size = r.varint(), r.varint(), r.size()
-    per_step, bits = (r.varint(), r.varint()) if RULES[rule] == "pursuit" else (1, 1)
+    per_step = r.varint() if RULES[rule] == "pursuit" else 1
+    bits = r.varint() if RULES[rule] in RULES_WITH_BITS else 1
     atoms = r.varint() if RULES[rule] in SHARING_RULES else 0
     stop, tail = (r.varint(), r.varint()) if SCHEDULES[schedule] == "kl" else (0, 0)
     t_range = (r.varint(), r.varint()) if how & 16 else None

@@ -115,6 +115,8 @@ def _bits(config: CodecConfig, model: DiffusionModel, dim: int) -> float:
     """Payload bits of a configuration (for rcc: expected)."""
     if config.rule == "product":
         return config.atoms * math.log2(2 * config.K)
+    if config.rule == "trellis":
+        return float(config.atoms * config.C)
     if config.rule == "rcc":
         # KL + log2(KL + 1) + O(1) bits a group (Li and El Gamal 2018), as measured in tests/test_rcc.py.
         return config.atoms * (config.rcc_bits + math.log2(config.rcc_bits + 1) + 1)

@@ -109,6 +109,9 @@ def test_damaged_headers_never_do_worse_than_a_format_error():
         {"t_range": (1, 2)},
         {"seed": -1},
         {"rule": "rcc", "K": 1000, "atoms": 1},
+        {"rule": "trellis", "K": 1000, "C": 2, "atoms": 1},
+        {"rule": "trellis", "K": 64, "C": 4, "atoms": 1},
+        {"C": 2},
     ],
 )
 def test_impossible_configurations(wrong):

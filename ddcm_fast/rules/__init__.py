@@ -6,5 +6,6 @@ from .product import Product
 from .pursuit import Pursuit
 from .rcc import Rcc
 from .threshold import Threshold
+from .trellis import Trellis
 
-__all__ = ["Greedy", "Product", "Pursuit", "Rcc", "Rule", "Threshold"]
+__all__ = ["Greedy", "Product", "Pursuit", "Rcc", "Rule", "Threshold", "Trellis"]
