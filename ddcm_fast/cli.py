@@ -15,6 +15,7 @@ from typing import IO
 
 from . import __version__
 from .codec import DEFAULT_PRESET
+from .condition import ConditionHash
 from .config import PRESETS, SCHEDULES, SHARING_RULES, CodecConfig, preset
 from .errors import DDCMError, InputError
 from .law import KINDS
@@ -190,6 +191,11 @@ def _info(args: argparse.Namespace) -> None:
         value = getattr(header.config, field.name)
         if value != field.default or field.name in ("rule", "kind", "K", "T", "schedule", "seed"):
             print(f"{field.name:<10} {value}")
+    if header.condition is not None:
+        hidden = isinstance(header.condition, ConditionHash)
+        print(f"condition  {'does not travel with the file' if hidden else header.condition}")
+    if header.edit is not None:
+        print(f"edited     from step {header.edit.start} on: {header.edit.condition or 'no condition'}")
 
 
 def _generate(args: argparse.Namespace) -> None:

@@ -35,13 +35,16 @@ def test_generate_with_compressed_guidance(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["file", "image"])
-def test_edit(folder, tmp_path, form):
+def test_edit(folder, tmp_path, capsys, form):
     source = folder / ("0000.ddcm" if form == "file" else "0000.png")
     more = [] if form == "file" else ["--model", "digits", "--label", "7", "-T", "20", "-K", "16"]
     command = ["edit", str(source), *more, "--target-label", "1", "9", "--t-edit", "5", "--output-dir", str(tmp_path)]
     assert main([*command, *FAST]) == 0
     for label in (1, 9):
         assert same_as_its_file(tmp_path / f"0000_{label}_5.png", tmp_path)
+    assert main(["info", str(tmp_path / "0000_9_5.ddcm")]) == 0
+    said = capsys.readouterr().out
+    assert "condition  label 7" in said and "from step 5 on: label 9" in said
 
 
 def test_restore_a_task(folder, tmp_path, capsys):

@@ -33,7 +33,7 @@ def load_data(test: bool) -> tuple[Tensor, Tensor]:
     images come from other hands than the training images. Raises MissingExtraError without scikit-learn.
     """
     try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingExtraError("the digits data need scikit-learn: pip install 'ddcm-fast[digits]'") from error
     data = load_digits()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import json
 import math
 from pathlib import Path
@@ -60,16 +61,15 @@ def _batches(images: Tensor, labels: Tensor, batch: int, generator: torch.Genera
 
 def train_denoiser(steps: int, batch: int, seed: int, progress: bool = True) -> tuple[nn.Module, Any]:
     """The class-conditional denoiser with averaged weights, and its scheduler."""
-    from diffusers import DDPMScheduler, UNet2DModel
-
+    diffusers = importlib.import_module("diffusers")  # untyped, and slow to import
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     images, labels = digits.load_data(test=False)
     state = pixel_unshuffle(images, 2)
-    scheduler = DDPMScheduler(num_train_timesteps=1000, prediction_type="v_prediction", clip_sample=True)
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, prediction_type="v_prediction", clip_sample=True)
     alpha = scheduler.alphas_cumprod.sqrt()
     sigma = (1 - scheduler.alphas_cumprod).sqrt()
-    unet = UNet2DModel(**UNET_CONFIG)
+    unet = diffusers.UNet2DModel(**UNET_CONFIG)
     average = copy.deepcopy(unet).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=2e-3, weight_decay=1e-4)
     bar = tqdm(range(steps), disable=not progress, desc="denoiser", unit="step", mininterval=10)
@@ -121,7 +121,7 @@ def train_classifier(steps: int, seed: int) -> digits.DigitsClassifier:
         x = x + 0.1 * torch.randn(x.shape, generator=generator)
         loss = cross_entropy(net(x), y, label_smoothing=0.02)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return net.eval()
 
@@ -144,7 +144,7 @@ def train_noisy_classifier(steps: int, alphas_cumprod: Tensor, seed: int) -> dig
         noisy = alpha[t, None] * pixels + sigma[t, None] * torch.randn(pixels.shape, generator=generator)
         loss = cross_entropy(net(noisy, levels[t]), y)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return net.eval()
 

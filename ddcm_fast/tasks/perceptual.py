@@ -181,9 +181,9 @@ def load_quality(name: str, device: torch.device | str = "cpu") -> Quality:
 
     def quality(image: Tensor) -> Tensor:
         scores = []
-        for one in image.split(1):  # topiq_nr-face takes one image at a time
+        for one in image.unbind():  # topiq_nr-face takes one image at a time
             try:
-                scores.append(metric(one).reshape(1))
+                scores.append(metric(one[None]).reshape(1))
             except AssertionError:  # and fails where it sees no face: neither good nor bad
                 scores.append(torch.zeros(1, device=image.device))
         return sign * torch.cat(scores)
