@@ -66,7 +66,7 @@ class StableDiffusion3Model(TextModel):
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
         """See NetworkModel.call."""
-        return self._run(hidden_states=sample, timestep=time, **inputs, return_dict=False)[0]  # type: ignore[no-any-return]
+        return self._run(hidden_states=sample, timestep=time, **inputs, return_dict=False)[0]
 
 
 class FluxModel(TextModel):
@@ -163,4 +163,4 @@ class SanaModel(TextModel):
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
         """See NetworkModel.call."""
-        return self._run(sample, timestep=time, **inputs, return_dict=False)[0]  # type: ignore[no-any-return]
+        return self._run(sample, timestep=time, **inputs, return_dict=False)[0]

@@ -120,7 +120,7 @@ class _Down(nn.Module):
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)  # type: ignore[no-any-return]
+        return self.op(x)
 
 
 class _Up(nn.Module):
@@ -129,7 +129,7 @@ class _Up(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class _Residual(nn.Module):
@@ -154,7 +154,7 @@ class _Residual(nn.Module):
         scale, shift = self.emb_layers(embedding)[..., None, None].chunk(2, dim=1)
         norm, act, _, conv = self.out_layers
         h = conv(act(norm(h) * (1 + scale) + shift))
-        return self.skip_connection(x) + h  # type: ignore[no-any-return]
+        return self.skip_connection(x) + h
 
 
 def _attend(qkv: Tensor, heads: int, qkv_first: bool) -> Tensor:
@@ -181,7 +181,7 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = _attend(self.qkv(self.norm(x).flatten(2)), self._heads, self._qkv_first)
         h = self.proj_out(h).view(x.shape)
-        return x + h  # type: ignore[no-any-return]
+        return x + h
 
 
 class _AttentionPool(nn.Module):
@@ -197,7 +197,7 @@ class _AttentionPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(2)
         x = torch.cat((x.mean(dim=2, keepdim=True), x), dim=2) + self.positional_embedding
-        return self.c_proj(_attend(self.qkv_proj(x), self._heads, qkv_first=True))[:, :, 0]  # type: ignore[no-any-return]
+        return self.c_proj(_attend(self.qkv_proj(x), self._heads, qkv_first=True))[:, :, 0]
 
 
 class _Layers(nn.Sequential):
@@ -248,7 +248,7 @@ class _Encoder(nn.Module):
         half = self.preset.width // 2
         places = torch.arange(half, dtype=torch.float32, device=time.device)
         angles = time.float()[:, None] * torch.exp(-math.log(10000) / half * places)
-        return self.time_embed(torch.cat((angles.cos(), angles.sin()), dim=1).to(self.dtype))  # type: ignore[no-any-return]
+        return self.time_embed(torch.cat((angles.cos(), angles.sin()), dim=1).to(self.dtype))
 
     def encode(self, x: Tensor, embedding: Tensor) -> Iterator[Tensor]:
         """The output of every input block, then of the middle block."""
@@ -298,7 +298,7 @@ class GuidedUNet(_Encoder):
         *kept, h = self.encode(x.to(self.dtype), embedding)
         for block in self.output_blocks:
             h = block(torch.cat((h, kept.pop()), dim=1), embedding)
-        return self.out(h)  # type: ignore[no-any-return]
+        return self.out(h)
 
 
 class GuidedClassifier(_Encoder):
@@ -313,7 +313,7 @@ class GuidedClassifier(_Encoder):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Logits of the classes."""
         *_, h = self.encode(x.to(self.dtype), self.embed(time))
-        return self.out(h).float()  # type: ignore[no-any-return]
+        return self.out(h).float()
 
 
 def for_guidance(classifier: GuidedClassifier, model: DiffusionModel) -> Callable[[Tensor, float, float], Tensor]:
@@ -329,7 +329,7 @@ def for_guidance(classifier: GuidedClassifier, model: DiffusionModel) -> Callabl
         i = min(bisect_left(ratios, wanted), len(ratios) - 1)
         if i and wanted - ratios[i - 1] < ratios[i] - wanted:
             i -= 1
-        return classifier(x, torch.full((len(x),), times[i], device=x.device))  # type: ignore[no-any-return]
+        return classifier(x, torch.full((len(x),), times[i], device=x.device))
 
     return classify
 
@@ -376,7 +376,7 @@ class GuidedDiffusionModel(NetworkModel):
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
         """See NetworkModel.call."""
-        return self._run(sample, time, **inputs)  # type: ignore[no-any-return]
+        return self._run(sample, time, **inputs)
 
 
 def preset_of(path: Path, preset: str | Preset | None = None) -> Preset:
@@ -440,4 +440,4 @@ def load_classifier(
     config = preset_of(path, preset)
     if not config.classifier:
         raise ModelError(f"{path.name!r} is a denoiser; load it with load_model")
-    return _load_into(GuidedClassifier, path, config, torch.device(device), dtype)  # type: ignore[no-any-return]
+    return _load_into(GuidedClassifier, path, config, torch.device(device), dtype)

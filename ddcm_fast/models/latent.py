@@ -43,7 +43,7 @@ class Autoencoder:
         """(B, 3, H, W) float32 -> the mode of the latents, scaled, (B, C, H / factor, W / factor) float32."""
         self._choose_tiling(image.shape[-2] * image.shape[-1])
         rows = []
-        for row in image.to(self.vae.device, self.vae.dtype).split(1):  # type: ignore[no-untyped-call]
+        for row in image.to(self.vae.device, self.vae.dtype).split(1):
             out = self.vae.encode(row)
             if hasattr(out, "latent_dist"):
                 rows.append(out.latent_dist.mode())
@@ -56,7 +56,7 @@ class Autoencoder:
         """The inverse, clamped to [-1, 1]."""
         self._choose_tiling(x0.shape[-2] * x0.shape[-1] * self.factor**2)
         z = x0 * self._std.to(x0.device) + self._mean.to(x0.device)
-        rows = z.to(self.vae.device, self.vae.dtype).split(1)  # type: ignore[no-untyped-call]
+        rows = z.to(self.vae.device, self.vae.dtype).split(1)
         image = torch.cat([self.vae.decode(row).sample for row in rows])
         return image.float().clamp(-1, 1)
 
@@ -118,7 +118,7 @@ class LDMModel(LatentModel):
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
         """See NetworkModel.call."""
-        return self._run(sample, time).sample  # type: ignore[no-any-return]
+        return self._run(sample, time).sample
 
 
 class DiTModel(LatentModel):
@@ -157,4 +157,4 @@ class DiTModel(LatentModel):
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
         """See NetworkModel.call."""
-        return self._run(sample, timestep=time, **inputs).sample  # type: ignore[no-any-return]
+        return self._run(sample, timestep=time, **inputs).sample

@@ -100,7 +100,7 @@ def wrap_pipeline(pipe: Any, name: str | None = None, compile: bool = False) -> 
         raise ModelError(f"{type(pipe).__name__} is not supported; these pipelines are: {', '.join(sorted(PIPELINES))}")
     name = name or getattr(pipe, "name_or_path", None) or type(pipe).__name__
     wrapper = getattr(import_module(f".{module}", __package__), adapter)
-    return wrapper.from_pipeline(pipe, name, compile)  # type: ignore[no-any-return]
+    return wrapper.from_pipeline(pipe, name, compile)
 
 
 def as_model(model: Any) -> DiffusionModel:

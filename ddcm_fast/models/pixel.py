@@ -91,4 +91,4 @@ class PixelModel(NetworkModel):
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
         """See NetworkModel.call."""
-        return self._run(sample, time, **inputs).sample  # type: ignore[no-any-return]
+        return self._run(sample, time, **inputs).sample

@@ -88,7 +88,7 @@ class StableDiffusionModel(TextModel):
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
         """See NetworkModel.call."""
-        return self._run(sample, time, **inputs, return_dict=False)[0]  # type: ignore[no-any-return]
+        return self._run(sample, time, **inputs, return_dict=False)[0]
 
 
 class StableDiffusionXLModel(StableDiffusionModel):
@@ -113,7 +113,7 @@ class StableDiffusionXLModel(StableDiffusionModel):
         }
 
     def _encode(self, prompt: str, negative: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self._pipe.encode_prompt(  # type: ignore[no-any-return]
+        return self._pipe.encode_prompt(
             prompt=prompt, device=self.device, do_classifier_free_guidance=True, negative_prompt=negative
         )
 
@@ -121,7 +121,7 @@ class StableDiffusionXLModel(StableDiffusionModel):
         """See NetworkModel.call."""
         added = {k: inputs[k] for k in ("text_embeds", "time_ids")}
         rest = {k: v for k, v in inputs.items() if k not in added}
-        return self._run(sample, time, **rest, added_cond_kwargs=added, return_dict=False)[0]  # type: ignore[no-any-return]
+        return self._run(sample, time, **rest, added_cond_kwargs=added, return_dict=False)[0]
 
 
 class PixArtModel(TextModel):
@@ -157,4 +157,4 @@ class PixArtModel(TextModel):
         added = {k: inputs.get(k) for k in ("resolution", "aspect_ratio")}
         rest = {k: v for k, v in inputs.items() if k not in added}
         out = self._run(sample, timestep=time, **rest, added_cond_kwargs=added, return_dict=False)
-        return out[0]  # type: ignore[no-any-return]
+        return out[0]
