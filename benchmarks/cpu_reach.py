@@ -2,11 +2,11 @@
 
     python benchmarks/cpu_reach.py                # writes benchmarks/results/cpu-reach.json, prints a table
 
-The baseline is DDCM's reference code in float32: scores = torch.randn(K, D) @ r, then argmax. Every figure is the
-median of several runs after a warm-up; minima and processor time are given too, because they are steadier on a
-machine that others use. Ratios compare figures of the same run. Extra memory is the growth of the
-process's resident peak during
-one search of K = 2^20, D = 16384, measured in a process of its own.
+The baseline is DDCM's reference code in float32: scores = torch.randn(K, D) @ r, then argmax. All are timed in
+turn, several rounds after a warm-up; a figure is the median. Minima and processor time are given too, because
+they are steadier on a machine that others use; processor time is that of all threads together, and the baseline's
+torch.randn has one. Ratios compare figures of the same run. Extra memory is the growth of the process's resident
+peak during one search of K = 2^20, D = 16384, in a process of its own.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -35,25 +34,41 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 GOAL = {"gaussian": 15, "sign": 200, "hadamard": 1500}
 
 
-def seconds(function: Callable[[], object], budget: float, most: int = 50) -> dict[str, float]:
-    """Median and minimum of several timed calls after one warm-up, within a budget of seconds.
+class Timing:
+    """Wall and processor seconds of one function, collected over several rounds."""
 
-    cpu_s is the median of the processor seconds that all threads of this process used together.
-    """
-    function()
-    times: list[float] = []
-    used: list[float] = []
-    while len(times) < 3 or (sum(times) < budget and len(times) < most):
-        start, start_used = time.perf_counter(), time.process_time()
-        function()
-        times.append(time.perf_counter() - start)
-        used.append(time.process_time() - start_used)
-    return {
-        "median_s": statistics.median(times),
-        "min_s": min(times),
-        "cpu_s": statistics.median(used),
-        "runs": len(times),
-    }
+    def __init__(self, function: Callable[[], object]) -> None:
+        self.function = function
+        self.wall: list[float] = []
+        self.used: list[float] = []
+        function()  # warm-up
+
+    def run(self, budget: float, most: int = 200) -> None:
+        """Time calls for about `budget` seconds, at least one."""
+        end, done = time.perf_counter() + budget, 0
+        while done == 0 or (time.perf_counter() < end and done < most):
+            start, start_used = time.perf_counter(), time.process_time()
+            self.function()
+            self.wall.append(time.perf_counter() - start)
+            self.used.append(time.process_time() - start_used)
+            done += 1
+
+    def summary(self) -> dict[str, float]:
+        """Median and minimum of the wall seconds; median processor seconds of all threads together."""
+        return {
+            "median_s": statistics.median(self.wall),
+            "min_s": min(self.wall),
+            "cpu_s": statistics.median(self.used),
+            "runs": len(self.wall),
+        }
+
+
+def rounds(timings: Iterable[Timing], count: int, budget: float) -> None:
+    """Time all functions in turn, `count` times over, so that a change of the machine's load meets all."""
+    timings = list(timings)
+    for _ in range(count):
+        for timing in timings:
+            timing.run(budget)
 
 
 def by_randn(size: int, residual: torch.Tensor) -> torch.Tensor:
@@ -78,33 +93,35 @@ def machine() -> dict[str, object]:
     }
 
 
-def peak_megabytes() -> float:
-    """Resident peak of this process in MB (ru_maxrss is in KB, on macOS in bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-
-
 def extra_memory(kind: str) -> float:
     """MB by which the resident peak grows in one search of K = 2^20, in a fresh process."""
-    out = subprocess.run([sys.executable, __file__, "--memory-of", kind], capture_output=True, text=True, check=True)
+    command = [sys.executable, __file__, "--memory-of", kind]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(out.stdout)
 
 
+def _status(name: str) -> float:
+    """A line of /proc/self/status, in MB."""
+    text = Path("/proc/self/status").read_text()
+    return int(next(line for line in text.splitlines() if line.startswith(name)).split()[1]) / 1024
+
+
 def memory_child(kind: str) -> None:
-    """Print the growth of the resident peak; all that is loaded once has been loaded by a small search."""
+    """Print the growth; all that is loaded once has been loaded by a small search before."""
     residual = torch.randn(1, DIM)
     Codebook(kind, DIM, 64, backend="cpu").search(residual, 0)
     codebook = Codebook(kind, DIM, 1 << 20, backend="cpu")
-    before = peak_megabytes()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = _status("VmRSS")
     codebook.search(residual, 0)
-    print(peak_megabytes() - before)
+    print(_status("VmHWM") - before)
 
 
 def main() -> None:
     """Measure, print the table, write the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cpu-reach.json")
-    parser.add_argument("--budget", type=float, default=1.0, help="seconds for one figure")
+    parser.add_argument("--rounds", type=int, default=5, help="times every figure is measured")
     parser.add_argument("--memory-of", choices=KINDS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
@@ -118,65 +135,69 @@ def main() -> None:
         "dim": DIM,
         "machine": machine(),
     }
+    residual = torch.randn(1, DIM)
+    books = {(kind, size): Codebook(kind, DIM, size, backend="cpu") for size in SIZES for kind in KINDS}
+    randn = {size: Timing(lambda k=size: by_randn(k, residual)) for size in SIZES}
+    ours = {key: Timing(lambda c=book: c.search(residual, 0)) for key, book in books.items()}
+    rounds([*randn.values(), *ours.values()], options.rounds, 0.2)
     rows = []
-    print(f"{'kind':9} {'K':>6} {'ms':>10} {'G entries/s':>12} {'baseline ms':>12} {'ratio':>9}  goal")
-    for size in SIZES:
-        residual = torch.randn(1, DIM)
-        baseline = seconds(lambda r=residual, k=size: by_randn(k, r), options.budget)
-        for kind in KINDS:
-            codebook = Codebook(kind, DIM, size, backend="cpu")
-            found = seconds(lambda c=codebook, r=residual: c.search(r, 0), options.budget)
-            ratio = baseline["median_s"] / found["median_s"]
-            row = {
+    print(
+        f"{'kind':9} {'K':>6} {'ms':>9} {'G entries/s':>12} {'baseline ms':>12}"
+        f" {'ratio':>7} {'minima':>7} {'cpu':>7}  goal"
+    )
+    for (kind, size), timing in ours.items():
+        found, baseline = timing.summary(), randn[size].summary()
+        ratio, minima, used = (baseline[key] / found[key] for key in ("median_s", "min_s", "cpu_s"))
+        rows.append(
+            {
                 "kind": kind,
                 "size": size,
                 **found,
                 "entries_per_s": size * DIM / found["median_s"],
                 "baseline": baseline,
                 "ratio": ratio,
-                "ratio_of_minima": baseline["min_s"] / found["min_s"],
-                "ratio_of_cpu": baseline["cpu_s"] / found["cpu_s"],
+                "ratio_of_minima": minima,
+                "ratio_of_cpu": used,
                 "goal": GOAL[kind],
             }
-            rows.append(row)
-            print(
-                f"{kind:9} {size:6} {1e3 * found['median_s']:10.3f} {row['entries_per_s'] / 1e9:12.2f}"
-                f" {1e3 * baseline['median_s']:12.1f} {ratio:9.0f}  {GOAL[kind]}"
-            )
+        )
+        print(
+            f"{kind:9} {size:6} {1e3 * found['median_s']:9.3f} {size * DIM / found['median_s'] / 1e9:12.2f}"
+            f" {1e3 * baseline['median_s']:12.1f} {ratio:7.0f} {minima:7.0f} {used:7.0f}  {GOAL[kind]}"
+        )
     result["search"] = rows
 
-    print(f"\ncost of a batch over B = 1, K = 4096: {'':8}" + "".join(f"B={b:<6}" for b in BATCHES))
+    print(f"\n{'minimal cost over that of B = 1, K = 4096':46}" + "".join(f"B={b:<6}" for b in BATCHES))
     sweep = []
     for kind in KINDS:
-        codebook = Codebook(kind, DIM, 4096, backend="cpu")
-        times = {}
-        for batch in BATCHES:
-            residual = torch.randn(batch, DIM)
-            times[batch] = seconds(lambda c=codebook, r=residual: c.search(r, 0), options.budget / 2)
-        first = times[1]["median_s"]
-        sweep += [{"kind": kind, "batch": b, **t, "over_batch_1": t["median_s"] / first} for b, t in times.items()]
-        print(f"{kind:46}" + "".join(f"{times[b]['median_s'] / first:<8.2f}" for b in BATCHES))
+        book = books[kind, 4096]
+        batches = {b: torch.randn(b, DIM) for b in BATCHES}
+        timings = {b: Timing(lambda r=r, c=book: c.search(r, 0)) for b, r in batches.items()}
+        rounds(timings.values(), options.rounds, 0.1)
+        found = {b: timing.summary() for b, timing in timings.items()}
+        over = {b: f["min_s"] / found[1]["min_s"] for b, f in found.items()}
+        sweep += [{"kind": kind, "batch": b, **f, "over_batch_1": over[b]} for b, f in found.items()]
+        print(f"{kind:46}" + "".join(f"{over[b]:<8.2f}" for b in BATCHES))
     result["batch"] = sweep
 
-    residual = torch.randn(1, DIM)
-    other: dict[str, object] = {}
-    codebook = Codebook("sign", DIM, 1, backend="cpu")
-    step = torch.tensor(0)
-    spec = codebook.spec
-    other["rotation"] = seconds(lambda: cpu.to_codebook_order(spec, residual), 0.2, 1000)
-    other["randn_values_per_s"] = 2**22 / seconds(lambda: torch.randn(2**22), 0.5)["median_s"]
-    small = Codebook("sign", 64, 16, backend="cpu")
-    tiny = torch.randn(1, 64)
-    other["search_overhead"] = seconds(lambda: small.search(tiny, step), 0.2, 1000)
-    for kind in KINDS:
-        codebook = Codebook(kind, DIM, 4096, backend="cpu")
-        index = torch.zeros(1, 1, dtype=torch.int64)
-        other[f"atoms_{kind}"] = seconds(lambda c=codebook, i=index: c.atoms(i, step), 0.2, 1000)
-    result["other"] = other
+    step, tiny, index = torch.tensor(0), torch.randn(1, 64), torch.zeros(1, 1, dtype=torch.int64)
+    small, spec = Codebook("sign", 64, 16, backend="cpu"), books["sign", 4096].spec
+    other = {
+        "rotation": Timing(lambda: cpu.to_codebook_order(spec, residual)),
+        "randn_2_22": Timing(lambda: torch.randn(2**22)),
+        "search_overhead_backend": Timing(lambda: cpu.search(small.spec, tiny, step, True, None)),
+        "search_overhead_codebook": Timing(lambda: small.search(tiny, step)),
+        **{f"atoms_{k}": Timing(lambda c=books[k, 4096]: c.atoms(index, step)) for k in KINDS},
+    }
+    rounds(other.values(), options.rounds, 0.05)
+    result["other"] = {name: timing.summary() for name, timing in other.items()}
 
-    memory = {kind: extra_memory(kind) for kind in KINDS}
-    result["extra_megabytes_at_2_20"] = memory
-    print("\nextra memory, K = 2^20 (MB): " + ", ".join(f"{kind} {value:.1f}" for kind, value in memory.items()))
+    if Path("/proc/self/clear_refs").exists():
+        memory = {kind: extra_memory(kind) for kind in KINDS}
+        result["extra_megabytes_at_2_20"] = memory
+        parts = (f"{kind} {value:.1f}" for kind, value in memory.items())
+        print(f"\nextra memory, K = 2^20 (MB): {', '.join(parts)}")
+    result["load_average_after"] = os.getloadavg()[0]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {options.output}")

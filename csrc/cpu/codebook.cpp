@@ -78,9 +78,10 @@ class Memory {
 
 constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
-// Threads worth waking for some amount of work: each should have at least about 20 microseconds.
+// Threads worth waking for some amount of work: each should have about 100 microseconds or more. On a
+// busy machine a thread can lose its core in the middle of a task, and the caller waits for it.
 int useful_threads(double vector_operations, int threads) {
-  const double share = vector_operations / 40000.0;
+  const double share = vector_operations / 200000.0;
   return share < threads ? std::max(1, static_cast<int>(share)) : threads;
 }
 
