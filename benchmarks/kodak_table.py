@@ -96,7 +96,8 @@ def main() -> int:
             flush=True,
         )
         record = {
-            "command": f"python benchmarks/kodak_table.py --images DIR --crop {args.crop} -T {args.T} --output {args.output}",
+            "command": f"python benchmarks/kodak_table.py --images DIR -T {args.T} --crop {args.crop}"
+            f" --output {args.output}",
             "machine": f"{processor()}, {torch.get_num_threads()} threads",
             "torch": torch.__version__,
             "backend": backends.resolve("auto", model.device),

@@ -35,13 +35,13 @@ class _Tree:
     __slots__ = ("left", "product", "right", "shift")
 
     def __init__(self, radices: Sequence[int], first: int, last: int) -> None:
+        self.left: _Tree | None = None
+        self.right: _Tree | None = None
         if last - first == 1:
-            self.left = self.right = None
             self.product = radices[first]
         else:
             middle = (first + last) // 2
-            self.left: _Tree | None = _Tree(radices, first, middle)
-            self.right: _Tree | None = _Tree(radices, middle, last)
+            self.left, self.right = _Tree(radices, first, middle), _Tree(radices, middle, last)
             self.product = self.left.product * self.right.product
         power_of_two = self.product & (self.product - 1) == 0
         self.shift = self.product.bit_length() - 1 if power_of_two else None

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from . import __version__
 from .codec import DEFAULT_PRESET
@@ -104,7 +104,7 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
     return settings
 
 
-def _target(args: argparse.Namespace, config: CodecConfig) -> dict[str, float]:
+def _target(args: argparse.Namespace, config: CodecConfig) -> dict[str, Any]:
     """The bitrate or quality asked for: --bpp, --psnr or --quality, else medium unless the rate was set by hand."""
     if args.bpp is not None:
         return {"bpp": args.bpp}
@@ -364,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "critical")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
     args = build_parser().parse_args(argv)
-    warnings.showwarning = lambda message, *_, **__: print(f"ddcm: warning: {message}", file=sys.stderr)  # type: ignore[assignment]
+    warnings.showwarning = lambda message, *_, **__: print(f"ddcm: warning: {message}", file=sys.stderr)
     try:
         args.run(args)
     except DDCMError as error:

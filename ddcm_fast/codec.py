@@ -435,4 +435,4 @@ class Codec:
 def file_dtype(header: Header) -> torch.dtype:
     """The dtype of the network a file was made with."""
     assert header.dtype in DTYPE_NAMES
-    return getattr(torch, header.dtype)  # type: ignore[no-any-return]
+    return getattr(torch, header.dtype)

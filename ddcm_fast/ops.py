@@ -34,7 +34,7 @@ def _spec(kind: int, dim: int, size: int, groups: int, seed: int) -> CodebookSpe
 def to_codebook_order(residual: Tensor, kind: int, seed: int, backend: str) -> Tensor:
     """R^T r: (B, D) float32 -> (B, D) float32."""
     spec = _spec(kind, residual.shape[1], 1, 1, seed)
-    return backends.load(backend).to_codebook_order(spec, residual)  # type: ignore[no-any-return]
+    return backends.load(backend).to_codebook_order(spec, residual)
 
 
 @to_codebook_order.register_fake
@@ -46,7 +46,7 @@ def _(residual: Tensor, kind: int, seed: int, backend: str) -> Tensor:
 def to_image_order(y: Tensor, kind: int, seed: int, backend: str) -> Tensor:
     """z = R y: (B, D) float32 -> (B, D) float32."""
     spec = _spec(kind, y.shape[1], 1, 1, seed)
-    return backends.load(backend).to_image_order(spec, y)  # type: ignore[no-any-return]
+    return backends.load(backend).to_image_order(spec, y)
 
 
 @to_image_order.register_fake
@@ -69,7 +69,7 @@ def topk(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The m best atoms of each group: index int64, sign int8, score float32, all (B, G, m)."""
     spec = _spec(kind, w.shape[1], size, groups, seed)
-    return backends.load(backend).topk(spec, w, step, m, signed, bias)  # type: ignore[no-any-return]
+    return backends.load(backend).topk(spec, w, step, m, signed, bias)
 
 
 @topk.register_fake
@@ -107,7 +107,7 @@ def search(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best atom of each group: index int64, sign int8, score float32, all (B, G)."""
     spec = _spec(kind, w.shape[1], size, groups, seed)
-    return backends.load(backend).search(spec, w, step, signed, bias)  # type: ignore[no-any-return]
+    return backends.load(backend).search(spec, w, step, signed, bias)
 
 
 @search.register_fake
@@ -136,7 +136,7 @@ def scores(
 ) -> Tensor:
     """All scores: (B, D) -> (B, G, K) float32."""
     spec = _spec(kind, w.shape[1], size, groups, seed)
-    return backends.load(backend).scores(spec, w, step)  # type: ignore[no-any-return]
+    return backends.load(backend).scores(spec, w, step)
 
 
 @scores.register_fake
@@ -152,7 +152,7 @@ def norms(
 ) -> Tensor:
     """Squared norm of every atom: (G, K) float32."""
     spec = _spec(kind, dim, size, groups, seed)
-    return backends.load(backend).norms(spec, step)  # type: ignore[no-any-return]
+    return backends.load(backend).norms(spec, step)
 
 
 @norms.register_fake
@@ -176,7 +176,7 @@ def combine(
 ) -> Tensor:
     """Weighted sums of atoms: index, coefficient (B, G, M) -> (B, D) float32, codebook order."""
     spec = _spec(kind, dim, size, groups, seed)
-    return backends.load(backend).combine(spec, index, coefficient, step)  # type: ignore[no-any-return]
+    return backends.load(backend).combine(spec, index, coefficient, step)
 
 
 @combine.register_fake

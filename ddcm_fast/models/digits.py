@@ -65,11 +65,11 @@ class DigitsClassifier(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """(B, 1, 8, 8) in [-1, 1] -> (B, 32)."""
-        return self.body(image)  # type: ignore[no-any-return]
+        return self.body(image)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 1, 8, 8) in [-1, 1] -> logits (B, 10)."""
-        return self.head(torch.nn.functional.silu(self.features(image)))  # type: ignore[no-any-return]
+        return self.head(torch.nn.functional.silu(self.features(image)))
 
 
 class NoisyDigitsClassifier(nn.Module):
@@ -83,7 +83,7 @@ class NoisyDigitsClassifier(nn.Module):
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """x (B, 64) pixels divided by sqrt(alpha^2 + sigma^2), log_snr (B,) = ln(alpha^2 / sigma^2) -> (B, 10)."""
-        return self.body(torch.cat((x, log_snr[:, None] / 5), dim=1))  # type: ignore[no-any-return]
+        return self.body(torch.cat((x, log_snr[:, None] / 5), dim=1))
 
 
 def log_snr(alpha: float, sigma: float) -> float:
@@ -121,6 +121,6 @@ def load_noisy_classifier() -> Callable[[Tensor, float, float], Tensor]:
     def classify(x: Tensor, alpha: float, sigma: float) -> Tensor:
         pixels = torch.nn.functional.pixel_shuffle(x, 2).flatten(1) / math.hypot(alpha, sigma)
         level = pixels.new_full((len(x),), log_snr(alpha, sigma))
-        return module.to(x.device)(pixels, level)  # type: ignore[no-any-return]
+        return module.to(x.device)(pixels, level)
 
     return classify

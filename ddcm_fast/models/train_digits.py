@@ -121,7 +121,7 @@ def train_classifier(steps: int, seed: int) -> digits.DigitsClassifier:
         x = x + 0.1 * torch.randn(x.shape, generator=generator)
         loss = cross_entropy(net(x), y, label_smoothing=0.02)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     return net.eval()
 
@@ -144,7 +144,7 @@ def train_noisy_classifier(steps: int, alphas_cumprod: Tensor, seed: int) -> dig
         noisy = alpha[t, None] * pixels + sigma[t, None] * torch.randn(pixels.shape, generator=generator)
         loss = cross_entropy(net(noisy, levels[t]), y)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     return net.eval()
 

@@ -153,7 +153,7 @@ def load_restorer(path: str | Path, device: torch.device | str = "cpu") -> Resto
     try:
         if path.suffix == ".pt2":
             return torch.export.load(path).module().to(device)
-        return torch.jit.load(path, map_location=device).eval()  # type: ignore[no-any-return,no-untyped-call]
+        return torch.jit.load(path, map_location=device).eval()
     except Exception as error:  # torch raises many types for a foreign file
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
