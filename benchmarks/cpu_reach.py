@@ -195,7 +195,7 @@ def main() -> None:
     if Path("/proc/self/clear_refs").exists():
         memory = {kind: extra_memory(kind) for kind in KINDS}
         result["extra_megabytes_at_2_20"] = memory
-        parts = (f"{kind} {value:.1f}" for kind, value in memory.items())
+        parts = (f"{kind} {value:.2f}" for kind, value in memory.items())
         print(f"\nextra memory, K = 2^20 (MB): {', '.join(parts)}")
     result["load_average_after"] = os.getloadavg()[0]
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -66,10 +66,19 @@ def test_every_halfword(instruction_set):
     assert len(y.unique()) > 1700
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(4099, 3001, 1, 3), (6000, 257, 37, 2), (300, 70, 2, 200)])
-def test_threads_do_not_matter(kind, shape):
-    dim, size, groups, batch = shape
+@pytest.mark.parametrize(
+    ("kind", "dim", "size", "groups", "batch"),
+    [
+        # Enough work for each operation to wake every thread.
+        ("gaussian", 4099, 3001, 1, 3),
+        ("gaussian", 6000, 257, 37, 2),
+        ("sign", 4099, 3001, 1, 3),
+        ("sign", 6000, 1000, 37, 40),
+        ("hadamard", 4097, 20000, 1, 128),
+        ("hadamard", 6000, 3000, 37, 90),
+    ],
+)
+def test_threads_do_not_matter(kind, dim, size, groups, batch):
     spec = CodebookSpec(kind, dim, size, groups, SEED)
     w, step = torch.randn(batch, dim), step_tensor(STEP, "cpu")
     index = torch.randint(0, size, (batch, groups, 2))
