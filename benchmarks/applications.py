@@ -42,8 +42,8 @@ def sheet(rows: Sequence[tuple[str, Sequence[Tensor]]], path: Path, cell: int, c
     out.save(path)
 
 
-def digit_sheets(folder: Path) -> None:
-    """Generation, guidance and editing on the digits model."""
+def generation_sheet(folder: Path) -> None:
+    """Generation and guidance on the digits model."""
     model = load_model("digits", device="cpu")
     rows: list[tuple[str, list[Tensor]]] = []
     for size in (2, 64, 1024):
@@ -60,11 +60,15 @@ def digit_sheets(folder: Path) -> None:
         rows.append((f"CCFG, subset of {size}", [m.reconstruction for m in made]))
     sheet(rows, folder / "applications-generation.png", 40)
 
+
+def editing_sheet(folder: Path) -> None:
+    """Sevens edited into ones."""
+    model = load_model("digits", device="cpu")
     images, labels = digits.load_data(test=True)
     starts = (0, 40, 60, 70, 80)
     codec = Codec.from_preset(model, "ddcm", K=256, T=100)
     target = Condition(label=1, guidance_scale=3.0)
-    rows = []
+    rows: list[tuple[str, list[Tensor]]] = []
     for image in images[labels == 7][:5]:
         coded = codec.encode(image, Condition(label=7))[0]
         edited = edit(codec, coded.data, [target], starts)
@@ -104,11 +108,17 @@ def photo_sheet(folder: Path, photo: Path) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photo", type=Path, help="a picture; without it only the digits are drawn")
+    parser.add_argument("--photo", type=Path, help="a picture, for the restoration sheet")
+    parser.add_argument("--only", choices=("generation", "editing", "restoration"), help="one sheet (default: all)")
     parser.add_argument("--output", type=Path, default=Path("docs"))
     args = parser.parse_args()
-    digit_sheets(args.output)
-    if args.photo is not None:
+    if args.only in (None, "generation"):
+        generation_sheet(args.output)
+    if args.only in (None, "editing"):
+        editing_sheet(args.output)
+    if args.only in (None, "restoration"):
+        if args.photo is None:
+            parser.error("the restoration sheet needs --photo")
         photo_sheet(args.output, args.photo)
 
 
