@@ -56,6 +56,18 @@ def test_equals_brute_force(step, kind, atoms, bits, official):
         assert torch.allclose(z.double(), best, atol=1e-5)
 
 
+def test_orthogonal_atoms_need_one_pass(step, monkeypatch):
+    book = Codebook("hadamard", 128, SIZE, seed=3, signed=False)  # n = 64: two whole sub-blocks
+    directions = torch.randn(4, 128, generator=torch.Generator().manual_seed(5))
+    passes = []
+    scores = book.scores
+    monkeypatch.setattr(book, "scores", lambda *args: passes.append(1) or scores(*args))
+    letters = Pursuit(book, 6, 3, False).choose(directions, step)
+    assert len(passes) == 1
+    for row, direction in zip(letters.tolist(), directions, strict=True):
+        assert row == brute_force(book, direction, step, 6, coefficient_grid(3, False))[0]
+
+
 def test_refinement_only_improves(step):
     book = Codebook("sign", DIM, SIZE, signed=False)
     direction = torch.randn(8, DIM, generator=torch.Generator().manual_seed(0))

@@ -36,7 +36,9 @@ class Pursuit(Rule):
 
     By linearity the candidates' inner products need only <z_k, r>, <z_k, best>, the sums and the norms of the
     atoms: one pass over the codebook for the direction (with the sums in the same pass) and one for each new
-    `best`, M passes in all, instead of (M - 1)(2^C - 1) with a K x D tensor each.
+    `best`, M passes in all, instead of (M - 1)(2^C - 1) with a K x D tensor each. The norms are known but for the
+    `gaussian` kind, which takes one pass more for them. Where the atoms are exactly orthogonal (`hadamard`, K <= n, D a
+    multiple of n), <z_k, best> is D times the weight of z_k in `best`: one pass in all.
 
     Letters of a step: k_1, then M - 1 pairs (code of c, k), zero after the end. The symbol enumerates the valid
     sequences exactly: n_0 = 1, n_m = 1 + (2^C - 1) K n_(m-1) ways to go on with at most m atoms, K n_(M-1) in all.
@@ -71,9 +73,12 @@ class Pursuit(Rule):
         value, index = score.max(dim=1, keepdim=True)
         best = book.atoms(index, i)
         letters = [index]
+        spec = book.spec
+        orthogonal = spec.kind == "hadamard" and spec.size <= spec.hadamard_n and dim % spec.hadamard_n == 0
+        weight = torch.zeros_like(score).scatter_(1, index, 1.0)  # of each atom in best, where they are orthogonal
         active = torch.ones_like(index, dtype=torch.bool)
         for _ in range(self._atoms - 1):
-            cross = book.scores(best, i)[:, 0].double()
+            cross = dim * weight if orthogonal else book.scores(best, i)[:, 0].double()
             wide = best.double()
             best_total, best_norm = wide.sum(1, keepdim=True), wide.square().sum(1, keepdim=True)
             best_score = (wide * direction.double()).sum(1, keepdim=True)
@@ -94,7 +99,12 @@ class Pursuit(Rule):
             value = torch.where(active, top, value)
             code, atom = torch.where(active, code, 0), torch.where(active, atom, 0)
             letters += [code, atom]
-            best = self._refine(best, code, atom, i)
+            mixed = self._mix(best, code, atom, i)
+            if orthogonal:
+                old, new = self._mixing(code, weight)
+                added = (old * weight).scatter_add(1, atom, new)
+                weight = torch.where(code > 0, added / unbiased_std(mixed), weight)
+            best = torch.where(code > 0, mixed / unbiased_std(mixed), best)
         return torch.cat(letters, dim=1)
 
     def noise(self, letters: Tensor, step: Step) -> Tensor:
@@ -106,10 +116,17 @@ class Pursuit(Rule):
 
     def _refine(self, best: Tensor, code: Tensor, atom: Tensor, step_index: int) -> Tensor:
         """(sqrt(c) best + sqrt(1 - c) z_k) / std(.) where the code is not 0, else best."""
-        grid = best.new_tensor([1.0, *self._grid])  # code 0: c = 1 keeps best, unused below
-        c = grid[code]
-        mixed = c.sqrt() * best + (1 - c).sqrt() * self._codebook.atoms(atom, step_index)
+        mixed = self._mix(best, code, atom, step_index)
         return torch.where(code > 0, mixed / unbiased_std(mixed), best)
+
+    def _mix(self, best: Tensor, code: Tensor, atom: Tensor, step_index: int) -> Tensor:
+        old, new = self._mixing(code, best)
+        return old * best + new * self._codebook.atoms(atom, step_index)
+
+    def _mixing(self, code: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(c), sqrt(1 - c) of the codes (B, 1), in the dtype of `like`; code 0 counts as c = 1."""
+        c = like.new_tensor([1.0, *self._grid])[code]
+        return c.sqrt(), (1 - c).sqrt()
 
     def draw(self, batch: int, step: Step, generator: torch.Generator) -> Tensor:
         """Uniformly random letters that use all M atoms."""
