@@ -150,7 +150,6 @@ void block_words(Key key, uint32_t block, int64_t count, uint32_t atom, uint32_t
 constexpr int kSignTileCalls = 2;
 constexpr int kSignTables = kSignTileCalls * kSignsPerCall / 4;
 constexpr int kSignVectors = 8;  // vectors of atoms whose words are held at once
-constexpr int kSignRows = 4;     // rows whose tables are interleaved: [row block][table][row][16]
 
 // scores of NV vectors of atoms and NR rows, one tile: nwords Philox words of 8 tables each.
 // words: [word][kSignVectors][L]; tables: [table][NR][16]; sum * unit[row] is added to
@@ -238,7 +237,7 @@ inline float sign_tables(const float* w, int64_t entries, int ntables, int32_t* 
   return __builtin_ldexpf(1.0f, exponent - 30);
 }
 
-// Rows are taken in blocks of 4, then 2, then 1.
+// Rows are taken in blocks of 4, then 2, then 1, whose tables are interleaved: [block][table][row][16].
 inline int row_block(int rows_left) { return rows_left >= 4 ? 4 : rows_left >= 2 ? 2 : 1; }
 
 void sign_scores(const ScoreTask& task) {
