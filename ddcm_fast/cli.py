@@ -17,7 +17,7 @@ from . import __version__
 from .codec import DEFAULT_PRESET
 from .condition import ConditionHash
 from .config import PRESETS, SCHEDULES, SHARING_RULES, CodecConfig, preset
-from .errors import DDCMError, InputError
+from .errors import DDCMError, DDCMWarning, InputError
 from .law import KINDS
 from .rate import QUALITIES
 from .tasks import cli as tasks
@@ -364,7 +364,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "critical")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
     args = build_parser().parse_args(argv)
-    warnings.showwarning = lambda message, *_, **__: print(f"ddcm: warning: {message}", file=sys.stderr)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other libraries' are for their developers
+        warnings.simplefilter("always", DDCMWarning)
+        warnings.showwarning = lambda message, *_, **__: print(f"ddcm: warning: {message}", file=sys.stderr)
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         args.run(args)
     except DDCMError as error:

@@ -17,7 +17,7 @@ from . import container
 from .condition import Condition, ConditionHash, Edit, settle
 from .config import SHARING_RULES, CodecConfig, preset
 from .container import DTYPE_NAMES, MAX_SIDE, Header
-from .errors import ConfigError, FormatError, InputError, ModelError
+from .errors import ConfigError, DDCMWarning, FormatError, InputError, ModelError
 from .images import psnr as measured_psnr
 from .images import to_pil, to_tensor
 from .information import model_curve
@@ -227,8 +227,11 @@ class Codec:
         curve = image_curve(model, x0, condition)
 
         def payload(file_bits: float, config: CodecConfig) -> float:
-            header = self._header(config, height, width, stored)
-            return 8.0 * (file_bits // 8 - len(container.write(header, b"")))
+            header = len(container.write(self._header(config, height, width, stored), b""))
+            if file_bits < 8 * (header + 1):
+                least = 8 * (header + 4) / (height * width)
+                raise ConfigError(f"this image needs {header} bytes of header alone; ask for {least:.2f} bpp or more")
+            return 8.0 * (file_bits // 8 - header)
 
         def encode(file_bits: float) -> Encoded:
             config = self.config
@@ -428,6 +431,7 @@ class Codec:
             warnings.warn(
                 f"the file was made with the network in {header.dtype}, this one is in {_dtype_name(model.dtype)}: "
                 "the picture will differ a little from the encoder's",
+                DDCMWarning,
                 stacklevel=3,
             )
 

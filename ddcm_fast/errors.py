@@ -30,3 +30,7 @@ class ModelError(DDCMError, RuntimeError):
 
 class MissingExtraError(DDCMError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
+
+
+class DDCMWarning(UserWarning):
+    """Something that works but differs from what the user may expect; the command line prints it."""
