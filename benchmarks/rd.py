@@ -1,26 +1,112 @@
-"""Rate-distortion of presets on photographs, with JPEG beside them.
+"""Rate-distortion of every preset on photographs, beside JPEG, WebP and, where Pillow has it, AVIF.
 
-    python benchmarks/rd.py --images DIR --output benchmarks/results/rd.json
+    python benchmarks/rd.py --images DIR --output benchmarks/results/rd.json --plot benchmarks/results/rd.png
 
-Each preset compresses every image's centre crop at each bitrate (whole file, header included). JPEG is Pillow's with
-optimised Huffman tables, at the quality whose file is nearest in size. BD-rate is Bjontegaard's, from cubic fits of the
-logarithm of the mean bpp over the mean PSNR, where there are four points or more.
+The presets with rate control compress every image's centre crop at each --bpp, all with the same steps. DDCM's own
+rules take --uniform-steps evenly spaced steps, by default ten times the others' network evaluations, and reach their
+rates with M atoms a step. Rates are those of whole files, headers included. The classical codecs run through their
+qualities.
+
+Measured for every file: bits a pixel, PSNR, MS-SSIM (torchmetrics), seconds and processor seconds to encode, network
+evaluations (those of the rate control included), and the efficiency: the information of the steps taken,
+sum |x0 - x0_hat|^2 (SNR_s - SNR_t) / (2 ln 2) over the coded steps, which DiffC would need at best, over the bits
+spent. Far above 1 it says that steps ask for more than is spent on them, as DDCM's last ones do.
+
+Results are kept image by image: run again with the same --output, and what is there already is not measured again.
+BD-rate is Bjontegaard's, from cubic fits of the logarithm of the mean bpp over the mean PSNR, over the images both
+have.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from kodak_table import jpeg_near, processor
+from kodak_table import processor
+from PIL import Image, features
+from torch import Tensor
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from ddcm_fast import Codec, backends, container, load_model, preset
 from ddcm_fast.images import load_image, psnr, to_tensor
+from ddcm_fast.models.base import DiffusionModel
+
+#: Pillow format -> settings of its files and the qualities tried.
+CLASSICAL: dict[str, tuple[dict[str, Any], list[int]]] = {
+    "JPEG": ({"optimize": True}, [1, 5, 8, 11, 15, 20, 27, 35, 45, 60, 75]),
+    "WebP": ({"method": 6}, [0, 2, 5, 10, 18, 30, 45, 60, 75, 85]),
+    "AVIF": ({"speed": 4}, [5, 12, 20, 28, 36, 44, 52, 60, 70]),
+}
+#: Atoms a step of DDCM's rules; one is the plain argmax.
+UNIFORM_ATOMS = (1, 2, 4, 8)
+
+Row = dict[str, Any]
+
+
+class Meter:
+    """Counts a model's evaluations and the error of each x0_hat, without changing anything."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self.target: Tensor | None = None
+        self.squares: list[float] = []
+        predict = model.predict
+
+        def counted(x: Tensor, t: float, condition: Any = None) -> tuple[Tensor, Tensor]:
+            x0_hat, eps_hat = predict(x, t, condition)
+            assert self.target is not None
+            self.squares.append(float((self.target - x0_hat).double().square().sum()))
+            return x0_hat, eps_hat
+
+        model.predict = counted  # type: ignore[method-assign]
+
+
+def ms_ssim(a: Tensor, b: Tensor) -> float:
+    """Of images (C, H, W) in [-1, 1]."""
+    return float(multiscale_structural_similarity_index_measure(a[None], b[None].cpu(), data_range=2.0))
+
+
+def measure(codec: Codec, meter: Meter, crop: Image.Image, bpp: float | None) -> Row:
+    """Encode one image and measure everything."""
+    x0 = to_tensor(crop)
+    meter.target, meter.squares = codec.model.encode(x0.to(codec.model.device)), []
+    start, cpu = time.perf_counter(), time.process_time()
+    coded = codec.encode(crop, bpp=bpp)[0]
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+    steps = container.read(coded.data)[0].config.steps(codec.model)
+    squares = meter.squares[len(meter.squares) - len(steps) :]  # rate control's own evaluations come before
+    ideal = sum(
+        square * step.snr_gain / (2 * math.log(2))
+        for square, step in zip(squares, steps, strict=True)
+        if step.coded and math.isfinite(step.snr_gain)
+    )
+    return {
+        "bpp": coded.bpp,
+        "psnr": psnr(x0[0], coded.reconstruction.cpu()),
+        "ms_ssim": ms_ssim(x0[0], coded.reconstruction),
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "evaluations": len(meter.squares),
+        "efficiency": ideal / (8 * len(coded.data)),
+    }
+
+
+def classical(name: str, quality: int, crop: Image.Image) -> Row:
+    """One file of one of Pillow's codecs."""
+    buffer = io.BytesIO()
+    start = time.perf_counter()
+    crop.save(buffer, name, quality=quality, **CLASSICAL[name][0])
+    seconds = time.perf_counter() - start
+    x0, decoded = to_tensor(crop)[0], to_tensor(Image.open(buffer).convert("RGB"))[0]
+    bpp = 8 * len(buffer.getvalue()) / (crop.width * crop.height)
+    return {"bpp": bpp, "psnr": psnr(x0, decoded), "ms_ssim": ms_ssim(x0, decoded), "seconds": seconds}
 
 
 def bd_rate(anchor: list[tuple[float, float]], test: list[tuple[float, float]]) -> float | None:
@@ -38,60 +124,158 @@ def bd_rate(anchor: list[tuple[float, float]], test: list[tuple[float, float]]) 
     return float(100 * (np.exp((areas[1] - areas[0]) / (high - low)) - 1))
 
 
+def means(rows: list[Row], system: str, images: set[str]) -> list[Row]:
+    """A system's points, each the mean over some images that have them all, by bitrate."""
+    points: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["system"] == system and row["image"] in images:
+            points.setdefault(row["setting"], []).append(row)
+    out = []
+    for setting, group in points.items():
+        keys = [key for key, value in group[0].items() if isinstance(value, (int, float))]
+        out.append({"setting": setting, **{key: float(np.mean([row[key] for row in group])) for key in keys}})
+    return sorted(out, key=lambda point: point["bpp"])
+
+
+def complete(rows: list[Row], system: str) -> set[str]:
+    """Images for which every setting of a system has been measured."""
+    mine = [row for row in rows if row["system"] == system]
+    settings = {row["setting"] for row in mine}
+    count = {image: sum(row["image"] == image for row in mine) for image in {row["image"] for row in mine}}
+    return {image for image, n in count.items() if n == len(settings)}
+
+
+def summarise(rows: list[Row]) -> dict[str, Any]:
+    """Mean points of every system and BD-rates between them."""
+    systems = list(dict.fromkeys(row["system"] for row in rows))
+    images = {system: complete(rows, system) for system in systems}
+    curves = {system: means(rows, system, images[system]) for system in systems}
+    rates: dict[str, dict[str, float | None]] = {}
+    for system in systems:
+        for anchor in systems:
+            both = images[system] & images[anchor]
+            if system != anchor and both:
+                pair = [[(p["bpp"], p["psnr"]) for p in means(rows, name, both)] for name in (anchor, system)]
+                rates.setdefault(system, {})[anchor] = bd_rate(*pair)
+    return {
+        "images": {system: len(images[system]) for system in systems},
+        "bd_rate_percent": rates,
+        "means": curves,
+    }
+
+
+def plot(summary: dict[str, Any], path: Path) -> None:
+    """PSNR, MS-SSIM, processor seconds and efficiency against bpp."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(12, 9), layout="constrained")
+    panels = (
+        ("psnr", "PSNR (dB)"),
+        ("ms_ssim", "MS-SSIM"),
+        ("cpu_seconds", "processor seconds to encode"),
+        ("efficiency", "information of the steps / bits spent"),
+    )
+    for axis, (key, label) in zip(axes.flat, panels, strict=True):
+        for system, points in summary["means"].items():
+            known = [point for point in points if key in point]
+            style = "--" if system in CLASSICAL else "-"
+            if known:
+                axis.plot([p["bpp"] for p in known], [p[key] for p in known], style, marker=".", label=system)
+        axis.set(xlabel="bits a pixel", ylabel=label, xlim=(0, 0.75))
+        axis.grid(alpha=0.3)
+    for axis in axes[1]:
+        axis.set_yscale("log")
+    axes[0, 0].set_ylim(17, 31)
+    axes[0, 1].set_ylim(0.6, 1)
+    axes[0, 0].legend()
+    figure.savefig(path, dpi=110)
+
+
 def main() -> int:
+    """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder of images")
-    parser.add_argument("--output", type=Path, required=True, help="JSON to write")
+    parser.add_argument("--output", type=Path, required=True, help="JSON to write, or to go on with")
+    parser.add_argument("--plot", type=Path, help="PNG to write")
     parser.add_argument("--model", default="photo", help="model (default: photo)")
-    parser.add_argument("--presets", nargs="+", default=["product", "trellis", "turbo"])
-    parser.add_argument("--bpp", nargs="+", type=float, default=[0.1, 0.2, 0.35, 0.5])
+    parser.add_argument("--presets", nargs="*", default=["product", "trellis", "turbo", "turbo-hadamard", "diffc"])
+    parser.add_argument("--bpp", nargs="+", type=float, default=[0.05, 0.1, 0.2, 0.35, 0.5])
+    parser.add_argument("-T", type=int, default=20, help="coded steps of the presets (default: 20)")
+    parser.add_argument("--tail", type=int, default=1, help="steps after them (default: 1)")
+    parser.add_argument("--uniform-steps", type=int, default=280, help="steps of DDCM's rules; 0: leave them out")
+    parser.add_argument("--uniform-K", type=int, default=8192, help="their atoms in the codebook (default: 8192)")
     parser.add_argument("--crop", type=int, default=256, help="side of the centre crop (default: 256)")
     parser.add_argument("--count", type=int, help="only the first images")
-    parser.add_argument("-T", type=int, help="coded steps of every preset (default: the preset's own)")
-    parser.add_argument("--tail", type=int, help="steps after them (default: the preset's own)")
     args = parser.parse_args()
+
     model = load_model(args.model)
-    crops = []
+    jobs: list[tuple[str, str, Codec, float | None]] = []
+    for name in args.presets:
+        config = preset(name, T=args.T, tail=args.tail)
+        jobs += [(name, f"{bpp:g} bpp", Codec(model, config), bpp) for bpp in args.bpp]
+    for atoms in UNIFORM_ATOMS if args.uniform_steps else ():
+        settings = {"K": args.uniform_K, "T": args.uniform_steps} | ({"M": atoms, "C": 3} if atoms > 1 else {})
+        codec = Codec(model, preset("pursuit" if atoms > 1 else "ddcm", **settings))
+        jobs.append(("ddcm", f"K={args.uniform_K} M={atoms} T={args.uniform_steps}", codec, None))
+
+    identity = f"{model.name} ({model.fingerprint().hex()}), {model.dtype}"
+    rows: list[Row] = []
+    if args.output.is_file():
+        before = json.loads(args.output.read_text())
+        if (before["model"], before["crop"], before["T"], before["tail"]) != (identity, args.crop, args.T, args.tail):
+            parser.error(f"{args.output} has results of another model or other settings; remove it first")
+        rows = before["rows"]
+    done = {(row["system"], row["setting"], row["image"]) for row in rows}
+
+    def record() -> dict[str, Any]:
+        command = ["python", "benchmarks/rd.py", *sys.argv[1:]]
+        return {
+            "command": " ".join(command).replace(str(args.images), "DIR"),
+            "machine": f"{processor()}, {torch.get_num_threads()} threads",
+            "torch": torch.__version__,
+            "backend": backends.resolve("auto", model.device),
+            "model": identity,
+            "crop": args.crop,
+            "T": args.T,
+            "tail": args.tail,
+            **summarise(rows),
+            "rows": rows,
+        }
+
+    meter = Meter(model)
     for path in sorted(args.images.iterdir())[: args.count]:
         image = load_image(path).convert("RGB")
         left, top = (image.width - args.crop) // 2, (image.height - args.crop) // 2
-        crops.append(image.crop((left, top, left + args.crop, top + args.crop)))
-    points = []
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for bpp in args.bpp:
-        for name in args.presets:
-            codec = Codec(model, preset(name, T=args.T, tail=args.tail))
-            rows = []
-            for crop in crops:
-                start = time.perf_counter()
-                coded = codec.encode(crop, bpp=bpp)[0]
-                seconds = time.perf_counter() - start
-                used = container.read(coded.data)[0].config
-                quality = psnr(to_tensor(crop)[0], coded.reconstruction.cpu())
-                jpeg_bytes, jpeg_psnr = jpeg_near(crop, len(coded.data))
-                rows.append((coded.bpp, quality, seconds, used.T + used.tail, 8 * jpeg_bytes / args.crop**2, jpeg_psnr))
-            keys = ("bpp", "psnr", "encode_seconds", "evaluations", "jpeg_bpp", "jpeg_psnr")
-            mean = dict(zip(keys, np.mean(rows, axis=0).tolist(), strict=True))
-            points.append({"preset": name, **mean, "per_image": [dict(zip(keys, row, strict=True)) for row in rows]})
-            curves.setdefault(name, []).append((mean["bpp"], mean["psnr"]))
+        crop = image.crop((left, top, left + args.crop, top + args.crop))
+        for name, (_, qualities) in CLASSICAL.items():
+            for quality in qualities if name == "JPEG" or features.check(name.lower()) else ():
+                if (name, f"quality {quality}", path.stem) not in done:
+                    row = classical(name, quality, crop)
+                    rows.append({"system": name, "setting": f"quality {quality}", "image": path.stem, **row})
+        for system, setting, codec, bpp in jobs:
+            if (system, setting, path.stem) in done:
+                continue
+            row = measure(codec, meter, crop, bpp)
+            rows.append({"system": system, "setting": setting, "image": path.stem, **row})
+            args.output.write_text(json.dumps(record(), indent=1) + "\n")
             print(
-                f"{name:14} {mean['bpp']:.4f} bpp {mean['psnr']:6.2f} dB {mean['encode_seconds']:5.1f} s   "
-                f"JPEG {mean['jpeg_bpp']:.4f} bpp {mean['jpeg_psnr']:6.2f} dB",
+                f"{path.stem:10} {system:14} {setting:22} {row['bpp']:.4f} bpp {row['psnr']:6.2f} dB "
+                f"MS-SSIM {row['ms_ssim']:.4f} {row['seconds']:6.1f} s {row['evaluations']:4} evaluations "
+                f"efficiency {row['efficiency']:.2f}",
                 flush=True,
             )
-            against = {name: bd_rate(curves["turbo"], curve) for name, curve in curves.items() if "turbo" in curves}
-            record = {
-                "command": " ".join(["python", "benchmarks/rd.py", *sys.argv[1:]]).replace(str(args.images), "DIR"),
-                "machine": f"{processor()}, {torch.get_num_threads()} threads",
-                "torch": torch.__version__,
-                "backend": backends.resolve("auto", model.device),
-                "model": f"{model.name} ({model.fingerprint().hex()}), {model.dtype}",
-                "images": len(crops),
-                "crop": args.crop,
-                "bd_rate_percent_against_turbo": against,
-                "points": points,
-            }
-            args.output.write_text(json.dumps(record, indent=1) + "\n")
+    final = record()
+    args.output.write_text(json.dumps(final, indent=1) + "\n")
+    for system, points in final["means"].items():
+        for p in points:
+            print(f"{system:14} {p['setting']:22} {p['bpp']:.4f} bpp {p['psnr']:6.2f} dB MS-SSIM {p['ms_ssim']:.4f}")
+    for system, against in final["bd_rate_percent"].items():
+        print(system, "BD-rate against", {name: value and round(value, 1) for name, value in against.items()})
+    if args.plot:
+        plot(final, args.plot)
     return 0
 
 

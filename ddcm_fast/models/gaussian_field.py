@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..information import InformationCurve, curve_levels
 from .base import DiffusionModel, eps_from_x0
 
 TIMESTEPS = 1000
@@ -82,6 +83,9 @@ class GaussianField(DiffusionModel):
         self.variance = variance
         self.floor = floor
         self._gains: dict[tuple[int, int], Tensor] = {}
+        levels = curve_levels(self)  # exact, for a typical size: the curve hardly depends on it
+        side = 64
+        self.information = InformationCurve(tuple(levels), tuple(self.mmse(t, side, side) for t in levels), variance)
 
     # ---- the field -------------------------------------------------------------------------------
 
