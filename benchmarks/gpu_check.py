@@ -184,8 +184,9 @@ def check_shape(report: Report, name: str, kind: str, shape: tuple[int, ...], de
                 ok = ok and all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
                 shape_of_bias = None if added is None else list(added.shape)
                 report.check(name, f"{what} {label}", ok, signed=signed, bias=shape_of_bias)
-    norms = module.norms(spec, at)
+    beside, norms = module.scores_and_norms(spec, w, at)
     expected = reference.norms(spec, step, device)
+    report.check(name, f"scores beside norms {label}", torch.equal(beside, module.scores(spec, w, at)))
     report.check(name, f"norms {label}", torch.allclose(norms, expected, rtol=1e-6, atol=0))
     index = torch.randint(0, size, (batch, groups, 3), device=device)
     coefficient = torch.randn(batch, groups, 3, device=device)
@@ -245,7 +246,7 @@ def check_streams_and_graphs(report: Report, name: str, kind: str) -> None:
         best = module.search(spec, w, at, True, None)
         top = module.topk(spec, w, at, 9, True, None)
         y = module.combine(spec, top[0], top[2], at)
-        return *best, *top, module.to_image_order(spec, y), module.norms(spec, at)
+        return *best, *top, module.to_image_order(spec, y), *module.scores_and_norms(spec, w, at)
 
     work()
     stream = torch.cuda.Stream()
@@ -359,7 +360,7 @@ def measure_others(
             "topk m=64": lambda s=spec, w=w: module.topk(s, w, at, 64, True, None),
             "topk m=1024": lambda s=spec, w=w: module.topk(s, w, at, 1024, True, None),
             "scores": lambda s=spec, w=w: module.scores(s, w, at),
-            "norms": lambda s=spec: module.norms(s, at),
+            "scores and norms": lambda s=spec, w=w: module.scores_and_norms(s, w, at),
             "combine M=64": lambda s=spec, i=index, c=coefficient: module.combine(s, i, c, at),
         }
         for what, run in jobs.items():

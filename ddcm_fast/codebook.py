@@ -116,11 +116,10 @@ class Codebook:
         w = self._enter(residual)
         return ops.scores(w, self._step(step, w.device), **self._args(w))
 
-    def norms(self, step: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """Squared norms of all atoms: (G, K) float32."""
-        step_tensor = self._step(step, torch.device(device))
-        backend = self.backend(step_tensor.device)
-        return ops.norms(step_tensor, dim=self.spec.dim, **self._numbers(), backend=backend)
+    def scores_and_norms(self, residual: Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
+        """`scores` (B, G, K) and the squared norms of all atoms (G, K), float32, in one pass over the noise."""
+        w = self._enter(residual)
+        return ops.scores_and_norms(w, self._step(step, w.device), **self._args(w))
 
     def atoms(self, index: Tensor, step: int | Tensor, sign: Tensor | None = None) -> Tensor:
         """Noise vectors from one index a group: index (B, G) integer, sign (B, G) of +1 and -1.

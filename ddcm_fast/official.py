@@ -164,9 +164,9 @@ class TorchRandn(Codebook):
         """See Codebook.scores."""
         return (residual.flatten(1) @ self._atoms(step).T).unsqueeze(1)
 
-    def norms(self, step: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """See Codebook.norms."""
-        return self._atoms(step).square().sum(dim=1).unsqueeze(0)
+    def scores_and_norms(self, residual: Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
+        """See Codebook.scores_and_norms."""
+        return self.scores(residual, step), self._atoms(step).square().sum(dim=1).unsqueeze(0)
 
     def combine(self, index: Tensor, coefficient: Tensor, step: int | Tensor) -> Tensor:
         """See Codebook.combine."""

@@ -146,20 +146,20 @@ def _(
     return w.new_empty(w.shape[0], groups, size)
 
 
-@torch.library.custom_op("ddcm_fast::norms", mutates_args=())
-def norms(
-    step: Tensor, kind: int, dim: int, size: int, groups: int, seed: int, backend: str
-) -> Tensor:
-    """Squared norm of every atom: (G, K) float32."""
-    spec = _spec(kind, dim, size, groups, seed)
-    return backends.load(backend).norms(spec, step)
+@torch.library.custom_op("ddcm_fast::scores_and_norms", mutates_args=())
+def scores_and_norms(
+    w: Tensor, step: Tensor, kind: int, size: int, groups: int, seed: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    """`scores` and, from the same generation, squared norms of all atoms: (B, G, K), (G, K) float32."""
+    spec = _spec(kind, w.shape[1], size, groups, seed)
+    return backends.load(backend).scores_and_norms(spec, w, step)
 
 
-@norms.register_fake
+@scores_and_norms.register_fake
 def _(
-    step: Tensor, kind: int, dim: int, size: int, groups: int, seed: int, backend: str
-) -> Tensor:
-    return torch.empty(groups, size, device=step.device)
+    w: Tensor, step: Tensor, kind: int, size: int, groups: int, seed: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    return w.new_empty(w.shape[0], groups, size), w.new_empty(groups, size)
 
 
 @torch.library.custom_op("ddcm_fast::combine", mutates_args=())

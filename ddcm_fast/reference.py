@@ -192,6 +192,16 @@ def _join_groups(spec: CodebookSpec, y: Tensor) -> Tensor:
 # ---- operations ----------------------------------------------------------------------------------
 
 
+def _entry_chunks(
+    spec: CodebookSpec, step: int, device: torch.device | str
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (first atom, entries (chunk, G, dmax) float64) over the whole codebook, in atom order."""
+    chunk = max(1, _CHUNK_ENTRIES // (spec.groups * spec.max_group_dim))
+    for first in range(0, spec.size, chunk):
+        atom = torch.arange(first, min(first + chunk, spec.size), device=device)
+        yield first, entries(spec, atom.view(-1, 1).expand(-1, spec.groups), step).double()
+
+
 def _score_chunks(
     spec: CodebookSpec, w: Tensor, step: int
 ) -> Iterator[tuple[int, Tensor]]:
@@ -213,11 +223,8 @@ def _score_chunks(
             scores = scores.transpose(1, 2).flatten(2)
             yield first * n, scores[..., : spec.size - first * n]
         return
-    chunk = max(1, _CHUNK_ENTRIES // (spec.groups * spec.max_group_dim))
-    for first in range(0, spec.size, chunk):
-        atom = torch.arange(first, min(first + chunk, spec.size), device=w.device)
-        y = entries(spec, atom.view(-1, 1).expand(-1, spec.groups), step)
-        yield first, torch.einsum("kgi,bgi->bgk", y.double(), groups)
+    for first, y in _entry_chunks(spec, step, w.device):
+        yield first, torch.einsum("kgi,bgi->bgk", y, groups)
 
 
 def scores(spec: CodebookSpec, w: Tensor, step: int) -> Tensor:
@@ -268,14 +275,22 @@ def norms(spec: CodebookSpec, step: int, device: torch.device | str = "cpu") -> 
     )
     if exact:  # signs, or whole rows of orthogonal matrices: every norm is the group's size
         return dims.to(device, torch.float32).view(-1, 1).repeat(1, spec.size)
-    out = torch.empty(spec.groups, spec.size, device=device)
     inside = _split_groups(spec, torch.ones(1, spec.dim, device=device))[0]
-    chunk = max(1, _CHUNK_ENTRIES // (spec.groups * spec.max_group_dim))
-    for first in range(0, spec.size, chunk):
-        atom = torch.arange(first, min(first + chunk, spec.size), device=device)
-        y = entries(spec, atom.view(-1, 1).expand(-1, spec.groups), step).double()
-        out[:, first : first + len(atom)] = (y * y * inside).sum(-1).T
-    return out
+    parts = [(y * y * inside).sum(-1).T.float() for _, y in _entry_chunks(spec, step, device)]
+    return torch.cat(parts, dim=-1)
+
+
+def scores_and_norms(spec: CodebookSpec, w: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """`scores` (B, G, K) and `norms` (G, K), float32; `gaussian` entries are made once for both."""
+    if spec.kind != "gaussian":
+        return scores(spec, w, step), norms(spec, step, w.device)
+    groups = _split_groups(spec, w)
+    inside = _split_groups(spec, torch.ones_like(w[:1]))[0]
+    products, squares = [], []
+    for _, y in _entry_chunks(spec, step, w.device):
+        products.append(torch.einsum("kgi,bgi->bgk", y, groups).float())
+        squares.append((y * y * inside).sum(-1).T.float())
+    return torch.cat(products, dim=-1), torch.cat(squares, dim=-1)
 
 
 def combine(spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: int) -> Tensor:

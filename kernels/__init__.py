@@ -15,8 +15,8 @@ import torch
 if __name__ != "kernels" and find_spec("triton") is not None:
     from .operations import (
         combine,
-        norms,
         scores,
+        scores_and_norms,
         search,
         to_codebook_order,
         to_image_order,
@@ -25,8 +25,8 @@ if __name__ != "kernels" and find_spec("triton") is not None:
 
 __all__ = [
     "combine",
-    "norms",
     "scores",
+    "scores_and_norms",
     "search",
     "to_codebook_order",
     "to_image_order",

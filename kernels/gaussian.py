@@ -44,6 +44,23 @@ def entry(half, table):
     return (bits ^ (half & 0x8000).to(tl.uint16)).to(tl.float16, bitcast=True)
 
 
+@triton.jit
+def add_square(squares, half, i, length, table):
+    """squares (K, C) float32 plus those of the entries of halfwords (K, C), entry i (C) of a group of `length`.
+
+    The eight of a call are multiples of 2^-16 and below 2^24 of them: exact.
+    """
+    y = entry(half, table).to(tl.float32)
+    return squares + tl.where(i < length, 1.0, 0.0)[None, :] * y * y
+
+
+@triton.jit
+def store_norms(total, k, g, last, size, norms):
+    """norms (G, K) float32 of atoms k (K) int64 from sums (K, C) int64 in 1/65536ths, rounded once."""
+    norm = tl.sum(total, axis=1).to(tl.float32) * 0.0000152587890625
+    tl.store(norms + g.to(tl.int64) * size + k, norm, mask=k < last)
+
+
 # ---- small batches: fused multiply-adds ----------------------------------------------------------
 
 
@@ -76,15 +93,16 @@ def arrange_kernel(w, arranged, dim, groups, tiles, batch, C: tl.constexpr):
     key=["C", "B", "MODE", "span"],
 )
 @triton.jit(do_not_specialize=_SIZES)
-def small_kernel(arranged, table, step, bias, out, keys, dim, size, groups, batch, calls, first, last, span,
-                 programs, width, seed_low, seed_high, B: tl.constexpr, K: tl.constexpr,
-                 C: tl.constexpr, MODE: tl.constexpr, SIGNED: tl.constexpr,
-                 BIAS: tl.constexpr):  # fmt: skip
+def small_kernel(arranged, table, step, bias, out, keys, norms, dim, size, groups, batch, calls, first, last,
+                 span, programs, width, seed_low, seed_high, B: tl.constexpr, K: tl.constexpr,
+                 C: tl.constexpr, MODE: tl.constexpr, SIGNED: tl.constexpr, BIAS: tl.constexpr,
+                 NORMS: tl.constexpr):  # fmt: skip
     """Scores of up to B images at once: sum_i y_i w_i in float32.
 
     A thread owns Philox calls of its own, one atom's each (lanes along the C calls), and eight entries from each.
     It adds its products in the order of its calls and lanes are added as a tree, so the order depends on C, that
-    is on the shape of the problem, alone. The error of a sum is that of a chain of D / C additions.
+    is on the shape of the problem, alone. The error of a sum is that of a chain of D / C additions. With NORMS, the
+    entries are squared too: norms (G, K) float32.
     """
     pid = tl.program_id(0)
     p = pid % programs
@@ -95,12 +113,14 @@ def small_kernel(arranged, table, step, bias, out, keys, dim, size, groups, batc
     now = tl.load(step)
     tiles = tl.cdiv(calls, C)
     lane = tl.arange(0, C)
+    _, length = group_range(g, dim, groups)
     begin = first + p.to(tl.int64) * span
     best_key = tl.full((B, K), LOWEST, tl.int64)
     best_score = tl.zeros((B, K), tl.float32)
     for k0 in range(begin, tl.minimum(begin + span, last), K):
         k = k0 + tl.arange(0, K).to(tl.int64)
         total = tl.zeros((B, K, C), tl.float32)
+        squares = tl.zeros((K, C), tl.int64)
         for c0 in range(0, calls, C):
             block = g.to(tl.int64) * calls + c0 + lane
             w0, w1, w2, w3 = philox(block[None, :], k[:, None], now, GAUSSIAN, seed_low, seed_high)
@@ -112,6 +132,16 @@ def small_kernel(arranged, table, step, bias, out, keys, dim, size, groups, batc
                 total += entry(word & 0xFFFF, table).to(tl.float32)[None, :, :] * r[:, None, :]
                 r = (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
                 total += entry(word >> 16, table).to(tl.float32)[None, :, :] * r[:, None, :]
+            if NORMS:
+                part = tl.zeros((K, C), tl.float32)
+                for v in tl.static_range(4):
+                    word = word_of(v, w0, w1, w2, w3)
+                    i = (c0 + lane).to(tl.int64) * 8 + 2 * v
+                    part = add_square(part, word & 0xFFFF, i, length, table)
+                    part = add_square(part, word >> 16, i + 1, length, table)
+                squares += (part * 65536.0).to(tl.int32)
+        if NORMS:
+            store_norms(squares, k, g, last, size, norms)
         score = tl.sum(total, axis=2)
         if MODE == _BEST:
             best_key, best_score = keep_best(score, k[None, :], g, last, size, bias, best_key, best_score, SIGNED, BIAS)
@@ -161,15 +191,15 @@ def planes_kernel(w, peak, planes, dim, groups, tiles, batch, padded, images, C:
     key=["B", "MODE", "span"],
 )
 @triton.jit(do_not_specialize=_SIZES)
-def large_kernel(planes, table, peak, step, bias, out, keys, dim, size, groups, batch, calls, padded, images,
-                 first, last, span, programs, width, seed_low, seed_high, B: tl.constexpr,
+def large_kernel(planes, table, peak, step, bias, out, keys, norms, dim, size, groups, batch, calls, padded,
+                 images, first, last, span, programs, width, seed_low, seed_high, B: tl.constexpr,
                  K: tl.constexpr, C: tl.constexpr, MODE: tl.constexpr, SIGNED: tl.constexpr,
-                 BIAS: tl.constexpr):  # fmt: skip
+                 BIAS: tl.constexpr, NORMS: tl.constexpr):  # fmt: skip
     """Scores of B images at once: the noise of K atoms and C calls is made once for all of them.
 
     Products of a float16 entry and a float16 half residual are exact; the eight products of C calls are
     summed by the tensor cores and then added to the running sum, which keeps their truncating adder
-    to short sums. The order depends on C alone.
+    to short sums. The order depends on C alone. With NORMS, as small_kernel.
     """
     pid = tl.program_id(0)
     p = pid % programs
@@ -182,12 +212,14 @@ def large_kernel(planes, table, peak, step, bias, out, keys, dim, size, groups, 
     begin = first + p.to(tl.int64) * span
     plane = images.to(tl.int64) * padded
     column = tl.arange(0, C)
+    _, length = group_range(g, dim, groups)
     corner = planes + g.to(tl.int64) * 16 * plane + image.to(tl.int64)[:, None] * padded + column[None, :]
     best_key = tl.full((B,), LOWEST, tl.int64)
     best_score = tl.zeros((B,), tl.float32)
     for k0 in range(begin, tl.minimum(begin + span, last), K):
         k = k0 + tl.arange(0, K).to(tl.int64)
         total = tl.zeros((K, B), tl.float32)
+        squares = tl.zeros((K, C), tl.int64)
         for c0 in range(0, padded, C):
             block = g.to(tl.int64) * calls + c0 + column
             w0, w1, w2, w3 = philox(block[None, :], k[:, None], now, GAUSSIAN, seed_low, seed_high)
@@ -203,6 +235,16 @@ def large_kernel(planes, table, peak, step, bias, out, keys, dim, size, groups, 
                 high = tl.dot(y, tl.trans(tl.load(at + (4 * v + 2) * plane)), high)
                 low = tl.dot(y, tl.trans(tl.load(at + (4 * v + 3) * plane)), low)
             total += high + low * 0.00048828125
+            if NORMS:
+                part = tl.zeros((K, C), tl.float32)
+                for v in tl.static_range(4):
+                    word = word_of(v, w0, w1, w2, w3)
+                    i = (c0 + column).to(tl.int64) * 8 + 2 * v
+                    part = add_square(part, word & 0xFFFF, i, length, table)
+                    part = add_square(part, word >> 16, i + 1, length, table)
+                squares += (part * 65536.0).to(tl.int32)
+        if NORMS:
+            store_norms(squares, k, g, last, size, norms)
         score = total * inverse[None, :]
         if MODE == _BEST:
             # Reduced tile by tile: a best of every entry would take three registers for each of them.
@@ -219,46 +261,7 @@ def large_kernel(planes, table, peak, step, bias, out, keys, dim, size, groups, 
         tl.store(out + row * programs + p, best_score, mask=real)
 
 
-# ---- norms ---------------------------------------------------------------------------------------
-
-
-@triton.jit(do_not_specialize=["dim", "size", "groups", "calls", "tiles", "seed_low", "seed_high"])
-def norms_kernel(out, table, step, dim, size, groups, calls, tiles, seed_low, seed_high, K: tl.constexpr,
-                 C: tl.constexpr):  # fmt: skip
-    """out (G, K) float32: squared norms, the integer sum of q^2 rounded once and divided by 2^16."""
-    pid = tl.program_id(0)
-    tile, g = pid % tiles, pid // tiles
-    now = tl.load(step)
-    _, length = group_range(g, dim, groups)
-    k = tile.to(tl.int64) * K + tl.arange(0, K)
-    total = tl.zeros((K, C), tl.int64)
-    for c0 in range(0, calls, C):
-        c = c0 + tl.arange(0, C)
-        block = g.to(tl.int64) * calls + c
-        w0, w1, w2, w3 = philox(block[None, :], k[:, None], now, GAUSSIAN, seed_low, seed_high)
-        squares = tl.zeros((K, C), tl.int32)
-        for i in tl.static_range(8):
-            half = (word_of(i // 2, w0, w1, w2, w3) >> (16 * (i % 2))) & 0xFFFF
-            q = (entry(half, table).to(tl.float32) * 256.0).to(tl.int32)
-            inside = c.to(tl.int64) * 8 + i < length
-            squares += tl.where(inside[None, :], q * q, 0)
-        total += squares
-    norm = tl.sum(total, axis=1).to(tl.float32) * 0.0000152587890625
-    tl.store(out + g.to(tl.int64) * size + k, norm, mask=k < size)
-
-
 # ---- host ----------------------------------------------------------------------------------------
-
-
-def norms(spec: CodebookSpec, step: Tensor) -> Tensor:
-    """Squared norms of all atoms: (G, K) float32."""
-    out = torch.empty(spec.groups, spec.size, device=step.device)
-    depth = min(32, power_of_2(spec.calls_per_group))
-    atoms = 1024 // depth
-    tiles = ceil_div(spec.size, atoms)
-    launch(norms_kernel, spec.groups * tiles, out, table(step.device), step, spec.dim, spec.size,
-           spec.groups, spec.calls_per_group, tiles, *seed_words(spec.seed), K=atoms, C=depth)  # fmt: skip
-    return out
 
 
 class Residual:
@@ -299,8 +302,9 @@ class Residual:
         last: int,
         out: Optional[Tensor] = None,
         keys: Optional[Tensor] = None,
+        norms: Optional[Tensor] = None,
     ) -> tuple[Optional[Tensor], Optional[Tensor]]:
-        """Score atoms first .. last - 1 of every group; see sign.Residual.score."""
+        """Score atoms first .. last - 1 of every group; see sign.Residual.score. norms (G, K) is filled if given."""
         spec = self.spec
         blocks = ceil_div(self.batch, self.images)
         span = atom_span(spec, blocks, first, last, 64 if self.small else 128)
@@ -310,9 +314,10 @@ class Residual:
             out = self.peak.new_empty(shape)
             keys = step.new_empty(shape)
         width = out.shape[-1] if out is not None else 0
-        data = (step, bias, out, keys, spec.dim, spec.size, spec.groups, self.batch, spec.calls_per_group)
+        data = (step, bias, out, keys, norms, spec.dim, spec.size, spec.groups, self.batch, spec.calls_per_group)
         tail = (first, last, span, programs, width, *seed_words(spec.seed))
-        meta = {"B": self.images, "C": self.depth, "MODE": mode, "SIGNED": signed, "BIAS": bias_layout(bias)}
+        meta = {"B": self.images, "C": self.depth, "MODE": mode, "SIGNED": signed, "BIAS": bias_layout(bias),
+                "NORMS": norms is not None}  # fmt: skip
         grid = programs * spec.groups * blocks
         entries = table(step.device)
         if self.small:

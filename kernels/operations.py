@@ -19,7 +19,7 @@ from .ranking import BEST, RANK, STORE, finish, peaks
 from .rotation import to_codebook_order, to_image_order
 from .synthesis import combine
 
-__all__ = ["combine", "norms", "scores", "search", "to_codebook_order", "to_image_order", "topk"]
+__all__ = ["combine", "scores", "scores_and_norms", "search", "to_codebook_order", "to_image_order", "topk"]
 
 _RESIDUALS: dict[str, Any] = {
     "gaussian": gaussian.Residual,
@@ -84,11 +84,14 @@ def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
     return out
 
 
-def norms(spec: CodebookSpec, step: Tensor) -> Tensor:
-    """Squared norms of all atoms (G, K) float32; see ddcm_fast.reference.norms."""
+def scores_and_norms(spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """All scores (B, G, K) and squared norms (G, K) float32; see ddcm_fast.reference.scores_and_norms."""
     if spec.kind == "gaussian":
-        return gaussian.norms(spec, step)
+        out, norms = w.new_empty(len(w), spec.groups, spec.size), w.new_empty(spec.groups, spec.size)
+        residual = gaussian.Residual(spec, w, peaks(spec, w)[1])
+        residual.score(step, None, False, STORE, 0, spec.size, out, norms=norms)
+        return out, norms
     if spec.kind == "hadamard":
-        return hadamard_search.norms(spec, step)
+        return scores(spec, w, step), hadamard_search.norms(spec, step)
     start = torch.arange(spec.groups + 1, device=step.device) * spec.dim // spec.groups
-    return start.diff().float()[:, None].repeat(1, spec.size)
+    return scores(spec, w, step), start.diff().float()[:, None].repeat(1, spec.size)

@@ -75,10 +75,15 @@ def test_search_and_topk(backend, case, signed):
             check_selection(answer, signed, bias, found)
 
 
-def test_norms(backend, case):
+def test_scores_and_norms(backend, case):
     name, device = backend
-    found = backends.load(name).norms(case.spec, step_tensor(STEP, device))
-    torch.testing.assert_close(found.cpu(), reference.norms(case.spec, STEP), rtol=1e-6, atol=1e-6)
+    module, w, step = backends.load(name), answers(case).w.to(device), step_tensor(STEP, device)
+    scores, norms = module.scores_and_norms(case.spec, w, step)
+    assert (scores.cpu() - answers(case).scores).abs().le(answers(case).tolerance).all()
+    assert norms.shape == (case.groups, case.size) and norms.dtype == torch.float32
+    torch.testing.assert_close(norms.cpu(), reference.norms(case.spec, STEP), rtol=1e-6, atol=1e-6)
+    # An atom's norm does not depend on the rows beside which it is made.
+    assert equal_bits(module.scores_and_norms(case.spec, w[:1], step)[1], norms)
 
 
 @pytest.mark.parametrize("m", [1, 3])
@@ -260,7 +265,7 @@ def test_opcheck(backend, kind):
         (ops.topk, (w, step, bias, 3, True, kind, 9, 2, seed, name)),
         (ops.search, (w, step, None, True, kind, 9, 2, seed, name)),
         (ops.scores, (w, step, kind, 9, 2, seed, name)),
-        (ops.norms, (step, kind, 20, 9, 2, seed, name)),
+        (ops.scores_and_norms, (w, step, kind, 9, 2, seed, name)),
         (ops.combine, (index, coefficient, step, kind, 20, 9, 2, seed, name)),
     )
     for op, arguments in calls:

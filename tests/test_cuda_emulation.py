@@ -122,9 +122,9 @@ def test_operations(
         one = kernels.search(spec, w, at, signed, None)
         check_choice(spec, w, step, tuple(x.unsqueeze(-1) for x in one), signed, None)
         check_choice(spec, w, step, kernels.topk(spec, w, at, m, signed, None), signed, None)
-    torch.testing.assert_close(
-        kernels.norms(spec, at), reference.norms(spec, step), rtol=1e-7, atol=0
-    )
+    scores, norms = kernels.scores_and_norms(spec, w, at)
+    assert torch.equal(scores, kernels.scores(spec, w, at))
+    torch.testing.assert_close(norms, reference.norms(spec, step), rtol=1e-7, atol=0)
     index = torch.randint(0, size, (batch, groups, 3))
     coefficient = torch.randn(batch, groups, 3)
     assert torch.equal(
@@ -165,6 +165,16 @@ def test_several_tiles_a_block(narrow: cuda.Kernels, kind: str) -> None:
     assert torch.equal(signed[2] * signed[1], scores.gather(-1, order))
 
 
+def test_norms_of_split_and_of_several_tiles(kernels: cuda.Kernels, narrow: cuda.Kernels, monkeypatch) -> None:
+    """Squares are added up by one lane of every warp that shares an atom, tile after tile."""
+    monkeypatch.setattr(cuda, "WORKSPACE_LIMIT", 0)  # in parts of 8 rows: only the first makes norms
+    for dim, size, groups, batch in ((5000, 200, 3, 9), (90, 5000, 2, 3)):
+        spec = CodebookSpec("gaussian", dim, size, groups, SEED)
+        w, expected = residual(spec, batch), reference.norms(spec, 3)
+        for engine in (kernels, narrow):
+            assert torch.equal(engine.scores_and_norms(spec, w, torch.tensor(3))[1], expected)
+
+
 @pytest.mark.parametrize("kind", ["gaussian", "sign"])
 def test_last_atoms_of_the_largest_codebook(kernels: cuda.Kernels, kind: str) -> None:
     """Atoms near 2^32: K * D is far beyond 2^32 and every index product needs 64 bits."""
@@ -202,9 +212,8 @@ def test_every_hadamard_length(kernels: cuda.Kernels, size: int) -> None:
         scale = w.norm() * spec.max_group_dim**0.5
         assert (kernels.scores(spec, w, at) - exact).abs().max() <= 1e-6 * scale
         if size <= 1000:  # the reference's norms take a minute for the largest
-            torch.testing.assert_close(
-                kernels.norms(spec, at), reference.norms(spec, 9), rtol=1e-7, atol=0
-            )
+            _, norms = kernels.scores_and_norms(spec, w, at)
+            torch.testing.assert_close(norms, reference.norms(spec, 9), rtol=1e-7, atol=0)
         index = torch.randint(0, size, (1, groups, 2))
         coefficient = torch.randn(1, groups, 2)
         assert torch.equal(

@@ -62,7 +62,7 @@ def test_checks_pass_on_the_emulated_kernels(tmp_path: Path, kind: str) -> None:
     gpu_check.check_large(report, "cuda", (kind, 200, 90, 2), "cpu")
     gpu_check.check_not_finite(report, "cuda", kind, "cpu")
     gpu_check.check_codebook(report, "cuda", "cpu")
-    assert len(report.data["checks"]) == 22 and not report.failures()
+    assert len(report.data["checks"]) == 23 and not report.failures()
 
 
 @needs_compiler

@@ -157,4 +157,6 @@ def test_torch_randn_does_not_touch_the_global_generator() -> None:
     atoms = torch.randn(16, 64)
     assert torch.equal(book.atoms(index, 3), atoms[index[:, 0]])
     torch.testing.assert_close(score, (atoms[index[:, 0]] * residual).sum(1, keepdim=True))
-    torch.testing.assert_close(book.norms(3)[0], atoms.square().sum(1))
+    both = book.scores_and_norms(residual, 3)
+    assert torch.equal(both[0][:, 0], scores)
+    torch.testing.assert_close(both[1][0], atoms.square().sum(1))

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from ddcm_fast import Codebook, load_model
+from ddcm_fast import Codebook, load_model, ops
 from ddcm_fast.rules import Pursuit
 from ddcm_fast.rules.pursuit import coefficient_grid
 from ddcm_fast.schedule import linspace, plan
@@ -56,14 +56,32 @@ def test_equals_brute_force(step, kind, atoms, bits, official):
         assert torch.allclose(z.double(), best, atol=1e-5)
 
 
-def test_orthogonal_atoms_need_one_pass(step, monkeypatch):
+@pytest.fixture
+def passes(monkeypatch):
+    """Names of the backends' operations that go over all atoms, in the order of their calls."""
+    called = []
+
+    def counted(name, operation):
+        return lambda *args, **kwargs: called.append(name) or operation(*args, **kwargs)
+
+    for name in ("scores", "scores_and_norms", "search", "topk"):
+        monkeypatch.setattr(ops, name, counted(name, getattr(ops, name)))
+    return called
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "sign", "hadamard"])
+@pytest.mark.parametrize("atoms", [1, 2, 5])
+def test_m_atoms_take_m_passes(step, passes, kind, atoms):
+    book = Codebook(kind, DIM, SIZE, seed=3, signed=False)
+    Pursuit(book, atoms, 3, False).choose(torch.randn(4, DIM), step)
+    assert passes == (["search"] if atoms == 1 else ["scores_and_norms"] + ["scores"] * (atoms - 1))
+
+
+def test_orthogonal_atoms_need_one_pass(step, passes):
     book = Codebook("hadamard", 128, SIZE, seed=3, signed=False)  # n = 64: two whole sub-blocks
     directions = torch.randn(4, 128, generator=torch.Generator().manual_seed(5))
-    passes = []
-    scores = book.scores
-    monkeypatch.setattr(book, "scores", lambda *args: passes.append(1) or scores(*args))
     letters = Pursuit(book, 6, 3, False).choose(directions, step)
-    assert len(passes) == 1
+    assert passes == ["scores_and_norms"]
     for row, direction in zip(letters.tolist(), directions, strict=True):
         assert row == brute_force(book, direction, step, 6, coefficient_grid(3, False))[0]
 

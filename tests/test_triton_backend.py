@@ -101,13 +101,23 @@ def test_topk_over_several_ranges(kind, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["gaussian", "sign", "hadamard"])
 @pytest.mark.parametrize("dim, size, groups, batch", [(1, 1, 1, 1), (300, 1000, 3, 2), (1300, 70, 1, 1)])
-def test_combine_and_norms_to_the_bit(kind, dim, size, groups, batch):
+def test_combine_to_the_bit(kind, dim, size, groups, batch):
     spec = CodebookSpec(kind, dim, size, groups, SEED)
     index, coefficient = torch.randint(size, (batch, groups, 3)), torch.randn(batch, groups, 3)
     found = kernels.combine(spec, index.to(DEVICE), coefficient.to(DEVICE), step_tensor())
     assert torch.equal(found.cpu(), reference.combine(spec, index, coefficient, STEP))
-    norms = kernels.norms(spec, step_tensor())
+
+
+@pytest.mark.parametrize(
+    "kind, dim, size, groups, batch",
+    [("gaussian", 1, 1, 1, 1), ("gaussian", 300, 100, 3, 3), ("gaussian", 300, 70, 3, 6), ("gaussian", 1300, 40, 1, 5),
+     ("sign", 40, 10, 3, 1), ("hadamard", 1, 1, 1, 1), ("hadamard", 300, 1000, 3, 2), ("hadamard", 1300, 70, 1, 1)],
+)  # fmt: skip
+def test_norms_to_the_bit(kind, dim, size, groups, batch):
+    spec, w = CodebookSpec(kind, dim, size, groups, SEED), torch.randn(batch, dim)
+    scores, norms = kernels.scores_and_norms(spec, w.to(DEVICE), step_tensor())
     assert torch.equal(norms.cpu(), reference.norms(spec, STEP))
+    assert torch.equal(scores, kernels.scores(spec, w.to(DEVICE), step_tensor()))
 
 
 def test_combine_of_the_last_atoms():

@@ -107,7 +107,8 @@ def main(kind: str, capability: str, directory: str | None = None) -> None:
         operations.scores(spec, w[:1], step)
         operations.topk(spec, w[:1], step, 3, True, torch.zeros(size))
         operations.to_image_order(spec, operations.to_codebook_order(spec, w[:1]))
-        operations.norms(spec, step)
+        for batch in (2, 9) if kind == "gaussian" else (1,):
+            operations.scores_and_norms(spec, torch.randn(batch, dim), step)
         operations.combine(spec, torch.zeros(1, 1, 2, dtype=torch.int64), torch.ones(1, 1, 2), step)
     print(json.dumps(list(compiler.kernels.values())))
 

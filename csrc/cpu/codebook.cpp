@@ -134,10 +134,11 @@ struct Chunk {
   int rows;
   const float* scores;
   int64_t stride;
+  const uint64_t* norms;  // ScoreTask's
 };
 
 Chunk score_chunk(const Geometry& g, const Plan& plan, const float* w, int64_t batch, uint32_t step,
-                  int64_t group, int64_t chunk, int64_t row_block, char* memory) {
+                  int64_t group, int64_t chunk, int64_t row_block, char* memory, uint64_t* norms) {
   Chunk out;
   out.group = group;
   out.first = chunk * plan.chunk;
@@ -146,6 +147,7 @@ Chunk score_chunk(const Geometry& g, const Plan& plan, const float* w, int64_t b
   out.rows = static_cast<int>(std::min<int64_t>(plan.row_block, batch - out.row));
   out.scores = reinterpret_cast<float*>(memory);
   out.stride = plan.stride;
+  out.norms = norms;
   ScoreTask task;
   task.geometry = &g;
   task.w = w + out.row * g.dim + g.group_start(group);
@@ -158,23 +160,28 @@ Chunk score_chunk(const Geometry& g, const Plan& plan, const float* w, int64_t b
   task.count = g.kind == kHadamard ? g.hadamard_n : out.count;
   task.scores = reinterpret_cast<float*>(memory);
   task.stride = plan.stride;
+  task.norms = norms;
   task.scratch = memory + plan.scores_bytes;
   kernels->scores(task);
   return out;
 }
 
-// Calls use(chunk, worker) for every task of a codebook.
+// Calls use(chunk, worker) for every task of a codebook. With `norms` (`gaussian` only), the tasks of the
+// first rows make their atoms' squared norms too.
 template <class Use>
 void for_each_chunk(const Geometry& g, const float* w, int64_t batch, uint32_t step, int threads,
-                    Use&& use) {
+                    bool norms, Use&& use) {
   const Plan plan(g, batch, threads);
-  const Memory memory(plan.bytes() * plan.threads);
+  const int64_t bytes = plan.bytes() + (norms ? plan.chunk * 8 : 0);
+  const Memory memory(bytes * plan.threads);
   parallel(g.groups * plan.chunks * plan.row_blocks, plan.threads, [&](int64_t task, int worker) {
     const int64_t row_block = task % plan.row_blocks;
     const int64_t chunk = task / plan.row_blocks % plan.chunks;
     const int64_t group = task / plan.row_blocks / plan.chunks;
-    use(score_chunk(g, plan, w, batch, step, group, chunk, row_block,
-                    memory.get() + plan.bytes() * worker));
+    char* mine = memory.get() + bytes * worker;
+    uint64_t* squares =
+        norms && row_block == 0 ? reinterpret_cast<uint64_t*>(mine + plan.bytes()) : nullptr;
+    use(score_chunk(g, plan, w, batch, step, group, chunk, row_block, mine, squares));
   });
 }
 
@@ -397,13 +404,36 @@ void combine_independent(const Geometry& g, const int64_t* index, const float* c
 void add_hadamard_norms(int n, int64_t entries, const float* s, double* tree, double* norms) {
   for (int i = 0; i < n; ++i) tree[i] = static_cast<double>(s[i]) * s[i];
   int64_t begin = entries;
-  for (int run = 1; run <= n; run *= 2) {
+  for (int run = 1; run < n; run *= 2) {
     if (entries & run) {
       begin -= run;
       for (int j = 0; j < n; ++j) norms[j] += tree[(begin ^ j) / run];
     }
-    for (int i = 0; 2 * run <= n && i < n / run / 2; ++i) tree[i] = tree[2 * i] + tree[2 * i + 1];
+    for (int i = 0; i < n / run / 2; ++i) tree[i] = tree[2 * i] + tree[2 * i + 1];
   }
+}
+
+// `hadamard`: full sub-blocks give n each, so only a pair's cut one takes a transform. out (G, K).
+void hadamard_norms(const Geometry& g, uint32_t step, float* out, int threads) {
+  const int n = g.hadamard_n;
+  const int64_t calls = g.calls_per_sub_block(), chunks = g.pairs();
+  const int64_t bytes = round_up(static_cast<int64_t>(n) * 20 + calls * 16, 64);
+  const Memory memory(bytes * threads);
+  parallel(g.groups * chunks, threads, [&](int64_t task, int worker) {
+    const int64_t group = task / chunks, pair = task % chunks;
+    const int64_t full = g.group_dim(group) / n, cut = g.group_dim(group) % n;
+    double* norms = reinterpret_cast<double*>(memory.get() + bytes * worker);
+    double* tree = norms + n;
+    float* s = reinterpret_cast<float*>(tree + n);
+    uint32_t* words = reinterpret_cast<uint32_t*>(s + n);
+    std::fill(norms, norms + n, static_cast<double>(full * n));
+    if (cut != 0) {
+      hadamard_spectrum(g, g.block(group, full * calls), static_cast<uint32_t>(pair), step, words, s);
+      add_hadamard_norms(n, cut, s, tree, norms);
+    }
+    const int64_t first = pair * n, count = std::min<int64_t>(n, g.size - first);
+    for (int64_t i = 0; i < count; ++i) out[group * g.size + first + i] = static_cast<float>(norms[i]);
+  });
 }
 
 }  // namespace
@@ -454,14 +484,24 @@ DDCM_EXPORT int ddcm_cpu_to_image_order(const Geometry* g, const float* y, int64
   return guarded([&] { rotation(*g, batch, threads, unit_to_image_order, y, z); });
 }
 
-// All scores: out (B, G, K).
+// All scores: out (B, G, K). norms (G, K), or null: squared norms of all atoms.
 DDCM_EXPORT int ddcm_cpu_scores(const Geometry* g, const float* w, int64_t batch, uint32_t step,
-                                float* out, int threads) {
+                                float* out, float* norms, int threads) {
   return guarded([&] {
-    for_each_chunk(*g, w, batch, step, threads, [&](const Chunk& c) {
+    if (norms != nullptr && g->kind == kSign)
+      for (int64_t group = 0; group < g->groups; ++group)
+        std::fill(norms + group * g->size, norms + (group + 1) * g->size,
+                  static_cast<float>(g->group_dim(group)));
+    if (norms != nullptr && g->kind == kHadamard) hadamard_norms(*g, step, norms, threads);
+    const bool squares = norms != nullptr && g->kind == kGaussian;
+    for_each_chunk(*g, w, batch, step, threads, squares, [&](const Chunk& c) {
       for (int r = 0; r < c.rows; ++r)
         std::memcpy(out + ((c.row + r) * g->groups + c.group) * g->size + c.first,
                     c.scores + r * c.stride, static_cast<size_t>(c.count) * 4);
+      if (c.norms == nullptr) return;
+      float* to = norms + c.group * g->size + c.first;
+      for (int i = 0; i < c.count; ++i)
+        to[i] = static_cast<float>(static_cast<double>(c.norms[i]) / 65536.0);
     });
   });
 }
@@ -475,7 +515,7 @@ DDCM_EXPORT int ddcm_cpu_search(const Geometry* g, const float* w, int64_t batch
     std::vector<float> value(static_cast<size_t>(batch * g->groups));
     std::fill(index, index + batch * g->groups, int64_t{-1});
     std::mutex mutex;
-    for_each_chunk(*g, w, batch, step, threads, [&](const Chunk& c) {
+    for_each_chunk(*g, w, batch, step, threads, false, [&](const Chunk& c) {
       const float* b = bias_of(*g, bias, bias_per_group, c.group, c.first);
       for (int r = 0; r < c.rows; ++r) {
         const float* s = c.scores + r * c.stride;
@@ -523,7 +563,7 @@ DDCM_EXPORT int ddcm_cpu_topk(const Geometry* g, const float* w, int64_t batch, 
 
       const auto collect = [&](int64_t group, int64_t chunk, int64_t row_block, int owner, int worker) {
         char* mine = memory.get() + bytes * worker;
-        const Chunk c = score_chunk(*g, plan, w0, rows, step, group, chunk, row_block, mine);
+        const Chunk c = score_chunk(*g, plan, w0, rows, step, group, chunk, row_block, mine, nullptr);
         int* position = reinterpret_cast<int*>(mine + plan.bytes());
         float* value = reinterpret_cast<float*>(position + plan.chunk);
         const float* b = bias_of(*g, bias, bias_per_group, group, c.first);
@@ -582,48 +622,6 @@ DDCM_EXPORT int ddcm_cpu_topk(const Geometry* g, const float* w, int64_t batch, 
         }
       }
     }
-  });
-}
-
-// Squared norms of all atoms: out (G, K).
-DDCM_EXPORT int ddcm_cpu_norms(const Geometry* g, uint32_t step, float* out, int threads) {
-  return guarded([&] {
-    if (g->kind == kSign) {
-      for (int64_t group = 0; group < g->groups; ++group)
-        std::fill(out + group * g->size, out + (group + 1) * g->size,
-                  static_cast<float>(g->group_dim(group)));
-      return;
-    }
-    const bool structured = g->kind == kHadamard;
-    const int64_t n = g->hadamard_n, calls = g->calls_per_sub_block();
-    const int64_t chunk = structured ? n : 512, chunks = ceil_div(g->size, chunk);
-    const int64_t bytes =
-        round_up(structured ? n * 20 + calls * 16 : chunk * 8 + kernels->scratch_bytes(*g, 1), 64);
-    const Memory memory(bytes * threads);
-    parallel(g->groups * chunks, threads, [&](int64_t task, int worker) {
-      const int64_t group = task / chunks, first = task % chunks * chunk;
-      const int count = static_cast<int>(std::min(chunk, g->size - first));
-      double* norms = reinterpret_cast<double*>(memory.get() + bytes * worker);
-      if (structured) {
-        double* tree = norms + n;
-        float* s = reinterpret_cast<float*>(tree + n);
-        uint32_t* words = reinterpret_cast<uint32_t*>(s + n);
-        std::fill(norms, norms + n, 0.0);
-        for (int64_t c = 0; c < g->sub_blocks; ++c) {
-          const int64_t entries = std::min(n, g->group_dim(group) - c * n);
-          if (entries <= 0) continue;
-          hadamard_spectrum(*g, g->block(group, c * calls), static_cast<uint32_t>(first / n), step, words,
-                            s);
-          add_hadamard_norms(static_cast<int>(n), entries, s, tree, norms);
-        }
-      } else {
-        kernels->gaussian_norms(*g, group, step, static_cast<uint64_t>(first), count, norms,
-                                norms + chunk);
-      }
-      const double scale = structured ? 1.0 : 1.0 / 65536.0;
-      float* to = out + group * g->size + first;
-      for (int i = 0; i < count; ++i) to[i] = static_cast<float>(norms[i] * scale);
-    });
   });
 }
 

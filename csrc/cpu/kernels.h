@@ -35,6 +35,7 @@ struct ScoreTask {
   int count;           // atoms; `hadamard`: n (also where K cuts the pair short)
   float* scores;       // out: [rows][stride], 64 byte aligned, stride >= count rounded up to 16
   int64_t stride;
+  uint64_t* norms;     // `gaussian`: out, or null: squared norms in 1/65536ths, count rounded up to 32
   void* scratch;       // scratch_bytes() bytes, 64 byte aligned, the calling thread's own
 };
 
@@ -60,10 +61,6 @@ struct Kernels {
   // `value`; returns how many. Values that are NaN count as -inf.
   int (*filter)(const float* scores, const float* bias, int count, bool is_signed, float threshold,
                 int* position, float* value);
-
-  // Squared norms of `count` gaussian atoms from `first` on, exact, in 1/65536ths.
-  void (*gaussian_norms)(const Geometry& geometry, int64_t group, uint32_t step, uint64_t first,
-                         int count, double* out, void* scratch);
 
   // Words of the calls (block .. block + count - 1, atom, step, stream): out[call * 4 + word].
   void (*block_words)(Key key, uint32_t block, int64_t count, uint32_t atom, uint32_t step,

@@ -351,6 +351,27 @@ inline void gaussian_products(const float* values, const float* w, int64_t row_s
     }
 }
 
+// norms[vector][L] += the squares of a tile's entries. A call at a time: the sum of 8 squares of at most
+// 1107 is below 2^24, so float32 is exact.
+inline void add_gaussian_squares(const float* values, int64_t entries, uint64_t* norms) {
+  alignas(64) uint32_t part[L];
+  for (int v = 0; v < kGaussianVectors; ++v) {
+    U total = Simd::set1_u(0);
+    for (int64_t start = 0; start < entries; start += kGaussiansPerCall) {
+      const int64_t left = entries - start;
+      const int64_t count = left < kGaussiansPerCall ? left : kGaussiansPerCall;
+      F sum = Simd::set1(0.0f);
+      for (int64_t i = start; i < start + count; ++i) {
+        const F y = Simd::load(values + (i * kGaussianVectors + v) * L);
+        sum = Simd::fma(y, y, sum);
+      }
+      total = Simd::add_u(total, Simd::to_int(sum));
+    }
+    Simd::store_u(part, total);
+    for (int l = 0; l < L; ++l) norms[v * L + l] += part[l];
+  }
+}
+
 void gaussian_scores(const ScoreTask& task) {
   const Geometry& geometry = *task.geometry;
   const Schedule s(geometry.key());
@@ -364,6 +385,8 @@ void gaussian_scores(const ScoreTask& task) {
     for (int v = 0; v < kGaussianVectors; ++v)
       Simd::store(odd + (r * kGaussianVectors + v) * L, Simd::set1(0.0f));
   }
+  if (task.norms)
+    for (int i = 0; i < (vectors + 1) / kGaussianVectors * kGaussianVectors * L; ++i) task.norms[i] = 0;
 
   for (int64_t start = 0; start < task.group_dim; start += kGaussianTile) {
     const int64_t left = task.group_dim - start;
@@ -381,6 +404,7 @@ void gaussian_scores(const ScoreTask& task) {
         atoms[i] = atom_lanes(s, Simd::add_u(Simd::iota_u(), Simd::set1_u(first)), task.step);
       }
       gaussian_values(s, atoms, constants, calls, values);
+      if (task.norms) add_gaussian_squares(values, entries, task.norms + v * L);
       const bool whole = v + kGaussianVectors <= vectors;
       float* scores = whole ? task.scores + v * L : odd;
       const int64_t stride = whole ? task.stride : kGaussianVectors * L;
@@ -401,39 +425,6 @@ void gaussian_scores(const ScoreTask& task) {
     for (int r = 0; r < task.rows; ++r)
       Simd::store(task.scores + r * task.stride + (vectors - 1) * L,
                   Simd::load(odd + r * kGaussianVectors * L));
-}
-
-void gaussian_norms(const Geometry& geometry, int64_t group, uint32_t step, uint64_t first,
-                    int count, double* out, void* scratch) {
-  const Schedule s(geometry.key());
-  float* values = static_cast<float*>(scratch);
-  const int64_t dim = geometry.group_dim(group);
-  alignas(64) float part[kGaussianVectors * L];
-  for (int v = 0; v < count; v += kGaussianVectors * L) {
-    AtomLanes atoms[kGaussianVectors];
-    double sums[kGaussianVectors * L] = {};
-    for (int i = 0; i < kGaussianVectors; ++i) {
-      const uint32_t atom = static_cast<uint32_t>(first) + static_cast<uint32_t>(v + i * L);
-      atoms[i] = atom_lanes(s, Simd::add_u(Simd::iota_u(), Simd::set1_u(atom)), step);
-    }
-    // A call at a time: the sum of 8 squares of at most 1107 is below 2^24, so float32 is exact.
-    for (int64_t start = 0; start < dim; start += kGaussiansPerCall) {
-      const int64_t entries = dim - start < kGaussiansPerCall ? dim - start : kGaussiansPerCall;
-      const CallConstants constants = call_constants(
-          s, geometry.block(group, start / kGaussiansPerCall), step, kStreamGaussian);
-      gaussian_values(s, atoms, &constants, 1, values);
-      for (int i = 0; i < kGaussianVectors; ++i) {
-        F sum = Simd::set1(0.0f);
-        for (int64_t e = 0; e < entries; ++e) {
-          const F y = Simd::load(values + (e * kGaussianVectors + i) * L);
-          sum = Simd::fma(y, y, sum);
-        }
-        Simd::store(part + i * L, sum);
-      }
-      for (int l = 0; l < kGaussianVectors * L; ++l) sums[l] += part[l];
-    }
-    for (int l = 0; l < kGaussianVectors * L && v + l < count; ++l) out[v + l] = sums[l];
-  }
 }
 
 // ---- Hadamard transforms ------------------------------------------------------------------------
@@ -555,10 +546,7 @@ int64_t scratch_bytes(const Geometry& geometry, int rows) {
   if (geometry.kind == kHadamard)
     return geometry.calls_per_sub_block() * 32 + geometry.hadamard_n * 4;
   if (geometry.kind == kSign) return static_cast<int64_t>(rows) * kSignTables * 16 * 4;
-  // gaussian_norms needs the values of one call, gaussian_scores two vectors a row.
-  const int64_t odd = static_cast<int64_t>(rows) * kGaussianVectors * L * 4;
-  const int64_t call = kGaussiansPerCall * kGaussianVectors * L * 4;
-  return odd > call ? odd : call;
+  return static_cast<int64_t>(rows) * kGaussianVectors * L * 4;
 }
 
 void scores(const ScoreTask& task) {
@@ -736,8 +724,8 @@ void gather(const float* x, int64_t dim, int64_t start, int64_t stride, int64_t 
 
 constexpr Kernels make_kernels(const char* name) {
   return Kernels{name,      scratch_bytes, scores,       argmax,    filter,
-                 gaussian_norms, block_words, flip, add_signs, add_gaussians, gaussian_integers,
-                 add_hadamard, transform, scale, gather};
+                 block_words, flip, add_signs, add_gaussians, gaussian_integers, add_hadamard,
+                 transform, scale, gather};
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Weighted sums of `sign` and `gaussian` atoms (section 6), bit for bit, and `gaussian`'s squared norms.
+// Weighted sums of `sign` and `gaussian` atoms (section 6), bit for bit, and `sign`'s squared norms.
 
 #pragma once
 
@@ -78,49 +78,6 @@ struct CombineKernel {
         const int64_t i = tile * kCoordinates + thread + kThreads * r;
         if (i < geometry.group_dim(g)) y[b * geometry.dim + geometry.group_start(g) + i] = s.sum[r];
       }
-    });
-  }
-};
-
-// out (G, K) = sum of q^2 / 65536. A block has 32 atoms, 8 threads each. Grid: (tiles, G).
-struct GaussianNormKernel {
-  static constexpr int kThreads = 256, kMinBlocks = 4, kShare = 8, kAtoms = kThreads / kShare;
-  struct State {};
-
-  Geometry geometry;
-  const int64_t* step;
-  const int16_t* table;
-  float* out;
-  int64_t tiles;
-
-  static constexpr int64_t shared_bytes() { return kThreads * sizeof(int64_t); }
-
-  template <class Block>
-  DDCM_FN void operator()(Block& block) const {
-    const int64_t tile = block.index() % tiles, g = block.index() / tiles;
-    const int64_t size = geometry.group_dim(g);
-    int64_t* sums = reinterpret_cast<int64_t*>(block.shared());
-    block.each([&](int thread, State&) {
-      const int64_t k = tile * kAtoms + thread / kShare;
-      int64_t sum = 0;
-      for (int64_t call = thread % kShare; call * kGaussiansPerCall < size; call += kShare) {
-        const Words w = philox10(geometry.key(), geometry.block(g, call), static_cast<uint32_t>(k),
-                                 static_cast<uint32_t>(*step), kStreamGaussian);
-        DDCM_UNROLL
-        for (int e = 0; e < kGaussiansPerCall; ++e) {
-          const int q = gaussian_integer(halfword(w, e), table);
-          if (call * kGaussiansPerCall + e < size) sum += q * q;
-        }
-      }
-      sums[thread] = sum;
-    });
-    block.sync();
-    block.each([&](int thread, State&) {
-      const int64_t k = tile * kAtoms + thread;
-      if (thread >= kAtoms || k >= geometry.size) return;
-      int64_t sum = 0;
-      for (int i = 0; i < kShare; ++i) sum += sums[thread * kShare + i];
-      out[g * geometry.size + k] = static_cast<float>(static_cast<double>(sum) / 65536.0);
     });
   }
 };

@@ -129,13 +129,10 @@ struct Driver {
     run(kernel, kernel.tiles * geometry.groups);
   }
 
-  int norms(float* out) {
+  // Squared norms of all atoms where they need no entries (`hadamard`: one transform a pair): out (G, K).
+  void norms(float* out) {
     if (geometry.kind == kSign) {
       SignNormKernel kernel{geometry, out, ceil_div(geometry.size, SignNormKernel::kAtoms)};
-      run(kernel, kernel.tiles * geometry.groups);
-    } else if (geometry.kind == kGaussian) {
-      GaussianNormKernel kernel{geometry, step, tables.integers, out,
-                                ceil_div(geometry.size, GaussianNormKernel::kAtoms)};
       run(kernel, kernel.tiles * geometry.groups);
     } else {
       switch (geometry.hadamard_n) {
@@ -146,7 +143,6 @@ struct Driver {
         default: norms_hadamard<14>(out); break;
       }
     }
-    return error;
   }
 
   // ---- scores and search ----------------------------------------------------------------------------
@@ -224,31 +220,32 @@ struct Driver {
     Ranking ranking;
     Candidate* results;  // search
     float* scores;       // scores
+    float* norms;        // `gaussian` scores: norms too, or null
     int64_t score_stride, first, last;
     int64_t chunks;      // blocks a (group, batch tile); 0: as many as there are tiles
   };
 
-  template <class Traits, int ColumnTiles, bool Scores>
+  template <class Traits, int ColumnTiles, int Writes>
   void score_products(const Prepared& p, const Target& target) {
     const int64_t tile_atoms = warps(p) / p.split * warp_atoms(p);
     const int64_t tiles = ceil_div(target.last - target.first, tile_atoms);
     const int64_t chunks = target.chunks == 0 ? tiles : smaller(target.chunks, tiles);
-    SearchKernel<Traits, ColumnTiles, Scores> kernel{
+    SearchKernel<Traits, ColumnTiles, Writes> kernel{
         geometry, make_round_keys(geometry.seed), target.ranking, step, tables.halves(), p.fragments,
-        p.max_bits, p.correction, target.results, target.scores, target.score_stride, target.first,
-        target.last, static_cast<int32_t>(p.batch), static_cast<int32_t>(tiles),
+        p.max_bits, p.correction, target.results, target.scores, target.norms, target.score_stride,
+        target.first, target.last, static_cast<int32_t>(p.batch), static_cast<int32_t>(tiles),
         static_cast<int32_t>(chunks), p.split, p.warp_steps};
     run(kernel, chunks * geometry.groups * p.batch_tiles);
   }
 
-  template <class Traits, bool Scores>
+  template <class Traits, int Writes>
   void score_tiles(const Prepared& p, const Target& target) {
     if (p.column_tiles == 1) {
-      score_products<Traits, 1, Scores>(p, target);
+      score_products<Traits, 1, Writes>(p, target);
     } else if (p.column_tiles == 2) {
-      score_products<Traits, 2, Scores>(p, target);
+      score_products<Traits, 2, Writes>(p, target);
     } else {
-      score_products<Traits, 4, Scores>(p, target);
+      score_products<Traits, 4, Writes>(p, target);
     }
   }
 
@@ -266,9 +263,13 @@ struct Driver {
   template <bool Scores>
   void score(const Prepared& p, const float* w, const Target& target) {
     if (geometry.kind == kSign) {
-      score_tiles<SignTraits, Scores>(p, target);
+      score_tiles<SignTraits, Scores ? kScores : kBest>(p, target);
     } else if (geometry.kind == kGaussian) {
-      score_tiles<GaussianTraits, Scores>(p, target);
+      if (Scores && target.norms != nullptr) {
+        score_tiles<GaussianTraits, kNorms>(p, target);
+      } else {
+        score_tiles<GaussianTraits, Scores ? kScores : kBest>(p, target);
+      }
     } else {
       switch (geometry.hadamard_n) {
         case 64: score_hadamard<6, Scores>(p, w, target); break;
@@ -300,17 +301,19 @@ struct Driver {
     Candidate* results = arena.take<Candidate>(batch * geometry.groups * chunks);
     if (arena.base == nullptr) return 0;
     prepare(p, w);
-    score<false>(p, w, Target{ranking, results, nullptr, 0, 0, geometry.size, chunks});
+    score<false>(p, w, Target{ranking, results, nullptr, nullptr, 0, 0, geometry.size, chunks});
     FinalKernel final_kernel{results, chosen, chunks, ranking.is_signed, 0};
     run(final_kernel, batch * geometry.groups);
     return error;
   }
 
-  int scores(Arena& arena, const float* w, int64_t batch, int64_t first, int64_t count, float* out) {
+  int scores(Arena& arena, const float* w, int64_t batch, int64_t first, int64_t count, float* out,
+             float* squared_norms) {
     const Prepared p = plan(arena, batch, count);
     if (arena.base == nullptr) return 0;
     prepare(p, w);
-    score<true>(p, w, Target{Ranking{}, nullptr, out, count, first, first + count, 0});
+    if (squared_norms != nullptr && geometry.kind != kGaussian) norms(squared_norms);
+    score<true>(p, w, Target{Ranking{}, nullptr, out, squared_norms, count, first, first + count, 0});
     return error;
   }
 
@@ -326,7 +329,7 @@ struct Driver {
     prepare(p, w);
     for (int64_t first = 0; first < geometry.size; first += chunk) {
       const int64_t last = smaller(first + chunk, geometry.size), used = ceil_div(last - first, kSliceAtoms);
-      score<true>(p, w, Target{Ranking{}, nullptr, chunk_scores, chunk, first, last, 0});
+      score<true>(p, w, Target{Ranking{}, nullptr, chunk_scores, nullptr, chunk, first, last, 0});
       SliceKernel slice{ranking, chunk_scores, chunk, first, last - first, lists, used, geometry.groups, m};
       run(slice, used * rows);
       MergeKernel merge{lists, best, chosen, used, m, ranking.is_signed, first == 0, last == geometry.size, 0};
@@ -360,7 +363,7 @@ DDCM_API int64_t ddcm_search_workspace(const Spec* spec, int64_t batch) {
 DDCM_API int64_t ddcm_scores_workspace(const Spec* spec, int64_t batch, int64_t count) {
   Arena arena{nullptr};
   Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{}, *spec, nullptr, nullptr);
-  driver.scores(arena, nullptr, batch, 0, count, nullptr);
+  driver.scores(arena, nullptr, batch, 0, count, nullptr, nullptr);
   return arena.used;
 }
 
@@ -393,17 +396,14 @@ DDCM_API int ddcm_topk(const Spec* spec, const float* w, int64_t batch, const in
   return driver.topk(arena, w, batch, m, Ranking{bias, bias_stride, is_signed, 0}, Chosen{index, sign, score});
 }
 
-// Scores of atoms first .. first + count - 1 (`hadamard`: first is a multiple of n): out (B, G, count).
+// Scores of atoms first .. first + count - 1 (`hadamard`: first is a multiple of n): out (B, G, count). norms is null or,
+// with first = 0 and count = K, (G, K): squared norms of all atoms.
 DDCM_API int ddcm_scores(const Spec* spec, const float* w, int64_t batch, const int64_t* step, int64_t first,
-                         int64_t count, const void* tables, void* workspace, float* out, void* stream) {
+                         int64_t count, const void* tables, void* workspace, float* out, float* norms,
+                         void* stream) {
   Arena arena{static_cast<char*>(workspace)};
   Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{stream}, *spec, step, tables);
-  return driver.scores(arena, w, batch, first, count, out);
-}
-
-DDCM_API int ddcm_norms(const Spec* spec, const int64_t* step, const void* tables, float* out, void* stream) {
-  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{stream}, *spec, step, tables);
-  return driver.norms(out);
+  return driver.scores(arena, w, batch, first, count, out, norms);
 }
 
 DDCM_API int ddcm_combine(const Spec* spec, const int64_t* index, const float* coefficient, int64_t batch,

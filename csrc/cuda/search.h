@@ -99,12 +99,23 @@ struct GaussianTraits {
   }
 };
 
-// Search (Scores = false): results[(b * G + g) * chunks + chunk] = best candidate of the chunk's atoms.
-// Scores: scores[(b * G + g) * score_stride + k - first] for first <= k < last.
+// What a SearchKernel writes. kBest: results[(b * G + g) * chunks + chunk] = best candidate of the chunk's atoms.
+// kScores: scores[(b * G + g) * score_stride + k - first] for first <= k < last. kNorms (`gaussian`): scores and
+// norms[g * score_stride + k - first], the atoms' squared norms.
+enum Output { kBest = 0, kScores = 1, kNorms = 2 };
+
+// Squared norms cost no generation and hardly an instruction: an A fragment (row g, columns 2t, 2t + 1; 2t + 8, 2t + 9) is,
+// register by register, the B fragment of its own upper or lower 8 rows transposed, and the diagonal of
+// A A^T is the 16 atoms' sums of squares. A k step's 32 squares start from zero: their sum is an integer, exact in
+// float32 below 2^24 (mean 2^21; that 32 entries exceed 2^24 has a probability of 1e-36), and is added up as int64
+// in shared memory by the one lane that holds it.
+//
 // ColumnTiles NT column tiles of two batch rows share every generated word. A block's kWarpAtoms * (warps / split)
 // atoms are one tile; `split` warps share atoms and cut the k steps among them. Grid: (chunks, G, batch tiles).
-template <class Traits, int ColumnTiles, bool Scores>
+template <class Traits, int ColumnTiles, int Writes>
 struct SearchKernel {
+  static constexpr bool kRanks = Writes == kBest, kSquares = Writes == kNorms;
+  static_assert(!kSquares || !Traits::kSigns, "the norms of signs are known");
   using Sum = typename Traits::Sum;
   using Accumulator = typename Traits::Mma::Accumulator;
   static constexpr int kWarps = Traits::warps(ColumnTiles), kThreads = 32 * kWarps;
@@ -116,8 +127,10 @@ struct SearchKernel {
     Accumulator sum[kRowTiles][ColumnTiles][4];
     Words words[2 * kRowTiles];
     Vec4 b[ColumnTiles];
+    Accumulator square[kSquares ? 2 : 1][4];  // of a row tile: rows g, then g + 8, on the diagonal
     const Vec4* from;  // this lane's residual fragments of the k step
     uint32_t call;     // Philox block of this lane's call of the k step
+    int left;          // kNorms: entries of the group from that call on
   };
 
   Geometry geometry;
@@ -130,19 +143,23 @@ struct SearchKernel {
   const int64_t* correction; // (B, G)
   Candidate* results;
   float* scores;
+  float* norms;
   int64_t score_stride;
   int64_t first, last;
   int32_t batch, tiles, chunks;
   int32_t split, warp_steps;  // k steps of a warp; the fragments hold split * warp_steps
 
-  // Shared memory: table | partial sums of one column tile | best candidates | sums of earlier segments.
+  // Shared memory: table | partial sums of one column tile | best candidates | sums of earlier segments | sums of
+  // squares of each warp's atoms.
   static constexpr int64_t kPartsAt = Traits::kTableBytes;
   static constexpr int64_t kBestAt =
       kPartsAt + static_cast<int64_t>(sizeof(Sum)) * kWarps * 2 * kWarpAtoms * kRowsPerColumnTile;
   static constexpr int64_t kCarryAt =
-      kBestAt + (Scores ? 0 : static_cast<int64_t>(sizeof(Candidate)) * ColumnTiles * kThreads);
+      kBestAt + (kRanks ? static_cast<int64_t>(sizeof(Candidate)) * ColumnTiles * kThreads : 0);
+  static constexpr int64_t kSquaresAt =
+      kCarryAt + static_cast<int64_t>(sizeof(Sum)) * ColumnTiles * kWarpAtoms * kRowsPerColumnTile;
   static constexpr int64_t shared_bytes() {
-    return kCarryAt + static_cast<int64_t>(sizeof(Sum)) * ColumnTiles * kWarpAtoms * kRowsPerColumnTile;
+    return kSquaresAt + (kSquares ? static_cast<int64_t>(sizeof(int64_t)) * kWarps * kWarpAtoms : 0);
   }
 
   template <class Block>
@@ -155,7 +172,7 @@ struct SearchKernel {
       for (int i = thread; i < Traits::kTableBytes / 16; i += kThreads) {
         reinterpret_cast<Vec4*>(block.shared())[i] = load_vec4(reinterpret_cast<const Vec4*>(table) + i);
       }
-      if (!Scores) {
+      if (kRanks) {
         for (int nt = 0; nt < ColumnTiles; ++nt) best[nt * kThreads + thread] = no_candidate();
       }
     });
@@ -168,6 +185,10 @@ struct SearchKernel {
                              static_cast<uint32_t>(thread / 32 / split * kWarpAtoms + thread % 32 / 4);
         DDCM_UNROLL
         for (int r = 0; r < 2 * kRowTiles; ++r) s.atom[r] = atom_part(keys, row + 8 * r, step_word);
+        if (kSquares) {
+          DDCM_UNROLL
+          for (int r = 0; r < 2 * kRowTiles; ++r) *squares_of(block, thread, r) = 0;
+        }
       });
       DDCM_NO_UNROLL
       for (int begin = 0; begin < warp_steps; begin += kStepsPerSegment) {
@@ -176,7 +197,7 @@ struct SearchKernel {
         finish_segment(block, opaque(tile), opaque(begin), best);
       }
     }
-    if (!Scores) {
+    if (kRanks) {
       for (int nt = 0; nt < ColumnTiles; ++nt) {
         reduce_candidates<kThreads>(block, best + nt * kThreads, kRowsPerColumnTile);
       }
@@ -204,6 +225,47 @@ struct SearchKernel {
     return first + static_cast<int64_t>(tile) * (kWarps / split) * kWarpAtoms;
   }
 
+  // Whether this lane holds diagonal entries of a row tile's A A^T: (g, 2t) or (g, 2t + 1) with g among them.
+  static DDCM_FN bool on_diagonal(int thread) { return thread % 32 / 8 == thread % 4; }
+
+  // Sum of squares of row g + 8 r of the thread's warp.
+  template <class Block>
+  static DDCM_FN int64_t* squares_of(Block& block, int thread, int r) {
+    return reinterpret_cast<int64_t*>(block.shared() + kSquaresAt) + thread / 32 * kWarpAtoms + thread % 32 / 4 + 8 * r;
+  }
+
+  // Adds the squares of one k step's entries.
+  template <class Block>
+  static DDCM_FN void add_squares(Block& block) {
+    using Mma = typename Traits::Mma;
+    DDCM_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+      block.each([&](int, State& s) {
+        DDCM_UNROLL
+        for (int i = 0; i < 8; ++i) s.square[i / 4][i % 4] = 0;
+      });
+      DDCM_UNROLL
+      for (int product = 0; product < Traits::kProducts; ++product) {
+        DDCM_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          block.template mma<Mma>([&](int, State& s, auto issue) {
+            const int word = Traits::word(product);
+            const Words &upper = s.words[2 * m], &lower = s.words[2 * m + 1], &own = s.words[2 * m + half];
+            issue(s.square[half], upper.w[word], lower.w[word], upper.w[word + 1], lower.w[word + 1],
+                  own.w[word], own.w[word + 1]);
+          });
+        }
+      }
+      block.each([&](int thread, State& s) {
+        if (!on_diagonal(thread)) return;
+        // c[0], c[1]: row g, columns 2t, 2t + 1; c[2], c[3]: row g + 8. The diagonal's column is g.
+        const bool odd = thread % 8 / 4 != 0;
+        *squares_of(block, thread, 2 * m) += static_cast<int32_t>(odd ? s.square[0][1] : s.square[0][0]);
+        *squares_of(block, thread, 2 * m + 1) += static_cast<int32_t>(odd ? s.square[1][3] : s.square[1][2]);
+      });
+    }
+  }
+
   // Sums over the k steps begin .. end - 1 of every warp.
   template <class Block>
   DDCM_FN void multiply_segment(Block& block, uint32_t step_word, int begin, int end,
@@ -213,7 +275,9 @@ struct SearchKernel {
       const int64_t first_step = static_cast<int64_t>(thread / 32 % split) * warp_steps + begin;
       const int64_t group_step = (place.batch_tile * geometry.groups + place.group) * split * warp_steps + first_step;
       s.from = fragments + group_step * kStepVectors * 32 + thread % 32;
-      s.call = geometry.block(place.group, first_step * kCallsPerStep + thread % 4);
+      const int64_t first_call = first_step * kCallsPerStep + thread % 4;
+      s.call = geometry.block(place.group, first_call);
+      s.left = static_cast<int>(geometry.group_dim(place.group) - first_call * Traits::kEntriesPerCall);
       DDCM_UNROLL
       for (int m = 0; m < kRowTiles; ++m) {
         DDCM_UNROLL
@@ -230,6 +294,17 @@ struct SearchKernel {
         DDCM_UNROLL
         for (int r = 0; r < 2 * kRowTiles; ++r) {
           s.words[r] = Traits::expand(philox_split(keys, s.atom[r], part), local_table);
+        }
+        if constexpr (kSquares) {
+          // Entries past the group's end meet a residual of zero, but not in a square.
+          if (s.left < Traits::kEntriesPerCall) {
+            DDCM_UNROLL
+            for (int word = 0; word < 4; ++word) {
+              const uint32_t mask = s.left > 2 * word + 1 ? 0xffffffffu : s.left > 2 * word ? 0xffffu : 0u;
+              DDCM_UNROLL
+              for (int r = 0; r < 2 * kRowTiles; ++r) s.words[r].w[word] &= mask;
+            }
+          }
         }
       });
       DDCM_UNROLL
@@ -259,9 +334,11 @@ struct SearchKernel {
           }
         }
       }
+      if constexpr (kSquares) add_squares(block);
       block.each([&](int, State& s) {
         s.from += kStepVectors * 32;
         s.call += kCallsPerStep;
+        s.left -= kCallsPerStep * Traits::kEntriesPerCall;
       });
     }
   }
@@ -318,11 +395,19 @@ struct SearchKernel {
           if (k >= last) continue;
           const int64_t at = row * geometry.groups + place.group;
           const float score = Traits::score(sum, Traits::kSigns ? correction[at] : 0, unit_of(max_bits[at]));
-          if (Scores) {
-            scores[at * score_stride + k - first] = score;
-          } else {
+          if (kRanks) {
             const Candidate c = ranking.candidate(score, place.group, k);
             if (better(c, best[nt * kThreads + thread])) best[nt * kThreads + thread] = c;
+            continue;
+          }
+          scores[at * score_stride + k - first] = score;
+          if (kSquares && row == 0) {
+            const int64_t* squares = reinterpret_cast<const int64_t*>(block.shared() + kSquaresAt);
+            int64_t total = 0;
+            for (int w = 0; w < split; ++w) {
+              total += squares[(atom / kWarpAtoms * split + w) * kWarpAtoms + atom % kWarpAtoms];
+            }
+            norms[place.group * score_stride + k - first] = static_cast<float>(static_cast<double>(total) / 65536.0);
           }
         }
       });

@@ -1,7 +1,7 @@
 """Backends: which are here, why one is missing, and which serves a device.
 
 A backend is a module with the functions of `ddcm_fast.reference` (to_codebook_order, to_image_order,
-search, topk, scores, norms, combine), taking the step as a 0-d int64 tensor on the data's device where
+search, topk, scores, scores_and_norms, combine), taking the step as a 0-d int64 tensor on the data's device where
 `reference` takes an int, and a function `unavailable(device) -> str | None` that says why it cannot
 serve a device (None: it can).
 """

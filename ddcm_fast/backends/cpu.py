@@ -45,10 +45,9 @@ _P = c_void_p  # of an array
 _SIGNATURES = {
     "to_codebook_order": (_G, _P, c_int64, _P, c_int),
     "to_image_order": (_G, _P, c_int64, _P, c_int),
-    "scores": (_G, _P, c_int64, c_uint32, _P, c_int),
+    "scores": (_G, _P, c_int64, c_uint32, _P, _P, c_int),
     "search": (_G, _P, c_int64, c_uint32, c_int, _P, c_int, _P, _P, _P, c_int),
     "topk": (_G, _P, c_int64, c_uint32, c_int64, c_int, _P, c_int, _P, _P, _P, c_int),
-    "norms": (_G, c_uint32, _P, c_int),
     "combine": (_G, _P, _P, c_int64, c_int64, c_uint32, _P, c_int),
 }
 
@@ -209,8 +208,7 @@ def topk(
     return index, sign, score
 
 
-def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
-    """See ddcm_fast.reference.scores."""
+def _scores(spec: CodebookSpec, w: Tensor, step: Tensor, norms: Tensor | None) -> Tensor:
     out = torch.empty(w.shape[0], spec.groups, spec.size)
     _check(
         _library().ddcm_cpu_scores(
@@ -219,17 +217,22 @@ def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
             w.shape[0],
             step.item(),
             out.data_ptr(),
+            None if norms is None else norms.data_ptr(),
             torch.get_num_threads(),
         )
     )
     return out
 
 
-def norms(spec: CodebookSpec, step: Tensor) -> Tensor:
-    """See ddcm_fast.reference.norms."""
-    out = torch.empty(spec.groups, spec.size)
-    _check(_library().ddcm_cpu_norms(_geometry(spec), step.item(), out.data_ptr(), torch.get_num_threads()))
-    return out
+def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
+    """See ddcm_fast.reference.scores."""
+    return _scores(spec, w, step, None)
+
+
+def scores_and_norms(spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """See ddcm_fast.reference.scores_and_norms."""
+    norms = torch.empty(spec.groups, spec.size)
+    return _scores(spec, w, step, norms), norms
 
 
 def combine(spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:

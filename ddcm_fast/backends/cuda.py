@@ -67,9 +67,8 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
         *(_POINTER, _POINTER, _POINTER, _POINTER),
     ),
     "ddcm_scores": (
-        *(_POINTER, _INT64, _POINTER, _INT64, _INT64, _POINTER, _POINTER, _POINTER, _POINTER),
+        *(_POINTER, _INT64, _POINTER, _INT64, _INT64, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
     ),
-    "ddcm_norms": (_POINTER, _POINTER, _POINTER, _POINTER),
     "ddcm_combine": (
         *(_POINTER, _POINTER, _INT64, _INT64, _POINTER, _POINTER, _POINTER, _POINTER),
     ),
@@ -166,33 +165,32 @@ class Kernels:
 
         For the hadamard kind, first must be a multiple of the spec's hadamard_n.
         """
+        return self._scores(spec, w, step, first, spec.size - first if count is None else count, None)
+
+    def scores_and_norms(self, spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """See ddcm_fast.reference.scores_and_norms."""
+        norms = torch.empty(spec.groups, spec.size, device=w.device)
+        return self._scores(spec, w, step, 0, spec.size, norms), norms
+
+    def _scores(
+        self, spec: CodebookSpec, w: Tensor, step: Tensor, first: int, count: int, norms: Tensor | None
+    ) -> Tensor:
         w = w.contiguous()
-        count = spec.size - first if count is None else count
         out = torch.empty(len(w), spec.groups, count, device=w.device)
         c_spec = self._spec(spec, w.device)
         with self._on(w.device) as stream:
             tables = self._table(w.device)
             for rows in self._batches(len(w), c_spec, "ddcm_scores_workspace", count):
                 part = w[rows]
+                squares = norms.data_ptr() if norms is not None and rows.start == 0 else None
                 size = self._library.ddcm_scores_workspace(c_spec, len(part), count)
                 workspace = torch.empty(size, dtype=torch.uint8, device=w.device)
                 self._check(
                     self._library.ddcm_scores(
                         *(c_spec, part.data_ptr(), len(part), step.data_ptr(), first, count),
-                        *(tables.data_ptr(), workspace.data_ptr(), out[rows].data_ptr(), stream),
+                        *(tables.data_ptr(), workspace.data_ptr(), out[rows].data_ptr(), squares, stream),
                     )
                 )
-        return out
-
-    def norms(self, spec: CodebookSpec, step: Tensor) -> Tensor:
-        """See ddcm_fast.reference.norms."""
-        out = torch.empty(spec.groups, spec.size, device=step.device)
-        with self._on(step.device) as stream:
-            table = self._table(step.device).data_ptr()
-            c_spec = self._spec(spec, step.device)
-            self._check(
-                self._library.ddcm_norms(c_spec, step.data_ptr(), table, out.data_ptr(), stream)
-            )
         return out
 
     def combine(
@@ -414,9 +412,9 @@ def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
     return _for(w).scores(spec, w, step)
 
 
-def norms(spec: CodebookSpec, step: Tensor) -> Tensor:
-    """See ddcm_fast.reference.norms."""
-    return _for(step).norms(spec, step)
+def scores_and_norms(spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """See ddcm_fast.reference.scores_and_norms."""
+    return _for(w).scores_and_norms(spec, w, step)
 
 
 def combine(spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:

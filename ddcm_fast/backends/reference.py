@@ -36,9 +36,9 @@ def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
     return reference.scores(spec, w, int(step))
 
 
-def norms(spec: CodebookSpec, step: Tensor) -> Tensor:
-    """See ddcm_fast.reference.norms."""
-    return reference.norms(spec, int(step), step.device)
+def scores_and_norms(spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """See ddcm_fast.reference.scores_and_norms."""
+    return reference.scores_and_norms(spec, w, int(step))
 
 
 def combine(spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:

@@ -35,10 +35,10 @@ class Pursuit(Rule):
     `best` if that is larger than before; else the code c = 0 ends the step.
 
     By linearity the candidates' inner products need only <z_k, r>, <z_k, best>, the sums and the norms of the
-    atoms: one pass over the codebook for the direction (with the sums in the same pass) and one for each new
-    `best`, M passes in all, instead of (M - 1)(2^C - 1) with a K x D tensor each. The norms are known but for the
-    `gaussian` kind, which takes one pass more for them. Where the atoms are exactly orthogonal (`hadamard`, K <= n, D a
-    multiple of n), <z_k, best> is D times the weight of z_k in `best`: one pass in all.
+    atoms: one pass over the codebook for the direction (sums and norms come out of the same pass) and one for each
+    new `best`, M passes in all, instead of (M - 1)(2^C - 1) with a K x D tensor each. Where the atoms are exactly
+    orthogonal (`hadamard`, K <= n, D a multiple of n), <z_k, best> is D times the weight of z_k in `best`: one
+    pass in all.
 
     Letters of a step: k_1, then M - 1 pairs (code of c, k), zero after the end. The symbol enumerates the valid
     sequences exactly: n_0 = 1, n_m = 1 + (2^C - 1) K n_(m-1) ways to go on with at most m atoms, K n_(M-1) in all.
@@ -67,9 +67,9 @@ class Pursuit(Rule):
         if self._atoms == 1:
             return book.search(direction, i)[0]
         both = torch.cat((direction, torch.ones_like(direction[:1])))
-        scores = book.scores(both, i)[:, 0].double()
+        scores, norms = book.scores_and_norms(both, i)
+        scores, norm = scores[:, 0].double(), norms[0].double()  # norm: |z_k|^2 (K,)
         score, total = scores[:-1], scores[-1]  # <z_k, r> (B, K) and the sum of z_k (K,)
-        norm = book.norms(i, direction.device)[0].double()
         value, index = score.max(dim=1, keepdim=True)
         best = book.atoms(index, i)
         letters = [index]
