@@ -11,18 +11,19 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from .config import SHARING_RULES, CodecConfig
 from .errors import ConfigError
-from .information import InformationCurve, measure, model_curve
+from .information import InformationCurve, kl_timesteps, measure, model_curve
 from .models.base import DiffusionModel
 
-#: Share of the bits that turns into information: what a group's argmax gains of the ideal, less what the model's
-#: curve misjudges. Measured on photographs (docs/codec.md); the optimum is flat.
-EFFICIENCY = 0.75
+#: Share of each rule's bits that turns into information: what its choice gains of the ideal. Measured on photographs
+#: (docs/codec.md); the optimum is flat.
+WORTH = {"product": 0.8, "trellis": 0.85, "threshold": 0.7, "rcc": 0.9}
 
 #: Bits a pixel of the qualities a person can choose without reading a paper.
 QUALITIES = {"low": 0.1, "medium": 0.25, "high": 0.5, "best": 1.0}
@@ -46,20 +47,37 @@ def image_curve(model: DiffusionModel, x0: Tensor, condition: Any = None) -> Inf
     return InformationCurve(base.t, tuple(base.at(t) * ratio.at(t) for t in base.t), base.power)
 
 
-def stop_for_bits(model: DiffusionModel, curve: InformationCurve, dim: int, bits: float, steps: int) -> int:
-    """The timestep down to which an image's curve holds EFFICIENCY * bits, leaving room for `steps` steps above it."""
-    grid, spent = curve.bits(model)
-    goal = EFFICIENCY * bits / dim
-    place = next((i for i, value in enumerate(spent) if value >= goal), len(grid) - 1)
-    first = len(grid) - len(model_curve(model).bits(model)[0])  # the schedule starts where the model's curve does
-    return int(grid[min(max(place, first + steps, 1), len(grid) - 1)])
+def stop_for_bits(model: DiffusionModel, curve: InformationCurve, entry_bits: float, steps: int) -> int:
+    """The timestep down to which `steps` steps ask for `entry_bits` bits an entry of an image with this curve.
+
+    A step asks for |x0 - x0_hat|^2 (SNR_s - SNR_t) / (2 ln 2) with the error at its start, so few steps ask for more
+    than the curve's integral, and stop earlier for it.
+    """
+    grid, _ = model_curve(model).bits(model)
+    low, high = min(steps, len(grid) - 1), len(grid) - 1  # the steps need as many timesteps above the stop
+    while low < high:
+        middle = (low + high) // 2
+        if _asked(model, curve, steps, int(grid[middle])) >= entry_bits:
+            high = middle
+        else:
+            low = middle + 1
+    return int(grid[low])
+
+
+def _asked(model: DiffusionModel, curve: InformationCurve, steps: int, stop: int) -> float:
+    """Bits an entry that `steps` steps down to `stop` ask for."""
+    timesteps = [*kl_timesteps(model, steps, stop), float(stop)]
+    levels = [model.alpha_sigma(t) for t in timesteps]
+    snr = [(alpha / sigma) ** 2 for alpha, sigma in levels]
+    gains = zip(timesteps, itertools.pairwise(snr), strict=False)  # the stop itself starts no step
+    return sum(curve.at(t) * (after - before) for t, (before, after) in gains) / (2 * math.log(2))
 
 
 def bits_for_stop(model: DiffusionModel, curve: InformationCurve, dim: int, stop: float) -> float:
-    """Bits that carry an image's information down to a timestep: the inverse of stop_for_bits."""
+    """About the bits that carry an image's information down to a timestep, whatever the rule and the steps."""
     grid, spent = curve.bits(model)
     place = next((i for i, t in enumerate(grid) if t <= stop), len(grid) - 1)
-    return max(1.0, spent[place] * dim / EFFICIENCY)
+    return max(1.0, spent[place] * dim / 0.8)
 
 
 def with_payload(
@@ -72,9 +90,13 @@ def with_payload(
     if config.rule not in SHARING_RULES:
         return _with_steps(config, model, dim, bits)
 
+    @cache
+    def stop_for(steps: int) -> int:
+        return stop_for_bits(model, curve, WORTH[config.rule] * bits / dim, steps)
+
     def make(atoms: int) -> CodecConfig:
         steps = min(config.T, atoms)
-        stop = stop_for_bits(model, curve, dim, bits, steps) if config.schedule == "kl" else 0
+        stop = stop_for(steps) if config.schedule == "kl" else 0
         tail = min(config.tail, stop + 1) if config.schedule == "kl" else config.tail
         return dataclasses.replace(config, atoms=atoms, T=steps, stop=stop, tail=tail)
 
