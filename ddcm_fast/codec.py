@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from .condition import Condition, ConditionHash, Edit, settle
 from .config import SHARING_RULES, CodecConfig, preset
 from .container import DTYPE_NAMES, MAX_SIDE, Header
 from .errors import ConfigError, DDCMWarning, FormatError, InputError, ModelError
+from .graphs import StepGraphs, require_gpu
 from .images import psnr as measured_psnr
 from .images import to_pil, to_tensor
 from .information import model_curve
@@ -34,7 +35,7 @@ from .rate import (
 from .reference import initial_noise
 from .rules import Rule
 from .rules.threshold import pool_weight
-from .sampler import Chooser, Draw, Match, Replay, Sample, sample, toward
+from .sampler import Chooser, Draw, Replay, Sample, sample, toward
 from .schedule import Step
 
 DEFAULT_PRESET = "product"
@@ -84,13 +85,14 @@ def _stored(condition: Condition | None, embed: bool) -> Condition | ConditionHa
 
 @dataclass(frozen=True)
 class _Job:
-    """One configuration at one image size: the steps, the rule and x_T."""
+    """One configuration at one image size: the steps, the rule and x_T; captured steps by images a run."""
 
     steps: list[Step]
     rule: Rule
     noise: Tensor  # (1, *latent_shape)
     height: int
     width: int
+    graphs: dict[int, StepGraphs] = field(default_factory=dict)
 
     @property
     def coded(self) -> list[Step]:
@@ -108,6 +110,11 @@ class Codec:
             the batch size in its last bits, so files decode bit for bit like the encoder's reconstruction only where
             both use the same; 1 (the default) always does.
         progress: progress bars: True, False, or None for "if standard error is a terminal".
+        cuda_graph: take whole steps as CUDA graphs (rules greedy, product and threshold): for a network whose kernels
+            take less time than their launching. What was captured is kept for the last configuration and size.
+
+    Raises:
+        ConfigError: batch_size below 1; cuda_graph without a GPU.
     """
 
     def __init__(
@@ -117,6 +124,7 @@ class Codec:
         backend: str = "auto",
         batch_size: int = 1,
         progress: bool | None = False,
+        cuda_graph: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
@@ -125,6 +133,10 @@ class Codec:
         self.backend = backend
         self.batch_size = batch_size
         self.progress = progress
+        self.cuda_graph = cuda_graph
+        self._last: tuple[Any, _Job] | None = None
+        if cuda_graph:
+            require_gpu(self.model)
 
     @classmethod
     def from_preset(
@@ -135,10 +147,11 @@ class Codec:
         backend: str = "auto",
         batch_size: int = 1,
         progress: bool | None = False,
+        cuda_graph: bool = False,
         **settings: Any,
     ) -> Codec:
         """A codec with a preset's configuration, some of it replaced: from_preset(model, "pursuit", K=1024, M=8)."""
-        return cls(model, preset(name, **settings), backend, batch_size, progress)
+        return cls(model, preset(name, **settings), backend, batch_size, progress, cuda_graph)
 
     # ---- encoding --------------------------------------------------------------------------------
 
@@ -201,11 +214,8 @@ class Codec:
         height, width = images.shape[-2:]
         job = self._job(config, height, width)
         target = self._target(images)
-        chooser = toward(target)
-        if mask is not None:
-            weight = self._weight(mask, height, width)
-            chooser = Match(lambda context: weight * (target - context.x0_hat))
-        done = self._run(job, chooser, len(images), "compress", condition)
+        weight = None if mask is None else self._weight(mask, height, width)
+        done = self._run(job, toward(target, weight), len(images), "compress", condition)
         return self._finish(job, done, config, stored)
 
     def _controlled(
@@ -348,6 +358,16 @@ class Codec:
     # ---- parts -----------------------------------------------------------------------------------
 
     def _job(self, config: CodecConfig, height: int, width: int) -> _Job:
+        if not self.cuda_graph:
+            return self._new_job(config, height, width)
+        # With the curve's fingerprint: a model may be calibrated anew.
+        key = (config, height, width, self._fingerprint(config))
+        if self._last is None or self._last[0] != key:
+            self._last = None  # its graphs hold memory that the next may need
+            self._last = (key, self._new_job(config, height, width))
+        return self._last[1]
+
+    def _new_job(self, config: CodecConfig, height: int, width: int) -> _Job:
         model = self.model
         shape = model.latent_shape(*self._padded(height, width))
         dim = math.prod(shape)
@@ -389,7 +409,11 @@ class Codec:
         self, job: _Job, chooser: Chooser, batch: int, what: str, condition: Any = None
     ) -> Sample:
         noise = job.noise.expand(batch, *job.noise.shape[1:])
-        return sample(self.model, job.steps, job.rule, chooser, noise, condition, self.progress, what)
+        graphs = None
+        if self.cuda_graph:
+            graphs = job.graphs.get(batch) or StepGraphs(self.model, job.steps, job.rule)
+            job.graphs[batch] = graphs
+        return sample(self.model, job.steps, job.rule, chooser, noise, condition, self.progress, what, graphs)
 
     def _finish(
         self, job: _Job, done: Sample, config: CodecConfig, condition: Condition | ConditionHash | None = None

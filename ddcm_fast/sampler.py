@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from tqdm import tqdm
 from .models.base import DiffusionModel
 from .rules import Rule
 from .schedule import Step
+
+if TYPE_CHECKING:
+    from .graphs import StepGraphs
 
 
 @dataclass(frozen=True)
@@ -64,33 +67,71 @@ class Match(Chooser):
         return context.rule.choose(direction, context.step)
 
 
-def toward(target: Tensor) -> Match:
-    """The codec's encoder: follow the residual r = target - x0_hat (DDCM)."""
-    return Match(lambda context: target - context.x0_hat)
+class Toward(Match):
+    """The codec's encoder: follow the residual r = target - x0_hat (DDCM), weighted where a weight is given.
+
+    Args:
+        target: x0, (B, *latent_shape) float32. weight: of the residual, of a shape that broadcasts to it, or None.
+    """
+
+    def __init__(self, target: Tensor, weight: Tensor | None = None) -> None:
+        super().__init__(self._residual)
+        self.target, self.weight = target, weight
+
+    def _residual(self, context: StepContext) -> Tensor:
+        residual = self.target - context.x0_hat
+        return residual if self.weight is None else self.weight * residual
 
 
-class Draw(Chooser):
+def toward(target: Tensor, weight: Tensor | None = None) -> Toward:
+    """The codec's encoder, see Toward."""
+    return Toward(target, weight)
+
+
+class Blind(Chooser):
+    """A chooser whose letters do not depend on what the model predicts."""
+
+    @abstractmethod
+    def letters(self, rule: Rule, step: Step, batch: int, device: torch.device) -> Tensor | None:
+        """Letters (batch, n) int64 of the step on the device, or None: take the step without noise."""
+
+    def choose(self, context: StepContext) -> Tensor | None:
+        """See Chooser.choose."""
+        return self.letters(context.rule, context.step, len(context.x), context.x.device)
+
+
+class Draw(Blind):
     """Generator: uniformly random letters, from a CPU generator so that they do not depend on the device."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
 
-    def choose(self, context: StepContext) -> Tensor:
-        """See Chooser.choose."""
-        letters = context.rule.draw(len(context.x), context.step, self._generator)
-        return letters.to(context.x.device)
+    def letters(self, rule: Rule, step: Step, batch: int, device: torch.device) -> Tensor:
+        """See Blind.letters."""
+        # The copy takes the numbers before it returns; only waiting for the device's other work is left out.
+        return rule.draw(batch, step, self._generator).to(device, non_blocking=True)
 
 
-class Replay(Chooser):
-    """Decoder: the letters of the coded steps in order; where they end, the remaining steps are deterministic."""
+class Replay(Blind):
+    """Decoder: the letters of the coded steps in order; where they end, the remaining steps are deterministic.
+
+    Args:
+        letters: (B, n) int64 a step; they go to the device in one piece at the first step.
+    """
 
     def __init__(self, letters: Sequence[Tensor]) -> None:
-        self._letters = iter(letters)
+        self._letters = list(letters)
+        self._next = 0
 
-    def choose(self, context: StepContext) -> Tensor | None:
-        """See Chooser.choose."""
-        letters = next(self._letters, None)
-        return None if letters is None else letters.to(context.x.device)
+    def letters(self, rule: Rule, step: Step, batch: int, device: torch.device) -> Tensor | None:
+        """See Blind.letters."""
+        if self._next == len(self._letters):
+            return None
+        if self._next == 0:
+            whole = torch.cat(self._letters, dim=1).to(device)
+            self._letters = list(whole.split([own.shape[1] for own in self._letters], dim=1))
+        self._next += 1
+        return self._letters[self._next - 1]
 
 
 @dataclass(frozen=True)
@@ -106,10 +147,33 @@ def initial_state(model: DiffusionModel, step: Step, noise: Tensor) -> Tensor:
     return noise * (step.alpha_t**2 + step.sigma_t**2) ** 0.5
 
 
-def advance(step: Step, x0_hat: Tensor, eps_hat: Tensor, z: Tensor | None) -> Tensor:
+class Update(NamedTuple):
+    """The numbers of advance as 0-d tensors, see Step."""
+
+    alpha_s: Tensor
+    direction: Tensor
+    noise: Tensor
+
+
+def advance(step: Step | Update, x0_hat: Tensor, eps_hat: Tensor, z: Tensor | None) -> Tensor:
     """x_s = alpha_s x0_hat + direction eps_hat + v z, (B, *latent_shape); z (B, D), or None for a step without."""
     x = step.alpha_s * x0_hat + step.direction * eps_hat
     return x if z is None else x + step.noise * z.reshape(x.shape)
+
+
+def complete(context: StepContext, chooser: Chooser, update: Step | Update) -> tuple[Tensor, Tensor | None]:
+    """What follows a step's prediction: choice, noise and update, for the loop and for captured steps alike.
+
+    `update` has the step's numbers. Returns x_s (B, *latent_shape) and the letters (B, n), None of a step without.
+    """
+    step, rule = context.step, context.rule
+    if not step.coded:
+        z = rule.uncoded_noise(len(context.x), step, context.x.device) if step.noise > 0 else None
+        return advance(update, context.x0_hat, context.eps_hat, z), None
+    choice = chooser.choose(context)
+    if choice is None:
+        return advance(step.deterministic, context.x0_hat, context.eps_hat, None), None
+    return advance(update, context.x0_hat, context.eps_hat, rule.noise(choice, step)), choice
 
 
 @torch.inference_mode()
@@ -122,6 +186,7 @@ def sample(
     condition: Any = None,
     progress: bool | None = False,
     description: str = "",
+    graphs: StepGraphs | None = None,
 ) -> Sample:
     """Run the reverse process.
 
@@ -132,6 +197,7 @@ def sample(
         condition: given to the model; or a function of the Step that returns it (editing).
         progress: show a progress bar: True, False, or None for "if standard error is a terminal".
         description: text of the progress bar.
+        graphs: take the steps as CUDA graphs; made of the same model, steps and rule.
 
     Returns:
         Sample. The same inputs give the same bits on the same device.
@@ -140,20 +206,18 @@ def sample(
     letters: list[Tensor] = []
     hide = None if progress is None else not progress
     bar = tqdm(steps, disable=hide, desc=description, unit="step", leave=False)
+    if graphs is not None:
+        graphs.begin(x, chooser)
     for step, following in zip(bar, [*steps[1:], None], strict=True):
         current = condition(step) if callable(condition) else condition
-        x0_hat, eps_hat = model.predict(x, step.t, current) if chooser.ahead is None else chooser.ahead
-        chooser.ahead = None
-        z: Tensor | None = None
-        if step.coded:
-            context = StepContext(model, rule, step, x, x0_hat, eps_hat, current, following)
-            choice = chooser.choose(context)
-            if choice is None:
-                step = step.deterministic
-            else:
-                letters.append(choice)
-                z = rule.noise(choice, step)
-        elif step.noise > 0:
-            z = rule.uncoded_noise(len(x), step, x.device)
-        x = advance(step, x0_hat, eps_hat, z)
-    return Sample(x, letters)
+        if graphs is not None:
+            choice = graphs.take(step, chooser, current)
+        else:
+            x0_hat, eps_hat = model.predict(x, step.t, current) if chooser.ahead is None else chooser.ahead
+            chooser.ahead = None
+            x, choice = complete(
+                StepContext(model, rule, step, x, x0_hat, eps_hat, current, following), chooser, step
+            )
+        if choice is not None:
+            letters.append(choice)
+    return Sample(x if graphs is None else graphs.state(), letters)

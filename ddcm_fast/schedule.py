@@ -12,7 +12,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from .errors import ConfigError
 from .models.base import DiffusionModel
@@ -27,6 +29,7 @@ class Step:
         t, alpha_t, sigma_t: where the step starts. alpha_s, sigma_s: where it ends (1, 0 at the last).
         noise: v, the weight of the noise z (0: deterministic step). direction: weight of eps_hat.
         coded: whether z carries bits; a noisy step without bits uses atom 0.
+        position: the index as a 0-d int64 tensor on the device, in a step that stands for several alike (graphs.py).
     """
 
     index: int
@@ -38,6 +41,12 @@ class Step:
     noise: float
     direction: float
     coded: bool
+    position: Tensor | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def at(self) -> int | Tensor:
+        """What codebooks are told of the index."""
+        return self.index if self.position is None else self.position
 
     @property
     def deterministic(self) -> Step:

@@ -75,7 +75,7 @@ def in_dtype(scheduler: Any, dtype: torch.dtype) -> Any:
 
 def our_step(levels: Levels, x: Tensor, out: Tensor, z: Tensor, times: list[float], eta: float) -> tuple[Tensor, Step]:
     step = plan(_Stub(levels), times, eta=[eta] * len(times))[0]
-    x0_hat = levels.x0(x, out, step.t)
+    x0_hat = levels.x0(x, out, levels.level(step.t))
     eps_hat = eps_from_x0(x, x0_hat, step.alpha_t, step.sigma_t)
     return step.alpha_s * x0_hat + step.direction * eps_hat + step.noise * z, step
 
@@ -159,11 +159,12 @@ def test_edm(prediction: str, spacing: str) -> None:
         scheduler._step_index = None
         scaled = scheduler.scale_model_input(state, scheduler.timesteps[i])
         scheduler._step_index = i
-        torch.testing.assert_close(levels.scale_input(state, t), state / (sigmas[i] ** 2 + 0.25) ** 0.5)
+        level = levels.level(t)
+        torch.testing.assert_close(levels.scale_input(state, level), state / (sigmas[i] ** 2 + 0.25) ** 0.5)
         assert scaled.shape == state.shape
-        assert levels.network_time(t) == pytest.approx(float(scheduler.timesteps[i]), rel=1e-5, abs=1e-6)
+        assert level.time == pytest.approx(float(scheduler.timesteps[i]), rel=1e-5, abs=1e-6)
         theirs = scheduler.step(out, scheduler.timesteps[i], state)
-        torch.testing.assert_close(levels.x0(state, out, t), theirs.pred_original_sample, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(levels.x0(state, out, level), theirs.pred_original_sample, atol=1e-4, rtol=1e-5)
         mine, _ = our_step(levels, state, out, z, [t, s], 0.0)
         torch.testing.assert_close(mine, theirs.prev_sample, atol=1e-4, rtol=1e-5)
     # eta = 1 is k-diffusion's ancestral step: sigma_up^2 = sigma_s^2 (sigma_t^2 - sigma_s^2) / sigma_t^2.
@@ -219,7 +220,7 @@ def test_consistency_models() -> None:
     for i, t in ((0, 39.0), (20, 19.0)):
         sigma = float(scheduler.sigmas[i])
         assert levels.alpha_sigma(t)[1] == pytest.approx(sigma, rel=1e-5)
-        assert levels.network_time(t) == pytest.approx(float(scheduler.timesteps[i]), rel=1e-5)
+        assert levels.level(t).time == pytest.approx(float(scheduler.timesteps[i]), rel=1e-5)
         scheduler._step_index = i
         scheduler.is_scale_input_called = True
         z = torch.randn(SHAPE, generator=torch.Generator().manual_seed(7))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +12,13 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..errors import ConfigError
+from .levels import Level
 
 if TYPE_CHECKING:
     from ..information import InformationCurve
+
+#: (x, level) -> (x0_hat, eps_hat), see DiffusionModel.predictor.
+Predictor = Callable[[Tensor, Level], tuple[Tensor, Tensor]]
 
 _SAMPLES = 4096  # entries of each tensor that go into the fingerprint
 
@@ -68,6 +72,20 @@ class DiffusionModel(ABC):
         They satisfy x = alpha_t x0_hat + sigma_t eps_hat, also where x0_hat was clipped.
         """
 
+    def level(self, t: float) -> Level:
+        """The numbers of a timestep that `predictor` takes, for models that have one."""
+        raise ConfigError(f"model {self.name!r} cannot be captured in a CUDA graph")
+
+    def predictor(self, condition: Any, shape: torch.Size) -> Predictor:
+        """`predict` for one condition and states of one shape (B, *latent_shape), as a function of tensors alone.
+
+        Whatever is prepared on the host is prepared here; the function itself neither waits for the device nor looks
+        at the values of a Level of 0-d tensors, so that it can be captured in a CUDA graph.
+
+        Raises ConfigError: this model has none.
+        """
+        raise ConfigError(f"model {self.name!r} cannot be captured in a CUDA graph")
+
     @abstractmethod
     def fingerprint(self) -> bytes:
         """4 bytes that tell this model's weights from another's, whatever dtype they are held in."""
@@ -91,7 +109,7 @@ class DiffusionModel(ABC):
         return [float(t) for t in range(int(self.max_timestep), -1, -1)]
 
 
-def eps_from_x0(x: Tensor, x0_hat: Tensor, alpha: float, sigma: float) -> Tensor:
+def eps_from_x0(x: Tensor, x0_hat: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
     """The eps_hat that goes with x0_hat: (x - alpha x0_hat) / sigma."""
     return (x - alpha * x0_hat) / sigma
 

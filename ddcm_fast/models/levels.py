@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,26 @@ from ..errors import ModelError
 
 #: Network outputs: eps, x0, v = alpha eps - sigma x0 (Salimans & Ho 2022), velocity eps - x0 (rectified flow).
 PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
+
+
+class Level(NamedTuple):
+    """The numbers of one timestep that a prediction computes with.
+
+    Python numbers as Levels give them, or 0-d float32 tensors on the network's device: what a prediction does must
+    not depend on their values, so that one captured graph serves all timesteps.
+
+    Attributes:
+        alpha, sigma: x_t = alpha x0 + sigma eps. scale: of the network's input, where the levels scale it.
+        time: what the network is told. skip, out: x0_hat = skip x + out F, of levels with a preconditioning or a
+            boundary condition, F the output or what it says of x0.
+    """
+
+    alpha: float | Tensor
+    sigma: float | Tensor
+    time: float | Tensor
+    scale: float | Tensor = 1.0
+    skip: float | Tensor = 0.0
+    out: float | Tensor = 1.0
 
 
 class Levels(ABC):
@@ -40,16 +60,16 @@ class Levels(ABC):
     def timesteps(self) -> list[float]:
         """Timesteps the model was trained at, noisiest first."""
 
-    def scale_input(self, x: Tensor, t: float) -> Tensor:
+    def level(self, t: float) -> Level:
+        """The numbers of a timestep, in double precision."""
+        return Level(*self.alpha_sigma(t), t)
+
+    def scale_input(self, x: Tensor, level: Level) -> Tensor:
         """What the network is given for a state x."""
         return x
 
-    def network_time(self, t: float) -> float:
-        """What the network is told of the time."""
-        return t
-
     @abstractmethod
-    def x0(self, x: Tensor, output: Tensor, t: float) -> Tensor:
+    def x0(self, x: Tensor, output: Tensor, level: Level) -> Tensor:
         """x0_hat from the network's output, clipped if the scheduler clips; all (B, C, H, W) float32."""
 
     @abstractmethod
@@ -113,21 +133,25 @@ class VarianceLevels(Levels):
         """See Levels.timesteps."""
         return [float(t) for t in range(int(self.max_timestep), -1, -self._stride)]
 
-    def x0(self, x: Tensor, output: Tensor, t: float) -> Tensor:
+    def level(self, t: float) -> Level:
+        """See Levels.level."""
+        level = super().level(t)
+        if self._boundary is None:
+            return level
+        scaling, data = self._boundary
+        square = (t * scaling) ** 2
+        return level._replace(skip=data**2 / (square + data**2), out=(square / (square + data**2)) ** 0.5)
+
+    def x0(self, x: Tensor, output: Tensor, level: Level) -> Tensor:
         """See Levels.x0."""
-        alpha, sigma = self.alpha_sigma(t)
         if self.prediction == "epsilon":
-            x0 = (x - sigma * output) / alpha
+            x0 = (x - level.sigma * output) / level.alpha
         elif self.prediction == "sample":
             x0 = output
         else:
-            x0 = alpha * x - sigma * output
+            x0 = level.alpha * x - level.sigma * output
         x0 = self._clip(x0)
-        if self._boundary is not None:
-            scaling, data = self._boundary
-            square = (t * scaling) ** 2
-            x0 = data**2 / (square + data**2) * x + (square / (square + data**2)) ** 0.5 * x0
-        return x0
+        return x0 if self._boundary is None else level.skip * x + level.out * x0
 
     def describe(self) -> dict[str, Any]:
         """See Levels.describe."""
@@ -177,23 +201,22 @@ class EDMLevels(Levels):
         """See Levels.timesteps."""
         return [float(t) for t in range(self._count - 1, -1, -1)]
 
-    def scale_input(self, x: Tensor, t: float) -> Tensor:
-        """See Levels.scale_input: c_in x."""
-        scale: float = (self._sigma(t) ** 2 + self._data**2) ** -0.5
-        return x * scale
-
-    def network_time(self, t: float) -> float:
-        """See Levels.network_time: c_noise."""
-        return 0.25 * math.log(self._sigma(t))
-
-    def x0(self, x: Tensor, output: Tensor, t: float) -> Tensor:
-        """See Levels.x0."""
+    def level(self, t: float) -> Level:
+        """See Levels.level: c_noise, c_in, c_skip and c_out."""
         sigma = self._sigma(t)
         total = sigma**2 + self._data**2
         out = sigma * self._data / total**0.5
         if self.prediction == "v_prediction":
             out = -out
-        return self._clip(self._data**2 / total * x + out * output)
+        return Level(1.0, sigma, 0.25 * math.log(sigma), total**-0.5, self._data**2 / total, out)
+
+    def scale_input(self, x: Tensor, level: Level) -> Tensor:
+        """See Levels.scale_input: c_in x."""
+        return x * level.scale
+
+    def x0(self, x: Tensor, output: Tensor, level: Level) -> Tensor:
+        """See Levels.x0."""
+        return self._clip(level.skip * x + level.out * output)
 
     def describe(self) -> dict[str, Any]:
         """See Levels.describe."""
@@ -213,17 +236,13 @@ class ConsistencyLevels(EDMLevels):
         self.fresh_noise = True
         self._clip.range = 1.0 if scheduler.config.get("clip_denoised", True) else None
 
-    def network_time(self, t: float) -> float:
-        """See Levels.network_time."""
-        return 250.0 * math.log(self._sigma(t))
-
-    def x0(self, x: Tensor, output: Tensor, t: float) -> Tensor:
-        """See Levels.x0: the boundary condition holds at sigma_min (their appendix C)."""
+    def level(self, t: float) -> Level:
+        """See Levels.level: the boundary condition holds at sigma_min (their appendix C)."""
         sigma = self._sigma(t)
         above = sigma - self._low
         skip = self._data**2 / (above**2 + self._data**2)
         out = above * self._data / (sigma**2 + self._data**2) ** 0.5
-        return self._clip(skip * x + out * output)
+        return super().level(t)._replace(time=250.0 * math.log(sigma), skip=skip, out=out)
 
     def describe(self) -> dict[str, Any]:
         """See Levels.describe."""
@@ -266,13 +285,13 @@ class FlowLevels(Levels):
         n, shift = self._count, self._shift
         return [n * (shift * i / (n - i + shift * i)) for i in range(n, 0, -1)]
 
-    def network_time(self, t: float) -> float:
-        """See Levels.network_time."""
-        return t * self._time_scale
+    def level(self, t: float) -> Level:
+        """See Levels.level."""
+        return Level(*self.alpha_sigma(t), t * self._time_scale)
 
-    def x0(self, x: Tensor, output: Tensor, t: float) -> Tensor:
+    def x0(self, x: Tensor, output: Tensor, level: Level) -> Tensor:
         """See Levels.x0."""
-        return x - (t / self._count) * output
+        return x - level.sigma * output
 
     def describe(self) -> dict[str, Any]:
         """See Levels.describe. The shift only places timesteps, yet a decoder must place them alike."""

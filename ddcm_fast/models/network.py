@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..errors import ConfigError
-from .base import DiffusionModel, eps_from_x0, weights_fingerprint
-from .levels import Levels
+from .base import DiffusionModel, Predictor, eps_from_x0, weights_fingerprint
+from .levels import Level, Levels
 
 _KEPT = 16  # prepared conditions kept
 _ALIGNMENT = 64  # bytes, of torch's CPU allocator
@@ -49,6 +49,7 @@ class NetworkModel(DiffusionModel):
         self._run = torch.compile(network) if compiled else network
         self._fingerprint: bytes | None = None
         self._prepared: OrderedDict[tuple[Any, ...], tuple[Inputs, float | None]] = OrderedDict()
+        self._on_device: dict[float, Level] = {}
 
     # ---- what an adapter says ------------------------------------------------------------------
 
@@ -92,29 +93,52 @@ class NetworkModel(DiffusionModel):
         """See DiffusionModel.training_timesteps."""
         return self.levels.timesteps()
 
+    def level(self, t: float) -> Level:
+        """See DiffusionModel.level."""
+        return self.levels.level(t)
+
     def predict(self, x: Tensor, t: float, condition: Any = None) -> tuple[Tensor, Tensor]:
         """See DiffusionModel.predict. Guidance evaluates both halves in one call.
 
         The condition may be a tuple of one a row, of one guidance scale.
         """
-        alpha, sigma = self.alpha_sigma(t)
-        inputs, scale = self._inputs(condition, x.shape)
-        sample = self.levels.scale_input(x, t)
-        if scale is not None:
-            sample = torch.cat((sample, sample))
-        sample = sample.to(self.dtype)
-        if sample.dim() == 4:
-            sample = sample.contiguous(memory_format=torch.channels_last)
-        time = torch.full((len(sample),), self.levels.network_time(t), dtype=torch.float32, device=x.device)
-        output = self.call(sample, time, inputs)
-        if output.shape[1] == 2 * x.shape[1]:
-            output = output[:, : x.shape[1]]  # a learned variance follows; the codebooks replace it
-        output = output.float().contiguous()
-        if scale is not None:
-            without, with_ = output.chunk(2)
-            output = without + scale * (with_ - without)
-        x0_hat = self.levels.x0(x, output, t)
-        return x0_hat, eps_from_x0(x, x0_hat, alpha, sigma)
+        return self.predictor(condition, x.shape)(x, self._placed(t))
+
+    def predictor(self, condition: Any, shape: torch.Size) -> Predictor:
+        """See DiffusionModel.predictor; the condition as in `predict`."""
+        inputs, scale = self._inputs(condition, shape)
+
+        def predict(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+            sample = self.levels.scale_input(x, level)
+            if scale is not None:
+                sample = torch.cat((sample, sample))
+            sample = sample.to(self.dtype)
+            if sample.dim() == 4:
+                sample = sample.contiguous(memory_format=torch.channels_last)
+            time = torch.as_tensor(level.time, dtype=torch.float32, device=x.device).expand(len(sample)).contiguous()
+            output = self.call(sample, time, inputs)
+            if output.shape[1] == 2 * x.shape[1]:
+                output = output[:, : x.shape[1]]  # a learned variance follows; the codebooks replace it
+            output = output.float().contiguous()
+            if scale is not None:
+                without, with_ = output.chunk(2)
+                output = without + scale * (with_ - without)
+            x0_hat = self.levels.x0(x, output, level)
+            return x0_hat, eps_from_x0(x, x0_hat, level.alpha, level.sigma)
+
+        return predict
+
+    def _placed(self, t: float) -> Level:
+        """The numbers of a timestep as 0-d tensors on the device, made once a timestep.
+
+        A GPU divides by a number of the host's in another way than by one of its own, so predictions always take the
+        latter: a captured step then computes the same bits as any other. torch.full does not wait for the device.
+        """
+        if t not in self._on_device:
+            with torch.inference_mode(False):
+                numbers = (torch.full((), float(n), dtype=torch.float32, device=self.device) for n in self.level(t))
+                self._on_device[t] = Level(*numbers)
+        return self._on_device[t]
 
     def _inputs(
         self, condition: Condition | tuple[Condition | None, ...] | None, shape: torch.Size

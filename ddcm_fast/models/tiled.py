@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..errors import ConfigError
-from .base import DiffusionModel, eps_from_x0
+from .base import DiffusionModel, Predictor, eps_from_x0
+from .levels import Level
 
 _SUFFIX = re.compile(r"(?P<name>.+)#tile=(?P<size>\d+),(?P<overlap>\d+)")
 
@@ -74,18 +76,43 @@ class TiledModel(DiffusionModel):
 
     def predict(self, x: Tensor, t: float, condition: Any = None) -> tuple[Tensor, Tensor]:
         """See DiffusionModel.predict. Only x0_hat is blended; eps_hat follows from it."""
+        # 0-d tensors on the device, as in `predictor`: see NetworkModel._placed.
+        alpha, sigma = (torch.full((), n, dtype=torch.float32, device=x.device) for n in self.alpha_sigma(t))
+        return self._blended(x, alpha, sigma, lambda tile: self.inner.predict(tile, t, condition))
+
+    def level(self, t: float) -> Level:
+        """See DiffusionModel.level."""
+        return self.inner.level(t)
+
+    def predictor(self, condition: Any, shape: torch.Size) -> Predictor:
+        """See DiffusionModel.predictor."""
+        rows, columns = min(shape[-2], self.size), min(shape[-1], self.size)
+        inner = self.inner.predictor(condition, torch.Size((*shape[:-2], rows, columns)))
+
+        def predict(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+            return self._blended(x, level.alpha, level.sigma, lambda tile: inner(tile, level))
+
+        return predict
+
+    def _blended(
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        predict: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        """(x0_hat, eps_hat) of a state from predictions for its tiles."""
         height, width = x.shape[-2:]
         if max(height, width) <= self.size:
-            return self.inner.predict(x, t, condition)
+            return predict(x)
         rows, columns = min(height, self.size), min(width, self.size)
         x0_hat = torch.zeros_like(x)
         down, across = self._weights(height, x.device), self._weights(width, x.device)
         for top, weight_down in zip(self._starts(height), down, strict=True):
             for left, weight_across in zip(self._starts(width), across, strict=True):
                 area = (..., slice(top, top + rows), slice(left, left + columns))
-                tile, _ = self.inner.predict(x[area].contiguous(), t, condition)
+                tile, _ = predict(x[area].contiguous())
                 x0_hat[area] += tile * weight_down[:, None] * weight_across
-        alpha, sigma = self.alpha_sigma(t)
         return x0_hat, eps_from_x0(x, x0_hat, alpha, sigma)
 
     def check_size(self, height: int, width: int) -> None:

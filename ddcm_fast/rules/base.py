@@ -83,4 +83,4 @@ class Rule(ABC):
         """Noise of a step that carries no bits: atom 0 of every group, the same for every image."""
         book = self.codebook(step)
         index = torch.zeros(batch, book.spec.groups, dtype=torch.int64, device=device)
-        return book.atoms(index, step.index)
+        return book.atoms(index, step.at)

@@ -25,9 +25,9 @@ class Greedy(Rule):
 
     def choose(self, direction: Tensor, step: Step) -> Tensor:
         """See Rule.choose: argmax over k of <z_k, direction>."""
-        index, _, _ = self._codebook.search(direction, step.index)
+        index, _, _ = self._codebook.search(direction, step.at)
         return index
 
     def noise(self, letters: Tensor, step: Step) -> Tensor:
         """See Rule.noise: the atom itself."""
-        return self._codebook.atoms(letters, step.index)
+        return self._codebook.atoms(letters, step.at)

@@ -41,9 +41,9 @@ class Product(Rule):
 
     def choose(self, direction: Tensor, step: Step) -> Tensor:
         """See Rule.choose; a letter is 2 index + (1 for a negative sign)."""
-        index, sign, _ = self.codebook(step).search(direction, step.index)
+        index, sign, _ = self.codebook(step).search(direction, step.at)
         return torch.where(index < 0, index, 2 * index + (sign < 0))
 
     def noise(self, letters: Tensor, step: Step) -> Tensor:
         """See Rule.noise."""
-        return self.codebook(step).atoms(letters >> 1, step.index, 1 - 2 * (letters & 1))
+        return self.codebook(step).atoms(letters >> 1, step.at, 1 - 2 * (letters & 1))

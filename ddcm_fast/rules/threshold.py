@@ -59,13 +59,13 @@ class Threshold(Rule):
 
     def choose(self, direction: Tensor, step: Step) -> Tensor:
         """See Rule.choose: the M largest |<z_k, direction>|."""
-        index, sign, _ = self._codebook.topk(direction, step.index, self._atoms[step.index])
+        index, sign, _ = self._codebook.topk(direction, step.at, self._atoms[step.index])
         letters: Tensor = 2 * index[:, 0] + (sign[:, 0] < 0)
         return letters.sort(dim=1).values
 
     def noise(self, letters: Tensor, step: Step) -> Tensor:
         """See Rule.noise: the signed sum, divided by its std."""
-        z = self._codebook.combine(letters >> 1, 1.0 - 2.0 * (letters & 1), step.index)
+        z = self._codebook.combine(letters >> 1, 1.0 - 2.0 * (letters & 1), step.at)
         return z / unbiased_std(z)
 
     def draw(self, batch: int, step: Step, generator: torch.Generator) -> Tensor:
