@@ -1,5 +1,9 @@
 """ddcm generate, restore and edit: what they write decodes to what they show; errors are one line."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -58,6 +62,21 @@ def test_restore_a_task(folder, tmp_path, capsys):
     assert Image.open(tmp_path / "big.png").size == (8, 8)
 
 
+def test_what_a_picture_shows_in_its_holes_is_not_used(folder, tmp_path):
+    mask = Image.new("L", (8, 8), 255)
+    mask.paste(0, (2, 2, 6, 6))
+    mask.save(tmp_path / "mask.png")
+    image = Image.open(folder / "0000.png")
+    files = []
+    for grey in (0, 255):
+        image.paste(grey, (2, 2, 6, 6))
+        image.save(tmp_path / "holes.png")
+        command = ["restore", "--model", "digits", "--task", "inpaint", "--mask", str(tmp_path / "mask.png"), "-T", "5"]
+        assert main([*command, "--sigma", "0.1", str(tmp_path / "holes.png"), str(tmp_path / "out.png"), *FAST]) == 0
+        files.append((tmp_path / "out.ddcm").read_bytes())
+    assert files[0] == files[1]
+
+
 def test_restore_holes(folder, tmp_path):
     Image.new("L", (8, 8), 255).save(tmp_path / "mask.png")
     command = ["restore", "--model", "digits", "--task", "inpaint", "--mask", str(tmp_path / "mask.png"), "-T", "5"]
@@ -79,22 +98,27 @@ def test_restore_blind(folder, tmp_path):
         (["restore", "--task", "inpaint"], "needs a mask"),
         (["restore", "--task", "inpaint", "--mask", "MASK"], "resize the mask"),
         (["restore", "--task", "color"], "three channels"),
+        (["restore", "--task", "sr16", "--simulate"], "too few"),
+        (["restore", "--task", "sr2", "--simulate", "--sigma", "-1"], "noise level"),
+        (["restore", "--task", "sr2", "--quality", "niqe"], "belong to --restorer"),
+        (["restore", "--restorer", "denoise:0.3", "--sigma", "0.1"], "belong to --task"),
+        (["restore", "--restorer", "denoise:0.3", "--coefficient", "nan"], "finite"),
         (["restore", "--restorer", "none.pt2"], "no such restorer"),
+        (["restore", "--restorer", "MASK"], "torch.export.save"),
         (["restore", "--restorer", "denoise:0.3", "--quality", "niqe"], "ddcm-fast[quality]"),
         (["restore", "--restorer", "denoise:0.3", "--align"], "ddcm-fast[faces]"),
     ],
 )
 def test_restore_errors(folder, tmp_path, capsys, monkeypatch, command, message):
-    import sys
-
     for name in ("pyiqa", "facexlib.utils.face_restoration_helper"):
         monkeypatch.setitem(sys.modules, name, None)
     Image.new("L", (9, 8), 255).save(tmp_path / "mask.png")
     command = [str(tmp_path / "mask.png") if part == "MASK" else part for part in command]
     more = ["--model", "digits", str(folder / "0000.png"), str(tmp_path / "out.png")]
     assert main([*command, *more, *FAST]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out.png").exists()
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["mask.png"]
 
 
 @pytest.mark.parametrize(
@@ -106,11 +130,47 @@ def test_restore_errors(folder, tmp_path, capsys, monkeypatch, command, message)
         (["--t-edit", "5", "--target-prompt", "a one"], "no prompt"),
     ],
 )
-def test_edit_errors(folder, tmp_path, capsys, more, message):
-    assert main(["edit", str(folder / "0000.ddcm"), "--output-dir", str(tmp_path), *more, *FAST]) == 2
-    assert message in capsys.readouterr().err
+@pytest.mark.parametrize("form", ["file", "image"])
+def test_edit_errors(folder, tmp_path, capsys, more, message, form):
+    coding = [] if form == "file" else ["--model", "digits", "-T", "30", "-K", "8"]
+    source = folder / ("0000.ddcm" if form == "file" else "0000.png")
+    assert main(["edit", str(source), "--output-dir", str(tmp_path / "o"), *more, *coding, *FAST]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert not (tmp_path / "o").exists()
 
 
 def test_generate_errors(tmp_path, capsys):
     assert main(["generate", "--model", "digits", "--ccfg", "4", "--output-dir", str(tmp_path), *FAST]) == 2
     assert "give --label" in capsys.readouterr().err
+
+
+def test_files_decode_alone_in_a_new_process(folder, tmp_path):
+    """Of every application: no classifier, label, measurement, restorer or source image is at hand there."""
+    common = ["--model", "digits", "-T", "8", "-K", "16", *FAST]
+    source, out = str(folder / "0000.png"), str(tmp_path)
+    Image.new("L", (8, 8), 255).save(tmp_path / "mask.png")
+    mask = str(tmp_path / "mask.png")
+    for command in (
+        ["generate", "--label", "4", "--guidance-scale", "3", "--output-dir", f"{out}/label"],
+        ["generate", "--label", "4", "--ccfg", "4", "--output-dir", f"{out}/ccfg"],
+        ["restore", "--task", "sr2", "--simulate", "--sigma", "0.05", source, f"{out}/sr.png"],
+        ["restore", "--task", "inpaint", "--mask", mask, source, f"{out}/inpaint.png"],
+        ["restore", "--restorer", "denoise:0.3", source, f"{out}/blind.png"],
+        ["edit", source, "--label", "7", "--target-label", "1", "--t-edit", "3", "--output-dir", f"{out}/edit"],
+    ):
+        assert main([*command, *common]) == 0
+    files = sorted(str(p) for p in tmp_path.rglob("*.ddcm"))
+    assert len(files) == 7
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    script = (
+        "import sys, torch; from ddcm_fast.cli import main\n"
+        "torch.set_num_threads(1)\n"
+        "for n, f in enumerate(sys.argv[2:]):\n"
+        f"    assert main(['decompress', f, f'{{sys.argv[1]}}/{{n}}.png', *{FAST!r}]) == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(alone), *files], check=True, timeout=300)
+    for number, file in enumerate(files):
+        again, shown = Image.open(alone / f"{number}.png"), Image.open(Path(file).with_suffix(".png"))
+        assert again.size == shown.size and again.tobytes() == shown.tobytes()

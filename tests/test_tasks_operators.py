@@ -34,6 +34,17 @@ def test_mask_adjoint_and_hole_filling():
     assert torch.allclose(h.estimate(h.forward(flat), 24, 40), flat, atol=1e-5)
 
 
+def test_gap_is_the_noise_of_what_was_measured():
+    mask = torch.ones(64, 64)
+    mask[:16] = 0
+    h = operator("inpaint", mask)
+    x = random(2, 3, 64, 64)
+    y = h.forward(x) + 0.1 * random(2, 3, 64, 64, seed=1)
+    assert torch.allclose(h.gap(y, x), torch.full((2,), 0.1, dtype=torch.float64), rtol=0.05)
+    y[:, :, :16] = 7.0  # what a picture shows in its holes
+    assert torch.allclose(h.gap(y, x), torch.full((2,), 0.1, dtype=torch.float64), rtol=0.05)
+
+
 @pytest.mark.parametrize("task", ["sr4", "srbox4", "motion8@30"])
 def test_constant_images_stay_constant_inside(task):
     y = operator(task).forward(torch.ones(1, 3, 64, 64))
@@ -68,6 +79,7 @@ def test_motion_kernels_have_their_length():
         (lambda: operator("color").forward(torch.zeros(1, 1, 8, 8)), InputError, "three channels"),
         (lambda: Mask(torch.ones(8, 8)).forward(torch.zeros(1, 3, 8, 9)), InputError, "resize the mask"),
         (lambda: Mask(torch.ones(1, 8, 8)), InputError, "mask is"),
+        (lambda: Mask(torch.zeros(8, 8)), InputError, "black everywhere"),
         (lambda: Blur(torch.ones(2, 3)), InputError, "odd sides"),
         (lambda: gaussian_kernel(0), ConfigError, "out of range"),
         (lambda: motion_kernel(1), ConfigError, "out of range"),

@@ -88,15 +88,22 @@ def _simulate(args: argparse.Namespace, h: LinearOperator, model: DiffusionModel
     import torch
 
     from ..images import load_image, to_tensor
+    from .posterior import check_sigma
 
     x = to_tensor(load_image(args.input), model.channels)
     factor = getattr(h, "factor", 1)
-    x = x[..., : x.shape[2] // factor * factor, : x.shape[3] // factor * factor]
+    height, width = (side // factor * factor for side in x.shape[2:])
+    if not height or not width:
+        size = f"{x.shape[3]}x{x.shape[2]}"
+        raise InputError(f"{args.input} has {size} pixels, too few to make it {factor} times smaller")
+    check_sigma(args.sigma)
+    x = x[..., :height, :width]
     y = h.forward(x)
     return y + args.sigma * torch.randn(y.shape, generator=torch.Generator().manual_seed(args.draw_seed)), x
 
 
 def _run_task(args: argparse.Namespace, codec: Codec) -> tuple[Encoded, str]:
+    from .. import cli
     from ..images import load_image, psnr, to_pil, to_tensor
     from .operators import operator
     from .posterior import restore
@@ -105,13 +112,14 @@ def _run_task(args: argparse.Namespace, codec: Codec) -> tuple[Encoded, str]:
     truth = None
     if args.simulate:
         y, truth = _simulate(args, h, codec.model)
-        seen = y.clamp(-1, 1)[0]
-        to_pil(seen).save(args.output.with_name(f"{args.output.stem}_measured.png"))
     else:
         y = to_tensor(load_image(args.input), _grey_or_not(args.task, codec.model))
     coded = restore(codec, y, h, args.sigma, args.shortlist, args.draw_seed)
+    if args.simulate:
+        with cli._output(args.output.with_name(f"{args.output.stem}_measured.png")) as file:
+            to_pil(h.project(y).clamp(-1, 1)[0]).save(file, format="PNG")
     image = coded.reconstruction.cpu()
-    gap = float((y - h.forward(image[None])).square().mean().sqrt())
+    gap = float(h.gap(y, image[None]))
     said = f", rms(y - Hx) {gap:.4f}"
     if truth is not None:
         base = h.estimate(y, truth.shape[2], truth.shape[3]).clamp(-1, 1)
@@ -134,6 +142,11 @@ def _restore(args: argparse.Namespace) -> None:
 
     if (args.task is None) == (args.restorer is None):
         raise ConfigError("give --task for a known degradation or --restorer for an unknown one, and not both")
+    known, blind = (args.sigma, args.mask, args.simulate), (args.quality, args.faces, args.align)
+    if args.task is None and any(known):
+        raise ConfigError("--sigma, --mask and --simulate belong to --task; a restorer is not told of the degradation")
+    if args.task is not None and any(blind):
+        raise ConfigError("--quality, --faces and --align belong to --restorer; leave them out with --task")
     cli._check_output_image(args.output)
     settings = cli._settings(args)
     if args.faces:
@@ -178,19 +191,23 @@ def _targets(args: argparse.Namespace) -> list[tuple[str, Condition]]:
     return found
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
 def _edit(args: argparse.Namespace) -> None:
     from .. import cli, container
     from ..codec import Codec
     from ..images import load_image
-    from .edit import edit
+    from .edit import check_edit, edit
 
     targets = _targets(args)
     if not targets:
         raise ConfigError("an edit needs a target: give --target-label or --target-prompt")
-    try:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {args.output_dir}: {error.strerror}") from error
+    conditions = [condition for _, condition in targets]
     source = condition_of(args)
     quiet = False if args.quiet else None
     data = cli._read(args.input)
@@ -198,14 +215,18 @@ def _edit(args: argparse.Namespace) -> None:
     if data[: len(container.MAGIC)] == container.MAGIC:
         header, _ = container.read(data)
         codec = Codec(cli._load(args, header.model, args.dtype or header.dtype), backend=args.backend, progress=quiet)
+        check_edit(codec.model, header.config, conditions, args.t_edit)
+        _make_folder(args.output_dir)
     else:
         image = load_image(args.input)
         model = cli._load(args, args.model, args.dtype)
         codec = Codec(model, preset(args.preset, **cli._settings(args)), args.backend, progress=quiet)
+        check_edit(model, codec.config, conditions, args.t_edit)
         coded = codec.encode(image, source)[0]
+        _make_folder(args.output_dir)
         write(coded, args.output_dir / f"{stem}.png")
         data, source = coded.data, None
-    results = iter(edit(codec, data, [condition for _, condition in targets], args.t_edit, source))
+    results = iter(edit(codec, data, conditions, args.t_edit, source))
     for name, _ in targets:
         for start in args.t_edit:
             path = args.output_dir / f"{stem}_{name}_{start}.png"

@@ -14,7 +14,22 @@ from collections.abc import Sequence
 from .. import container
 from ..codec import Codec, Encoded
 from ..condition import Condition, Edit
+from ..config import CodecConfig
 from ..errors import ConfigError
+from ..models.base import DiffusionModel
+
+
+def check_edit(
+    model: DiffusionModel, config: CodecConfig, targets: Sequence[Condition], t_edit: Sequence[int]
+) -> list[Condition | None]:
+    """The targets with the model's defaults filled in; raises ConfigError for what `edit` cannot do."""
+    steps = len(config.steps(model))
+    if not targets or not t_edit:
+        raise ConfigError("an edit needs at least one target and one t_edit")
+    for start in t_edit:
+        if not 0 <= start <= steps:
+            raise ConfigError(f"t_edit is {start}; this file has steps 0 to {steps - 1}, and {steps} changes nothing")
+    return [model.complete_condition(target) for target in targets]
 
 
 def edit(
@@ -36,15 +51,8 @@ def edit(
         ConfigError: a target the model cannot take, a step outside the schedule, or none at all.
     """
     header, payload = container.read(data)
-    steps = len(header.config.steps(codec.model))
-    if not targets or not t_edit:
-        raise ConfigError("an edit needs at least one target and one t_edit")
-    for start in t_edit:
-        if not 0 <= start <= steps:
-            raise ConfigError(f"t_edit is {start}; this file has steps 0 to {steps - 1}, and {steps} changes nothing")
-    told = [codec.model.complete_condition(target) for target in targets]
     out = []
-    for target in told:
+    for target in check_edit(codec.model, header.config, targets, t_edit):
         for start in t_edit:
             edited = container.write(dataclasses.replace(header, edit=Edit(start, target)), payload)
             out.append(Encoded(edited, codec.decode(edited, condition=source)))

@@ -33,6 +33,16 @@ class LinearOperator(ABC):
     def image_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the image that goes with a measurement of height x width."""
 
+    def project(self, y: Tensor) -> Tensor:
+        """y (B, c, h, w) without entries that say nothing of x, which are set to 0."""
+        return y
+
+    def gap(self, y: Tensor, x: Tensor) -> Tensor:
+        """Root mean square (B,) of y - H x over the entries of y that say something; about sigma for the true x."""
+        difference = self.project(y) - self.forward(x)
+        share = self.project(torch.ones_like(difference)).mean((1, 2, 3))
+        return (difference.square().mean((1, 2, 3)) / share).sqrt()
+
     def estimate(self, y: Tensor, height: int, width: int) -> Tensor:
         """A simple image (B, C, height, width) from a measurement: the baseline that a restoration has to beat."""
         return self.adjoint(y, height, width)
@@ -216,6 +226,8 @@ class Mask(LinearOperator):
         if mask.dim() != 2:
             raise InputError(f"a mask is (H, W), not {tuple(mask.shape)}")
         self._mask = (mask > 0.5 if mask.dtype.is_floating_point else mask != 0).float()
+        if not bool(self._mask.any()):
+            raise InputError("the mask is black everywhere: make the known pixels white")
 
     def forward(self, x: Tensor) -> Tensor:
         """See LinearOperator.forward."""
@@ -229,6 +241,10 @@ class Mask(LinearOperator):
     def adjoint(self, u: Tensor, height: int, width: int) -> Tensor:
         """See LinearOperator.adjoint."""
         return self.forward(u)
+
+    def project(self, y: Tensor) -> Tensor:
+        """See LinearOperator.project: whatever a picture shows in its holes is no measurement."""
+        return self.forward(y)
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:
         """See LinearOperator.image_size."""

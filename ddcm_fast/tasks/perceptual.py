@@ -8,7 +8,10 @@ no-reference metric of which less is better. The file holds the kept indices onl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,8 @@ class Perceptual(Chooser):
     """
 
     def __init__(self, reference: Tensor, quality: Quality | None, coefficient: float = 1.0, seed: int = 0) -> None:
+        if not math.isfinite(coefficient):
+            raise ConfigError(f"the weight of the quality metric is {coefficient}; it must be a finite number")
         self._reference = reference
         self._quality = quality
         self._coefficient = coefficient
@@ -142,6 +147,18 @@ def model_denoiser(model: DiffusionModel, sigma: float, condition: Any = None) -
     return restorer
 
 
+@contextlib.contextmanager
+def _quiet_log(name: str) -> Iterator[None]:
+    """Without a logger's words: what torch logs of a foreign file is a stack trace, and our error says it in a line."""
+    log = logging.getLogger(name)
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def load_restorer(path: str | Path, device: torch.device | str = "cpu") -> Restorer:
     """A restorer from a torch.export (.pt2) or TorchScript (.pt) file.
 
@@ -152,7 +169,8 @@ def load_restorer(path: str | Path, device: torch.device | str = "cpu") -> Resto
         raise InputError(f"no such restorer: {path}")
     try:
         if path.suffix == ".pt2":
-            return torch.export.load(path).module().to(device)
+            with _quiet_log("torch.export"):
+                return torch.export.load(path).module().to(device)
         return torch.jit.load(path, map_location=device).eval()
     except Exception as error:  # torch raises many types for a foreign file
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -30,6 +30,12 @@ from .operators import LinearOperator
 DEFAULT_SHORTLIST = 16
 
 
+def check_sigma(sigma: float) -> None:
+    """Raises ConfigError for a noise level that no picture has."""
+    if not 0 <= sigma < 10:
+        raise ConfigError(f"the noise level sigma is {sigma}; it must be from 0 to 10, in units of [-1, 1]")
+
+
 class Posterior(Chooser):
     """Chooses atoms that agree with a measurement.
 
@@ -57,12 +63,11 @@ class Posterior(Chooser):
     ) -> None:
         if shortlist < 1:
             raise ConfigError(f"shortlist is {shortlist}; it must be at least 1")
-        if not 0 <= sigma < 10:
-            raise ConfigError(f"the noise level sigma is {sigma}; it must be from 0 to 10, in units of [-1, 1]")
+        check_sigma(sigma)
         self._sigma = sigma
         self._generator = torch.Generator().manual_seed(seed)
         self._operator = operator
-        self._y = measurement
+        self._y = operator.project(measurement)
         self._height, self._width = height, width
         self._shortlist = shortlist
 
@@ -77,9 +82,9 @@ class Posterior(Chooser):
     def _follow(self, context: StepContext) -> tuple[Tensor, Tensor]:
         """Letters (B, n) that lead towards y, and the gap's root mean square (B,)."""
         patch = _patch(context.model)
-        gap = self._y - self._operator.forward(self._image(context.x0_hat, patch))
-        rms = gap.square().mean((1, 2, 3)).sqrt()
-        back = self._operator.adjoint(gap, self._height, self._width)
+        image = self._image(context.x0_hat, patch)
+        rms = self._operator.gap(self._y, image)
+        back = self._operator.adjoint(self._y - self._operator.forward(image), self._height, self._width)
         shape = context.x0_hat.shape
         grow = (0, shape[3] * patch - self._width, 0, shape[2] * patch - self._height)
         direction = pixel_unshuffle(pad(back, grow), patch).flatten(1)
