@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import statistics
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
@@ -20,10 +21,6 @@ from .config import SHARING_RULES, CodecConfig
 from .errors import ConfigError
 from .information import InformationCurve, kl_timesteps, measure, model_curve
 from .models.base import DiffusionModel
-
-#: Share of each rule's bits that turns into information: what its choice gains of the ideal. Measured on photographs
-#: (docs/codec.md); the optimum is flat.
-WORTH = {"product": 0.8, "trellis": 0.85, "threshold": 0.7, "rcc": 0.9}
 
 #: Bits a pixel of the qualities a person can choose without reading a paper.
 QUALITIES = {"low": 0.1, "medium": 0.25, "high": 0.5, "best": 1.0}
@@ -92,7 +89,7 @@ def with_payload(
 
     @cache
     def stop_for(steps: int) -> int:
-        return stop_for_bits(model, curve, WORTH[config.rule] * bits / dim, steps)
+        return stop_for_bits(model, curve, _worth(config, bits / steps) * bits / dim, steps)
 
     def make(atoms: int) -> CodecConfig:
         steps = min(config.T, atoms)
@@ -101,6 +98,30 @@ def with_payload(
         return dataclasses.replace(config, atoms=atoms, T=steps, stop=stop, tail=tail)
 
     return make(_largest(lambda atoms: _bits(make(atoms), model, dim) <= bits, config, bits))
+
+
+def _worth(config: CodecConfig, step_bits: float) -> float:
+    """Share of the bits of a step that turns into information, by a rule's theory.
+
+    The M largest of K scores, of size t sqrt(D), move the state like a noise channel of M t^2 / (2 ln 2) bits.
+    `trellis` was measured (benchmarks/gaussian_field_rd.py).
+    """
+    if config.rule == "trellis":
+        return 0.92
+    if config.rule == "rcc":
+        return config.rcc_bits / _rcc_bits(config)
+    atoms = 1
+    while config.rule == "threshold" and _log2_comb(config.K, 2 * atoms) + 2 * atoms <= step_bits:
+        atoms *= 2
+    tail = min(1.0, atoms / config.K)
+    normal = statistics.NormalDist()
+    score = 2 * normal.pdf(normal.inv_cdf(1 - tail / 2)) / tail  # mean of the part `tail` of |N(0, 1)| that is largest
+    return atoms * score**2 / (2 * math.log(2) * (_log2_comb(config.K, atoms) + atoms))
+
+
+def _rcc_bits(config: CodecConfig) -> float:
+    """Expected bits of a group: KL + log2(KL + 1) + O(1) (Li and El Gamal 2018), as measured in tests/test_rcc.py."""
+    return config.rcc_bits + math.log2(config.rcc_bits + 1) + 1
 
 
 def _with_steps(config: CodecConfig, model: DiffusionModel, dim: int, bits: float) -> CodecConfig:
@@ -140,8 +161,7 @@ def _bits(config: CodecConfig, model: DiffusionModel, dim: int) -> float:
     if config.rule == "trellis":
         return float(config.atoms * config.C)
     if config.rule == "rcc":
-        # KL + log2(KL + 1) + O(1) bits a group (Li and El Gamal 2018), as measured in tests/test_rcc.py.
-        return config.atoms * (config.rcc_bits + math.log2(config.rcc_bits + 1) + 1)
+        return config.atoms * _rcc_bits(config)
     steps = config.steps(model)
     coded = [step for step in steps if step.coded]
     if config.rule == "threshold":
