@@ -13,10 +13,11 @@ import io
 import sys
 from pathlib import Path
 
+from photographs import centre_crops
 from PIL import Image, ImageDraw, ImageFont
 
 from ddcm_fast import Codec, load_model, preset
-from ddcm_fast.images import load_image, psnr, to_tensor
+from ddcm_fast.images import psnr, to_tensor
 
 #: Bitrate -> atoms a step of DDCM's matching pursuit whose 280 steps stay below it.
 RATES = {0.25: 4, 0.5: 8}
@@ -79,16 +80,13 @@ def main() -> int:
     model = load_model("photo")
     codecs = {name: Codec(model, preset(name, T=20, tail=1)) for name in ("turbo", "product")}
     rows = []
-    for path in sorted(args.images.iterdir()):
-        if args.pick and path.stem not in args.pick:
+    for name, crop in centre_crops(args.images, args.crop):
+        if args.pick and name not in args.pick:
             continue
-        image = load_image(path).convert("RGB")
-        left, top = (image.width - args.crop) // 2, (image.height - args.crop) // 2
-        crop = image.crop((left, top, left + args.crop, top + args.crop))
         for bpp, atoms in RATES.items():
             pursuit = Codec(model, preset("pursuit", K=4096, M=atoms, C=3, T=UNIFORM_STEPS))
             rows.append(row(codecs, pursuit, crop, bpp))
-            print(path.stem, bpp, [text.replace("\n", " ") for text, _ in rows[-1]], flush=True)
+            print(name, bpp, [text.replace("\n", " ") for text, _ in rows[-1]], flush=True)
             sheet(rows).save(args.output, optimize=True)
     return 0
 

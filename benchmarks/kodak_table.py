@@ -11,16 +11,16 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import platform
 import sys
 import time
 from pathlib import Path
 
 import torch
+from photographs import centre_crops, processor
 from PIL import Image
 
 from ddcm_fast import Codec, backends, load_model, preset
-from ddcm_fast.images import load_image, psnr, to_tensor
+from ddcm_fast.images import psnr, to_tensor
 
 SETTINGS = {
     "ddcm K=16": ("ddcm", {"K": 16}),
@@ -29,15 +29,6 @@ SETTINGS = {
     "pursuit K=1024 M=4 C=3": ("pursuit", {"K": 1024, "M": 4, "C": 3}),
     "pursuit K=4096 M=12 C=3": ("pursuit", {"K": 4096, "M": 12, "C": 3}),
 }
-
-
-def processor() -> str:
-    """Name of this machine's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def jpeg_near(image: Image.Image, size: int) -> tuple[int, float]:
@@ -61,11 +52,7 @@ def main() -> int:
     parser.add_argument("-T", type=int, default=50, help="steps (default: 50)")
     args = parser.parse_args()
     model = load_model("photo")
-    crops = {}
-    for path in sorted(args.images.iterdir()):
-        image = load_image(path).convert("RGB")
-        left, top = (image.width - args.crop) // 2, (image.height - args.crop) // 2
-        crops[path.stem] = image.crop((left, top, left + args.crop, top + args.crop))
+    crops = dict(centre_crops(args.images, args.crop))
     rows = []
     for name, (rule, settings) in SETTINGS.items():
         codec = Codec(model, preset(rule, T=args.T, **settings))

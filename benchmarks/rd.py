@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import math
 import sys
@@ -30,13 +31,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from kodak_table import processor
+from photographs import centre_crops, processor
 from PIL import Image, features
 from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from ddcm_fast import Codec, backends, container, load_model, preset
-from ddcm_fast.images import load_image, psnr, to_tensor
+from ddcm_fast.images import psnr, to_tensor
 from ddcm_fast.models.base import DiffusionModel
 
 #: Pillow format -> settings of its files and the qualities tried.
@@ -247,23 +248,20 @@ def main() -> int:
         }
 
     meter = Meter(model)
-    for path in sorted(args.images.iterdir())[: args.count]:
-        image = load_image(path).convert("RGB")
-        left, top = (image.width - args.crop) // 2, (image.height - args.crop) // 2
-        crop = image.crop((left, top, left + args.crop, top + args.crop))
+    for image, crop in itertools.islice(centre_crops(args.images, args.crop), args.count):
         for name, (_, qualities) in CLASSICAL.items():
             for quality in qualities if name == "JPEG" or features.check(name.lower()) else ():
-                if (name, f"quality {quality}", path.stem) not in done:
+                if (name, f"quality {quality}", image) not in done:
                     row = classical(name, quality, crop)
-                    rows.append({"system": name, "setting": f"quality {quality}", "image": path.stem, **row})
+                    rows.append({"system": name, "setting": f"quality {quality}", "image": image, **row})
         for system, setting, codec, bpp in jobs:
-            if (system, setting, path.stem) in done:
+            if (system, setting, image) in done:
                 continue
             row = measure(codec, meter, crop, bpp)
-            rows.append({"system": system, "setting": setting, "image": path.stem, **row})
+            rows.append({"system": system, "setting": setting, "image": image, **row})
             args.output.write_text(json.dumps(record(), indent=1) + "\n")
             print(
-                f"{path.stem:10} {system:14} {setting:22} {row['bpp']:.4f} bpp {row['psnr']:6.2f} dB "
+                f"{image:10} {system:14} {setting:22} {row['bpp']:.4f} bpp {row['psnr']:6.2f} dB "
                 f"MS-SSIM {row['ms_ssim']:.4f} {row['seconds']:6.1f} s {row['evaluations']:4} evaluations "
                 f"efficiency {row['efficiency']:.2f}",
                 flush=True,
