@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from ddcm_fast import Codec, CodecConfig, Condition, load_model
 from ddcm_fast.errors import ConfigError, MissingExtraError, ModelError
-from ddcm_fast.models import DiffusionModel, wrap_pipeline
+from ddcm_fast.models import DiffusionModel, latent, wrap_pipeline
 from ddcm_fast.models.base import eps_from_x0
+from ddcm_fast.models.latent import LatentModel
 from ddcm_fast.sampler import advance
 from ddcm_fast.schedule import plan
 
@@ -229,13 +231,31 @@ def test_photo_through_both_ways_of_loading(tmp_path: Path) -> None:
     assert torch.equal(Codec(again).decode(coded.data), coded.reconstruction)
 
 
-def test_bfloat16_is_the_same_model(folder: Any) -> None:
-    wide, narrow = load(folder("sd")), load(folder("sd"), "bfloat16")
-    assert narrow.dtype == torch.bfloat16 and narrow.fingerprint() == wide.fingerprint()
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_dtypes_are_the_same_model(dtype: str, folder: Any) -> None:
+    wide, narrow = load(folder("sd")), load(folder("sd"), dtype)
+    assert narrow.dtype == getattr(torch, dtype) and narrow.fingerprint() == wide.fingerprint()
     coded = Codec(narrow, CONFIG).encode(image(), FOX)[0]
+    assert coded.reconstruction.dtype == torch.float32
     assert torch.equal(Codec(narrow).decode(coded.data), coded.reconstruction)
-    with pytest.warns(UserWarning, match="bfloat16"):
+    with pytest.warns(UserWarning, match=dtype):
         Codec(wide).decode(coded.data)
+
+
+def test_large_images_pass_the_autoencoder_in_tiles(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(folder("sd"))
+    assert isinstance(model, LatentModel)
+    vae = model.autoencoder.vae
+    whole = model.encode(image(96, 64)[None])
+    coded = Codec(model, CONFIG).encode(image(96, 64))[0]
+    monkeypatch.setattr(latent, "TILED_FROM", 64 * 64)
+    tiled = model.encode(image(96, 64)[None])
+    assert vae.use_tiling and tiled.shape == whole.shape and not torch.equal(tiled, whole)
+    in_tiles = Codec(model, CONFIG).encode(image(96, 64))[0]
+    assert not torch.equal(in_tiles.reconstruction, coded.reconstruction)
+    assert torch.equal(Codec(load(folder("sd"))).decode(in_tiles.data), in_tiles.reconstruction)
+    model.encode(image(64, 64)[None])
+    assert not vae.use_tiling
 
 
 def test_fingerprint_covers_the_autoencoder(folder: Any) -> None:
@@ -298,3 +318,24 @@ def test_compiled_network_is_called(folder: Any, monkeypatch: pytest.MonkeyPatch
     model = load_model(str(folder("ddpm")), device="cpu", dtype="float32", compile=True)
     model.predict(torch.zeros(1, 3, 16, 16), 10.0)
     assert calls == [1] and model.fingerprint() == load(folder("ddpm")).fingerprint()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_compiled_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile for real, of a U-Net as small as they get: the encoder's picture bit for bit."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=16, in_channels=3, out_channels=3, block_out_channels=(8,), layers_per_block=1,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=4, add_attention=False,
+    )  # fmt: skip
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "model")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.reset()
+    model = load_model(str(tmp_path / "model"), device="cpu", dtype="float32", compile=True)
+    coded = Codec(model, CONFIG).encode(image(16, 16))[0]
+    assert torch.equal(Codec(model).decode(coded.data), coded.reconstruction)
+    assert any((tmp_path / "cache").rglob("*.so"))  # it did compile
+    plain = Codec(load(tmp_path / "model")).decode(coded.data)
+    torch.testing.assert_close(plain, coded.reconstruction, atol=1e-3, rtol=0)
