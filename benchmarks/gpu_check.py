@@ -5,12 +5,15 @@
 
 Needs a checkout, torch and a CUDA GPU (nvcc for the cuda backend); neither an installed package nor diffusers.
 Writes DIR/gpu_check.json as it goes and prints a short table last. Exit code: 0 if every check passed, 1
-if one failed, 2 where there is no GPU. Every section is guarded: one failure does not lose the rest.
+if one failed, 2 where there is no GPU. Every section is guarded: one failure does not lose the rest, and what the
+time or a missing header leaves out is reported as skipped. The cuda backend and the baselines come first; triton, which
+compiles a kernel for every combination of options, gets the time that is left.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import importlib.abc
 import importlib.machinery
@@ -22,7 +25,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -91,6 +95,9 @@ LARGE = [
     ("sign", 16384, 2**19, 3),
 ]
 
+#: Shapes of the triton backend's grid on a GPU: every kernel, few of them to compile.
+TRITON_SHAPES = [*QUICK_SHAPES, (777, 3000, 3, 2), (5000, 1025, 7, 9), (1500, 640, 2, 17)]
+
 #: Instructions an entry if they cannot be counted here (benchmarks/results/sass-sm90.json).
 INSTRUCTIONS = {"sign": 0.6, "gaussian": 8.6}
 BOOST_CLOCK = 1.755e9  # Hz, H100 SXM, where torch does not tell
@@ -103,7 +110,7 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "gpu_check.json"
         self.end = time.monotonic() + budget
-        self.data: dict[str, Any] = {"checks": [], "measurements": [], "errors": []}
+        self.data: dict[str, Any] = {"checks": [], "measurements": [], "errors": [], "skipped": []}
         self.write()
 
     def write(self) -> None:
@@ -116,7 +123,7 @@ class Report:
         """Run a section unless time is short; note what it raises."""
         start = time.monotonic()
         if self.left() < need:
-            self.data["errors"].append({"section": name, "error": "skipped: out of time"})
+            self.skip(name, "out of time")
         else:
             try:
                 run()
@@ -128,6 +135,9 @@ class Report:
 
     def check(self, backend: str, what: str, ok: bool, **details: Any) -> None:
         self.data["checks"].append({"backend": backend, "what": what, "ok": bool(ok), **details})
+
+    def skip(self, name: str, reason: str) -> None:
+        self.data["skipped"].append({"section": name, "reason": reason})
 
     def measure(self, name: str, seconds: float, **details: Any) -> None:
         self.data["measurements"].append({"name": name, "ms": seconds * 1e3, **details})
@@ -320,7 +330,7 @@ def issue_bound(kind: str) -> float:
     """Entries/s if every scheduler issued an instruction of the search loop each clock."""
     properties = torch.cuda.get_device_properties(0)
     clock = float(getattr(properties, "clock_rate", 0)) * 1e3 or BOOST_CLOCK
-    return properties.multi_processor_count * 4 * 32 * clock / INSTRUCTIONS[kind]
+    return float(properties.multi_processor_count * 4 * 32 * clock / INSTRUCTIONS[kind])
 
 
 def measure_search(
@@ -331,7 +341,7 @@ def measure_search(
     module = backends.load(name)
     at = torch.tensor(1, device=DEVICE)
     w = torch.randn(batch, dim, device=DEVICE)
-    run = lambda: module.search(spec, w, at, True, None)  # noqa: E731
+    run = partial(module.search, spec, w, at, True, None)
     launched, peak = timed(run)
     try:
         seconds = timed(graphed(run))[0]
@@ -339,7 +349,8 @@ def measure_search(
         seconds = launched
     entries = size * dim
     extra: dict[str, Any] = {"launched_ms": launched * 1e3, "entries_per_s": entries / seconds}
-    if kind in INSTRUCTIONS:
+    extra["entries_and_rows_per_s"] = batch * entries / seconds
+    if kind in INSTRUCTIONS and batch <= 2:  # counted for the kernel of 1 and 2 rows; more are bound by the products
         extra["fraction_of_issue_bound"] = entries / seconds / issue_bound(kind)
     label = f"{name} {kind} K={size} D={dim} B={batch}" + (f" G={groups}" if groups > 1 else "")
     report.measure(label, seconds, peak_bytes=peak, **extra)
@@ -357,11 +368,11 @@ def measure_others(
         index = torch.randint(0, size, (1, 1, 64), device=DEVICE)
         coefficient = torch.randn(1, 1, 64, device=DEVICE)
         jobs: dict[str, Callable[[], Any]] = {
-            "topk m=64": lambda s=spec, w=w: module.topk(s, w, at, 64, True, None),
-            "topk m=1024": lambda s=spec, w=w: module.topk(s, w, at, 1024, True, None),
-            "scores": lambda s=spec, w=w: module.scores(s, w, at),
-            "scores and norms": lambda s=spec, w=w: module.scores_and_norms(s, w, at),
-            "combine M=64": lambda s=spec, i=index, c=coefficient: module.combine(s, i, c, at),
+            "topk m=64": partial(module.topk, spec, w, at, 64, True, None),
+            "topk m=1024": partial(module.topk, spec, w, at, 1024, True, None),
+            "scores": partial(module.scores, spec, w, at),
+            "scores and norms": partial(module.scores_and_norms, spec, w, at),
+            "combine M=64": partial(module.combine, spec, index, coefficient, at),
         }
         for what, run in jobs.items():
             seconds, peak = timed(run, 0.5)
@@ -371,12 +382,12 @@ def measure_others(
         spec = CodebookSpec("sign", length, 1, 1, SEED)
         r = torch.randn(1, length, device=DEVICE)
         for what, function in (("to codebook", module.to_codebook_order), ("to image", module.to_image_order)):
-            seconds, peak = timed(graphed(lambda s=spec, r=r, f=function: f(s, r)), 0.5)
+            seconds, peak = timed(graphed(partial(function, spec, r)), 0.5)
             report.measure(f"{name} rotation {what} D={length}", seconds, peak_bytes=peak)
 
 
-def measure_torch_baselines(report: Report, size: int, dim: int) -> None:
-    """(a) randn + matmul + argmax, (b) the same in chunks, (d) randn alone."""
+def measure_torch_baselines(report: Report, size: int, dim: int, fits: bool = True) -> None:
+    """(a) randn + matmul + argmax, (b) the same in chunks, (d) randn alone; (b) only if K x D does not fit."""
     for dtype in (torch.float16, torch.float32):
         label = str(dtype).removeprefix("torch.")
         r = torch.randn(dim, device=DEVICE, dtype=dtype)
@@ -395,7 +406,8 @@ def measure_torch_baselines(report: Report, size: int, dim: int) -> None:
         def alone(dtype: torch.dtype = dtype) -> Tensor:
             return torch.randn(size, dim, device=DEVICE, dtype=dtype)
 
-        for what, run in (("a", whole), ("b, chunks", chunked), ("d, randn alone", alone)):
+        jobs = {"a": whole, "b, chunks": chunked, "d, randn alone": alone} if fits else {"b, chunks": chunked}
+        for what, run in jobs.items():
             seconds, peak = timed(run)
             rate = size * dim / seconds
             name = f"baseline ({what}) {label} K={size} D={dim}"
@@ -410,6 +422,10 @@ def measure_compiled_baseline(report: Report, size: int, dim: int) -> None:
     rate = size * dim / seconds
     name = f"baseline (e, torch.compile) K={size} D={dim}"
     report.measure(name, seconds, peak_bytes=peak, entries_per_s=rate)
+
+
+class MissingHeader(RuntimeError):
+    """A header that only a baseline needs is not here."""
 
 
 def compile_library(source: str, folder: Path) -> ctypes.CDLL:
@@ -432,6 +448,8 @@ def compile_library(source: str, folder: Path) -> ctypes.CDLL:
         check=False,
     )
     if done.returncode != 0:
+        if "curand_kernel.h" in done.stderr and "No such file" in done.stderr + done.stdout:
+            raise MissingHeader("curand_kernel.h is not on this machine (it comes with the CUDA toolkit's cuRAND)")
         raise RuntimeError(f"nvcc failed: {(done.stderr + done.stdout)[:500]}")
     return ctypes.CDLL(str(library))
 
@@ -439,7 +457,11 @@ def compile_library(source: str, folder: Path) -> ctypes.CDLL:
 def measure_curand_baseline(report: Report, size: int, dim: int) -> None:
     """(c) one thread a candidate with a sequential generator."""
     with tempfile.TemporaryDirectory() as folder:
-        library = compile_library("curand_baseline.cu", Path(folder))
+        try:
+            library = compile_library("curand_baseline.cu", Path(folder))
+        except MissingHeader as error:
+            report.skip(f"baseline (c, cuRAND a thread) K={size} D={dim}", str(error))
+            return
         r = torch.randn(dim, device=DEVICE)
         scores = torch.empty(size, device=DEVICE)
 
@@ -501,13 +523,12 @@ def count_instructions(report: Report) -> None:
     """Instructions an entry of this build's kernels, where cuobjdump is here."""
     import sass
 
-    major, minor = torch.cuda.get_device_capability()
-    if sass.find_nvcc() is None or sass.find_cuobjdump() is None:
+    from ddcm_fast.backends import cuda
+
+    if sass.find_cuobjdump() is None or "cuda" in report.data.get("missing", {}):
         report.data["instructions_per_entry"] = {**INSTRUCTIONS, "counted": False}
         return
-    with tempfile.TemporaryDirectory() as folder:
-        rows = sass.analyse(sass.compile_cubin(10 * major + minor, Path(folder)))
-    for row in rows:
+    for row in sass.analyse(cuda.build(torch.cuda.get_device_capability())):
         for kind in INSTRUCTIONS:
             if row["kernel"] == f"SearchKernel<{kind.capitalize()}, 1, 0>":
                 INSTRUCTIONS[kind] = row["loop"]["instructions_per_entry"]
@@ -570,7 +591,9 @@ def summary(report: Report) -> str:
     for name, reason in report.data.get("missing", {}).items():
         lines.append(f"backend {name} is missing: {reason}")
     for error in report.data["errors"]:
-        lines.append(f"section {error['section']}: {str(error['error']).splitlines()[0][:150]}")
+        lines.append(f"section {error['section']}: {[*str(error['error']).splitlines(), ''][0][:150]}")
+    for skipped in report.data["skipped"]:
+        lines.append(f"skipped {skipped['section']}: {skipped['reason']}")
     for check in report.failures()[:20]:
         lines.append(f"FAILED {check['backend']}: {check['what']} {check}")
     total = len(report.data["checks"])
@@ -578,68 +601,103 @@ def summary(report: Report) -> str:
     return "\n".join(lines)
 
 
+def check_backend(
+    report: Report, name: str, device: str, shapes: list[tuple[int, int, int, int]], limit: float
+) -> None:
+    """Every operation of a backend; the grid of a kind stops after `limit` seconds."""
+    for kind in KINDS:
+
+        def grid(kind: str = kind) -> None:
+            end = time.monotonic() + limit
+            for number, shape in enumerate(shapes):
+                if time.monotonic() > end or report.left() < 30:
+                    report.skip(f"{name} {kind} grid, last {len(shapes) - number} shapes", "out of time")
+                    break
+                check_shape(report, name, kind, shape, device)
+
+        report.guard(f"{name} {kind} grid", grid)
+        if device == "cuda":
+            report.guard(f"{name} {kind} not finite", partial(check_not_finite, report, name, kind, device))
+            report.guard(f"{name} {kind} streams and graphs", partial(check_streams_and_graphs, report, name, kind))
+    report.guard(f"{name} codebook", partial(check_codebook, report, name, device))
+    if device == "cuda":
+        for case in LARGE:
+            # The triton backend's 2^32 atoms would take the time of all the rest.
+            if name == "cuda" or case[2] < 2**32:
+                report.guard(f"{name} large {case}", partial(check_large, report, name, case, device), 20)
+
+
+def measure_backend(report: Report, name: str) -> None:
+    """Searches of all kinds, sizes and batches, and the other operations."""
+    jobs = [
+        *((kind, 16384, size, 1) for kind in KINDS for size in (4096, 16384)),
+        *((kind, 36864, 2**20, 1) for kind in ("sign", "hadamard", "gaussian")),
+        *((kind, 16384, 16384, batch) for kind in KINDS for batch in (2, 8, 32, 64, 256)),
+    ]
+    for kind, dim, size, batch in jobs:
+        section = f"{name} {kind} {size} {dim} {batch}"
+        report.guard(section, partial(measure_search, report, name, kind, dim, size, batch), 20)
+    report.guard(f"{name} product", partial(measure_search, report, name, "sign", 16384, 65536, 1, 32), 20)
+    report.guard(f"{name} other operations", partial(measure_others, report, name), 30)
+
+
+def measure_baselines(report: Report) -> None:
+    """(a) to (e), the copy bandwidth and the rate of one bit products."""
+    report.guard("copy", partial(measure_bounds, report))
+    for size, dim in ((16384, 16384), (4096, 16384)):
+        report.guard(f"baselines {size}", partial(measure_torch_baselines, report, size, dim), 20)
+        report.guard(f"cuRAND baseline {size}", partial(measure_curand_baseline, report, size, dim), 20)
+    report.guard("baseline in chunks", partial(measure_torch_baselines, report, 2**20, 36864, False), 30)
+    report.guard("torch.compile baseline", partial(measure_compiled_baseline, report, 16384, 16384), 60)
+    if (REPOSITORY / "benchmarks" / "sign_b1.cu").is_file():
+        report.guard("one bit microbenchmark", partial(measure_sign_b1, report), 30)
+
+
+@contextlib.contextmanager
+def one_configuration() -> Iterator[None]:
+    """Triton's autotuned kernels have their first configuration only: for checks that saves most compilations."""
+    from ddcm_fast.kernels import gaussian, sign
+
+    kernels = [k for m in (gaussian, sign) for k in (m.small_kernel, m.large_kernel) if hasattr(k, "configs")]
+    before = [kernel.configs for kernel in kernels]
+    for kernel in kernels:
+        kernel.configs = kernel.configs[:1]
+    try:
+        yield
+    finally:
+        for kernel, configs in zip(kernels, before, strict=True):
+            kernel.configs = configs
+
+
 def run(report: Report, device: str, quick: bool) -> None:
-    """Correctness of every backend that is here, then (on a GPU) the measurements."""
+    """Correctness of every backend that is here and (on a GPU) the measurements."""
     data = report.data
     data["torch"] = torch.__version__
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         data["device"] = {"name": properties.name, "multiprocessors": properties.multi_processor_count}
     wanted = ("cuda", "triton") if device == "cuda" else ("cpu", "triton")
-    reasons = {name: backends.why_not(name, device) for name in wanted}
+    start = time.monotonic()
+    reasons = {name: backends.why_not(name, device) for name in wanted}  # compiles the cuda backend
+    data["seconds"] = {"build": round(time.monotonic() - start, 2)}
     data["missing"] = {name: reason for name, reason in reasons.items() if reason is not None}
     names = [name for name in wanted if reasons[name] is None]
-    if device == "cuda" and "cuda" in data["missing"]:
-        data["errors"].append({"section": "build", "error": data["missing"]["cuda"]})
-    # The dry run's triton is interpreted: the smallest shapes alone take it seconds each.
-    shapes = QUICK_SHAPES if quick else SHAPES
-    for name in names or ["reference"]:
-        for kind in KINDS:
-
-            def grid(name: str = name, kind: str = kind) -> None:
-                for shape in shapes:
-                    if report.left() > 60 or quick:
-                        check_shape(report, name, kind, shape, device)
-
-            report.guard(f"{name} {kind} grid", grid)
-            if device == "cuda":
-                report.guard(f"{name} {kind} not finite", lambda n=name, k=kind: check_not_finite(report, n, k, device))
-                report.guard(
-                    f"{name} {kind} streams and graphs",
-                    lambda n=name, k=kind: check_streams_and_graphs(report, n, k),
-                )
-        report.guard(f"{name} codebook", lambda n=name: check_codebook(report, n, device))
     if device != "cuda":
+        for name in names or ["reference"]:
+            # Interpreted triton takes seconds even for the smallest shapes.
+            check_backend(report, name, device, QUICK_SHAPES if quick else SHAPES, report.left())
         return
-    for name in names:
-        for case in LARGE:
-            # The triton backend's 2^32 atoms would take the time of all the rest.
-            if name == "cuda" or case[2] < 2**32:
-                report.guard(f"{name} large {case}", lambda n=name, c=case: check_large(report, n, c, device))
-    report.guard("instruction count", lambda: count_instructions(report), 60)
-    report.guard("copy", lambda: measure_bounds(report))
-    jobs = [
-        *((kind, 16384, size, 1) for kind in KINDS for size in (4096, 16384)),
-        *((kind, 36864, 2**20, 1) for kind in ("sign", "hadamard", "gaussian")),
-        *((kind, 16384, 16384, batch) for kind in KINDS for batch in (2, 8, 64, 256)),
-    ]
-    for name in names:
-        for kind, dim, size, batch in jobs:
-            report.guard(
-                f"{name} {kind} {size} {dim} {batch}",
-                lambda n=name, k=kind, d=dim, s=size, b=batch: measure_search(report, n, k, d, s, b),
-                20,
-            )
-        report.guard(
-            f"{name} product", lambda n=name: measure_search(report, n, "sign", 16384, 65536, 1, 32), 20
-        )
-        report.guard(f"{name} other operations", lambda n=name: measure_others(report, n), 20)
-    for size, dim in ((16384, 16384), (4096, 16384)):
-        report.guard(f"baselines {size}", lambda s=size, d=dim: measure_torch_baselines(report, s, d), 20)
-        report.guard(f"cuRAND baseline {size}", lambda s=size, d=dim: measure_curand_baseline(report, s, d), 20)
-    report.guard("torch.compile baseline", lambda: measure_compiled_baseline(report, 16384, 16384), 40)
-    if (REPOSITORY / "benchmarks" / "sign_b1.cu").is_file():
-        report.guard("one bit microbenchmark", lambda: measure_sign_b1(report), 20)
+    if "cuda" in names:
+        check_backend(report, "cuda", device, QUICK_SHAPES if quick else SHAPES, 40)
+        report.guard("instruction count", partial(count_instructions, report), 60)
+        measure_backend(report, "cuda")
+    else:
+        data["errors"].append({"section": "build", "error": data["missing"]["cuda"]})
+    measure_baselines(report)
+    if "triton" in names:
+        with one_configuration():
+            check_backend(report, "triton", device, QUICK_SHAPES if quick else TRITON_SHAPES, 25)
+        measure_backend(report, "triton")
     data["reach"] = reach(report)
     report.write()
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,19 +79,71 @@ def test_checks_fail_on_wrong_kernels(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @needs_compiler
 @pytest.mark.usefixtures("emulated")
-def test_measurements_run(tmp_path: Path) -> None:
+def test_measurements_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = gpu_check.Report(tmp_path, 600)
     for kind in gpu_check.KINDS:
         report.guard(kind, lambda k=kind: gpu_check.measure_search(report, "cuda", k, 64, 50, 2))
     report.guard("others", lambda: gpu_check.measure_others(report, "cuda", 8, 1030, (100,)))
     report.guard("baselines", lambda: gpu_check.measure_torch_baselines(report, 40, 30))
+    report.guard("chunks", lambda: gpu_check.measure_torch_baselines(report, 2000, 3, False))
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    report.guard("compiled", lambda: gpu_check.measure_compiled_baseline(report, 40, 30))
     report.guard("broken", lambda: gpu_check.compile_library("no_such.cu", tmp_path))
     report.data["reach"] = gpu_check.reach(report)
     text = gpu_check.summary(report)
     assert [e["section"] for e in report.data["errors"]] == ["broken"]
-    assert len(report.data["measurements"]) == 3 + 15 + 2 + 6
+    assert len(report.data["measurements"]) == 3 + 15 + 2 + 6 + 2 + 1
     assert "not measured" in text and "of issue bound" in text and "section broken" in text
     json.loads((tmp_path / "gpu_check.json").read_text())
+
+
+def test_every_section_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole run on a GPU, its sections replaced by a list of their names and cases."""
+    called: list[tuple[str, ...]] = []
+    properties = SimpleNamespace(name="mock", multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(backends, "why_not", lambda name, device: None)
+    names = [n for n in vars(gpu_check) if n.startswith(("check_", "measure_"))]
+    for name in [*set(names) - {"check_backend", "measure_backend", "measure_baselines"}, "count_instructions"]:
+        monkeypatch.setattr(
+            gpu_check, name, lambda report, *case, name=name: called.append((name, *map(str, case)))
+        )
+    report = gpu_check.Report(tmp_path, 600)
+    gpu_check.run(report, "cuda", False)
+    assert not report.data["errors"] and not report.data["skipped"]
+    order = [(name, *case[:1]) for name, *case in called]
+    baselines = order.index(("measure_bounds",))
+    assert order.index(("count_instructions",)) < order.index(("measure_search", "cuda")) < baselines
+    assert baselines < order.index(("check_shape", "triton")) < order.index(("measure_search", "triton"))
+    for name in ("torch_baselines", "curand_baseline", "compiled_baseline", "sign_b1"):
+        assert any(n == f"measure_{name}" for n, *_ in order)
+    searched = {tuple(case) for name, *case in called if name == "measure_search"}
+    for kind in gpu_check.KINDS:
+        for batch in ("1", "8", "64", "256"):
+            assert ("cuda", kind, "16384", "16384", batch) in searched
+    assert sum(name == "check_large" for name, *_ in called) == 2 * len(gpu_check.LARGE) - 1
+
+
+def test_missing_curand_header_skips_its_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = tmp_path / "nvcc"
+    failing.write_text("#!/bin/sh\necho 'fatal error: curand_kernel.h: No such file or directory' >&2\nexit 1\n")
+    failing.chmod(0o755)
+    monkeypatch.setattr(cuda, "nvcc", lambda: str(failing))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    report = gpu_check.Report(tmp_path, 600)
+    report.guard("c", lambda: gpu_check.measure_curand_baseline(report, 40, 30))
+    assert not report.data["errors"] and "curand_kernel.h" in report.data["skipped"][0]["reason"]
+    assert "skipped baseline (c" in gpu_check.summary(report)
+
+
+def test_triton_gets_its_configurations_back() -> None:
+    pytest.importorskip("triton")
+    from ddcm_fast.kernels import sign
+
+    before = getattr(sign.small_kernel, "configs", None)
+    with gpu_check.one_configuration():
+        assert before is None or len(sign.small_kernel.configs) == 1
+    assert getattr(sign.small_kernel, "configs", None) is before
 
 
 def test_reach_reads_the_names_that_are_measured(tmp_path: Path) -> None:
@@ -109,4 +162,4 @@ def test_reach_reads_the_names_that_are_measured(tmp_path: Path) -> None:
 def test_time_runs_out(tmp_path: Path) -> None:
     report = gpu_check.Report(tmp_path, 0.0)
     report.guard("late", lambda: pytest.fail("must not run"))
-    assert "out of time" in report.data["errors"][0]["error"]
+    assert "out of time" in report.data["skipped"][0]["reason"] and not report.data["errors"]
