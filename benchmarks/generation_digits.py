@@ -1,6 +1,7 @@
 """The DDCM paper's first experiment on the built-in `digits` model: is a small codebook as good as Gaussian noise?
 
     python benchmarks/generation_digits.py generation     # DDPM against DDCM, K and kind of codebook
+    python benchmarks/generation_digits.py seeds --steps 100 --count 1000    # how far chance moves the numbers
     python benchmarks/generation_digits.py guidance       # classifier-free, compressed and classifier guidance
     python benchmarks/generation_digits.py report         # the table and the plots from the results
 
@@ -118,10 +119,10 @@ def draw(
     return model.decode(done.x0)
 
 
-def start(count: int, seed: int | None) -> Tensor:
+def start(count: int, seed: int | None, codebook_seed: int = 0) -> Tensor:
     """x_T (count, 4, 4, 4): the files' fixed vector, or (DDPM) fresh noise."""
     if seed is None:
-        return initial_noise(DIM, 0).view(1, 4, 4, 4).expand(count, -1, -1, -1)
+        return initial_noise(DIM, codebook_seed).view(1, 4, 4, 4).expand(count, -1, -1, -1)
     return torch.randn(count, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
 
 
@@ -140,6 +141,27 @@ def generation(model: PixelModel, args: argparse.Namespace) -> None:
             return draw(model, rule, Draw(3), args.steps, start(args.count, None), labels, 1.0)
 
         record("generation", args, {"noise": kind, "K": size, "T": args.steps}, labels, run)
+
+
+def seeds(model: PixelModel, args: argparse.Namespace) -> None:
+    """Small codebooks under several seeds, each with its own x_T: how far does chance move the numbers?"""
+    labels = torch.arange(args.count) % digits.CLASSES
+    for size, count in ((2, 4), (64, 2)):
+        for seed in range(count):
+            for kind in args.kinds:
+
+                def run(kind: str = kind, size: int = size, seed: int = seed) -> Tensor:
+                    rule = Greedy(Codebook(kind, DIM, size, seed=seed, signed=False))
+                    return draw(model, rule, Draw(3 + seed), args.steps, start(args.count, None, seed), labels, 1.0)
+
+                record("seeds", args, {"noise": kind, "K": size, "T": args.steps, "seed": seed}, labels, run)
+    for seed in range(2):
+
+        def fresh(seed: int = seed) -> Tensor:
+            rule = FreshNoise(2 + 10 * seed)
+            return draw(model, rule, Draw(3), args.steps, start(args.count, 1 + 10 * seed), labels, 1.0)
+
+        record("seeds", args, {"noise": "ddpm", "K": None, "T": args.steps, "seed": seed}, labels, fresh)
 
 
 def guidance(model: PixelModel, args: argparse.Namespace) -> None:
@@ -227,6 +249,7 @@ def report(args: argparse.Namespace) -> None:
             f"| {name} | {size} | {r['T']} | {r['samples']} | {r['frechet']:.2f} | {r['accuracy']:.3f} | "
             f"{r['diversity']:.2f} |"
         )
+    lines += _seed_table()
     guided = _load("guidance")
     if guided:
         lines += ["", "## Guidance", "", "`sign` codebooks of K = 64 but where it says DDPM.", ""]
@@ -258,6 +281,22 @@ def report(args: argparse.Namespace) -> None:
     print("\n".join(lines))
 
 
+def _seed_table() -> list[str]:
+    rows = _load("seeds")
+    if not rows:
+        return []
+    lines = ["", f"Codebook seeds (x_T differs too), T = {rows[0]['T']}, {rows[0]['samples']} samples each.", ""]
+    lines += ["| noise | K | FD of each seed | mean | diversity of each seed |", "|---|---|---|---|---|"]
+    for key in dict.fromkeys((r["noise"], r["K"]) for r in rows):
+        own = [r for r in rows if (r["noise"], r["K"]) == key]
+        name, size = ("DDPM", "") if key[1] is None else key
+        every = ", ".join(f"{r['frechet']:.1f}" for r in own)
+        mean = sum(r["frechet"] for r in own) / len(own)
+        spreads = ", ".join(f"{r['diversity']:.2f}" for r in own)
+        lines.append(f"| {name} | {size} | {every} | {mean:.1f} | {spreads} |")
+    return lines
+
+
 def _load(experiment: str) -> list[dict[str, Any]]:
     path = RESULTS / f"{experiment}_digits.json"
     return json.loads(path.read_text()) if path.is_file() else []
@@ -266,7 +305,7 @@ def _load(experiment: str) -> list[dict[str, Any]]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=("generation", "guidance", "report"))
+    parser.add_argument("experiment", choices=("generation", "seeds", "guidance", "report"))
     parser.add_argument("--count", type=int, default=2000, help="samples of each configuration")
     parser.add_argument("--steps", type=int, default=1000, help="T")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
@@ -281,7 +320,7 @@ def main() -> None:
         return
     model = load_model("digits", device="cpu", compile=args.compile)
     assert isinstance(model, PixelModel)
-    {"generation": generation, "guidance": guidance}[args.experiment](model, args)
+    {"generation": generation, "seeds": seeds, "guidance": guidance}[args.experiment](model, args)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,26 @@ if TYPE_CHECKING:
     from .operators import LinearOperator
     from .perceptual import Restorer
 
+_RESTORE_EPILOG = """examples:
+  ddcm restore --task sr4 --sigma 0.02 small.png big.png            four times larger, and big.ddcm
+  ddcm restore --task inpaint --mask known.png holes.png whole.png  known.png is white where pixels are known
+  ddcm restore --task blur2 --simulate clean.png out.png            blur clean.png first, and print the PSNR
+  ddcm restore --preset product --atoms 2000 --task color grey.png colour.png    more bits, closer to the measurement
+  ddcm restore --restorer denoise:0.4 noisy.png clean.png           the model's own denoiser leads
+  ddcm restore --restorer mmse.pt2 --quality niqe bad.png good.png  unknown degradation, a restorer of your own
+
+tasks:
+"""
+
+_EDIT_EPILOG = """examples:
+  ddcm edit seven.png --model digits --label 7 --target-label 1 --target-guidance 3 --t-edit 60 80 --output-dir out
+  ddcm edit out/seven.ddcm --target-label 9 --t-edit 70 --output-dir out    another target, no new encoding
+  ddcm edit cat.png --model stabilityai/stable-diffusion-2-1 --prompt "a cat" --target-prompt "a dog" \\
+      --t-edit 300 --output-dir out
+
+A small t_edit changes much, one near the number of steps little.
+"""
+
 _CODING_PRESET = "ddcm"  # the paper's: its restoration objective is exact for one atom a step
 
 
@@ -247,7 +267,8 @@ def add_parsers(commands: Any) -> None:
         "restore",
         help="restore an image, compressed",
         description="Restore an image; beside OUTPUT goes the .ddcm file that decodes to it without INPUT.",
-        epilog="Tasks: " + "; ".join(f"{name}: {text}" for name, text in TASKS.items()) + ".",
+        epilog=_RESTORE_EPILOG + "\n".join(f"  {name:<30} {text}" for name, text in TASKS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("input", type=Path, help="the degraded image (the small one, the grey one, ...)")
     p.add_argument("output", type=Path, help="the image to write; its ending says the format")
@@ -273,6 +294,8 @@ def add_parsers(commands: Any) -> None:
         help="edit an image by its label or prompt, compressed",
         description="Encode an image under a source label or prompt and decode it with others from some step on. "
         "INPUT may be a .ddcm file, edited before or not.",
+        epilog=_EDIT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("input", type=Path, help="an image, or a .ddcm file")
     p.add_argument("--output-dir", type=Path, required=True, help="where NAME_TARGET_STEP.png and .ddcm go")
