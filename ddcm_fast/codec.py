@@ -454,7 +454,7 @@ class Codec:
         if header.dtype != _dtype_name(model.dtype):
             warnings.warn(
                 f"the file was made with the network in {header.dtype}, this one is in {_dtype_name(model.dtype)}: "
-                "the picture will differ a little from the encoder's",
+                f"the picture will be worse than the encoder's; load the model with dtype={header.dtype!r}",
                 DDCMWarning,
                 stacklevel=3,
             )
