@@ -236,7 +236,7 @@ def test_wrong_model_and_wrong_dtype(photo, field):
     with pytest.raises(ModelError, match="photo"):
         Codec(field).decode(data)
     other = "float32" if photo.dtype != torch.float32 else "bfloat16"
-    with pytest.warns(UserWarning, match="differ a little"):
+    with pytest.warns(UserWarning, match="load the model with dtype="):
         Codec(load_model("photo", device="cpu", dtype=other)).decode(data)
 
 
