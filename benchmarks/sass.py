@@ -147,8 +147,9 @@ def analyse(cubin: Path) -> list[dict[str, Any]]:
         }
         loop = matrix_loop(body)
         if loop:
-            # A lane makes two calls of each row tile: 4 row tiles, or 2 where 4 column tiles share them.
-            calls = 4 if ", 4, " in name else 8
+            # A lane makes two calls of each row tile: 4 row tiles, or 2 where 4 or more column tiles share them.
+            columns = int(name.split(", ")[1])
+            calls = 4 if columns >= 4 else 8
             entries = calls * CALL_ENTRIES["sign" if "Sign" in name else "gaussian"]
             alu = sum(bool(_ALU.match(t)) for t in loop)
             multiply = sum(bool(_MULTIPLY.match(t)) for t in loop)
@@ -163,6 +164,7 @@ def analyse(cubin: Path) -> list[dict[str, Any]]:
                 "shared_loads": sum(t.startswith("LDS") for t in loop),
                 "local": sum(t.startswith(("LDL", "STL")) for t in loop),
                 "lane_entries": entries,
+                "batch_rows": 2 * columns,
                 "instructions_per_entry": round(len(loop) / entries, 3),
                 "estimate_entries_per_s_issue": lanes * entries / len(loop),
                 "estimate_entries_per_s_pipes": lanes * entries / cycles,

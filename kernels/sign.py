@@ -33,8 +33,7 @@ _SIZES = [
     "seed_low", "seed_high",
 ]  # fmt: skip
 
-#: Up to this many images go one by one, noise and all, at 1.4 instructions an entry each; more share the noise of
-#: the matrix product, at 14 an entry whatever their number.
+#: Up to this many images share a program of the small-batch kernel; more take the matrix product.
 SMALL_BATCH = 8
 
 
@@ -57,7 +56,7 @@ def _dp4a(a, b, c):
 
 @triton.jit
 def _add_products(x, a, b, c, high, middle, low, PTX: tl.constexpr):
-    """Add to (high, middle, low) (K, C) the dot products of x's bytes (K, C) with each of a, b, c (1, C)."""
+    """Add to (high, middle, low) (B, A, C) the dot products of x's bytes (1, A, C) with each of a, b, c (B, 1, C)."""
     if PTX:
         high = _dp4a(x, a, high)
         middle = _dp4a(x, b, middle)
@@ -74,11 +73,11 @@ def _add_products(x, a, b, c, high, middle, low, PTX: tl.constexpr):
 # ---- small batches: dp4a -------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["dim", "groups", "tiles"])
-def pack_kernel(w, peak, packed, total, dim, groups, tiles, C: tl.constexpr):
+@triton.jit(do_not_specialize=["dim", "groups", "tiles", "batch"])
+def pack_kernel(w, peak, packed, total, dim, groups, tiles, batch, C: tl.constexpr):
     """Lay residuals out for `small_kernel`: w (B, D) float32 -> packed (rows, tiles, 48, C, 2) int32.
 
-    Row b * G + g, tile t: the C calls from t * C on. Word 3 * (8 * v + j) + d of a call (its
+    Row b * G + g, tile t: the C calls from t * C on; rows past the batch are 0. Word 3 * (8 * v + j) + d of a call (its
     index split in 48 pairs) holds digit d of the coordinates of bits j, 8 + j, 16 + j and 24 + j of word v,
     one a byte. Odd j are rounded to even integers and halved, since their bits will weigh two.
     total (rows) int64 gathers the sums of all V; these additions are of integers, so their order is free.
@@ -86,8 +85,10 @@ def pack_kernel(w, peak, packed, total, dim, groups, tiles, C: tl.constexpr):
     pid = tl.program_id(0)
     tile, row = pid % tiles, (pid // tiles).to(tl.int64)
     b, g = row // groups, row % groups
+    real = b < batch
     start, length = group_range(g, dim, groups)
-    scale, _ = power_scale(tl.load(peak + row), 22)
+    length = tl.where(real, length, 0)
+    scale, _ = power_scale(tl.load(peak + row, mask=real, other=1.0), 22)
     c = tl.arange(0, C)
     byte = tl.arange(0, 4)
     shift = 8 * byte[None, :]
@@ -106,7 +107,7 @@ def pack_kernel(w, peak, packed, total, dim, groups, tiles, C: tl.constexpr):
         tl.store(base + q // 2 * (2 * C) + q % 2, tl.sum((middle & 255) << shift, axis=1))
         q += 1
         tl.store(base + q // 2 * (2 * C) + q % 2, tl.sum((low & 255) << shift, axis=1))
-    tl.atomic_add(total + row, count)
+    tl.atomic_add(total + row, count, mask=real)
 
 
 @tuned(
@@ -116,51 +117,53 @@ def pack_kernel(w, peak, packed, total, dim, groups, tiles, C: tl.constexpr):
         triton.Config({"K": 16}, num_warps=2),
         triton.Config({"K": 64}, num_warps=8),
     ],
-    key=["C", "MODE", "span"],
+    key=["C", "B", "MODE", "span"],
 )
 @triton.jit(do_not_specialize=_SIZES)
 def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, batch, calls, first, last, span,
-                 programs, width, seed_low, seed_high, K: tl.constexpr, C: tl.constexpr,
-                 MODE: tl.constexpr, SIGNED: tl.constexpr, BIAS: tl.constexpr,
-                 PTX: tl.constexpr):  # fmt: skip
-    """Scores of one image's group a program, on the dot product of four bytes.
+                 programs, width, seed_low, seed_high, B: tl.constexpr, SHARE: tl.constexpr,
+                 K: tl.constexpr, C: tl.constexpr, MODE: tl.constexpr, SIGNED: tl.constexpr,
+                 BIAS: tl.constexpr, PTX: tl.constexpr):  # fmt: skip
+    """Scores of up to B images at once, on the dot product of four bytes.
 
     A thread owns Philox calls of its own, one atom's each (lanes along the calls, so that residual words load
     coalesced, two at a time, and are shared by the thread's atoms). `word & 0x01010101` is four entries, and with its
     odd partner `word & 0x02020202` one shift serves eight; three dp4a, one a digit, multiply four entries. An entry
-    costs 45 / 128 instructions of Philox, 11 / 32 of masks and shifts and 3 / 4 of dp4a.
+    costs 45 / 128 instructions of Philox and 11 / 32 of masks and shifts for all images, and 3 / 4 of dp4a for each.
 
     packed (as int64), total: of pack_kernel; peak (B, G) float32, step () int64. The program's atoms are
     the `span` from first + p * span on, below last. For BEST, out and keys are (B, G, programs); otherwise
-    (B, G, width), see ranking.store_scores.
+    (B, G, width), see ranking.store_scores. A tile has K / SHARE atoms, so that the sums of B images stay in registers.
     """
+    A: tl.constexpr = K // SHARE
     pid = tl.program_id(0)
     p = pid % programs
     g = (pid // programs) % groups
-    b = pid // programs // groups
-    row = b.to(tl.int64) * groups + g
+    image = (pid // programs // groups) * B + tl.arange(0, B)
+    real = image < batch
+    row = image.to(tl.int64) * groups + g
     now = tl.load(step)
     tiles = (calls + C - 1) // C
     lane = tl.arange(0, C)
-    _, inverse = power_scale(tl.load(peak + row), 22)
-    whole = tl.load(total + row)
+    _, inverse = power_scale(tl.load(peak + row, mask=real, other=1.0), 22)
+    whole = tl.load(total + row, mask=real, other=0)
     begin = first + p.to(tl.int64) * span
-    best_key = tl.full((K,), LOWEST, tl.int64)
-    best_score = tl.zeros((K,), tl.float32)
-    for k0 in range(begin, tl.minimum(begin + span, last), K):
-        k = k0 + tl.arange(0, K).to(tl.int64)
-        ones = tl.zeros((K, C), tl.int64)
+    best_key = tl.full((B, A), LOWEST, tl.int64)
+    best_score = tl.zeros((B, A), tl.float32)
+    for k0 in range(begin, tl.minimum(begin + span, last), A):
+        k = k0 + tl.arange(0, A).to(tl.int64)
+        ones = tl.zeros((B, A), tl.int64)
         # A call adds at most 2^15 to a digit's sum: 2^15 calls cannot overflow 31 bits.
         for outer in range(0, calls, C * 32768):
-            high = tl.zeros((K, C), tl.int32)
-            middle = tl.zeros((K, C), tl.int32)
-            low = tl.zeros((K, C), tl.int32)
+            high = tl.zeros((B, A, C), tl.int32)
+            middle = tl.zeros((B, A, C), tl.int32)
+            low = tl.zeros((B, A, C), tl.int32)
             for c0 in range(outer, tl.minimum(calls, outer + C * 32768), C):
                 block = g.to(tl.int64) * calls + c0 + lane
                 w0, w1, w2, w3 = philox(block[None, :], k[:, None], now, SIGN, seed_low, seed_high)
-                at = packed + (row * tiles + c0 // C) * (48 * C) + lane[None, :]
+                at = packed + ((row * tiles + c0 // C) * (48 * C))[:, None, None] + lane[None, None, :]
                 for v in tl.static_range(4):
-                    word = word_of(v, w0, w1, w2, w3)
+                    word = word_of(v, w0, w1, w2, w3)[None, :, :]
                     for j in tl.static_range(0, 8, 2):
                         pair = at + (8 * v + j) // 2 * (3 * C)
                         r0 = tl.load(pair)  # each two words in one load
@@ -175,18 +178,17 @@ def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, 
                             bits & 0x02020202, (r1 >> 32).to(tl.int32), r2.to(tl.int32),
                             (r2 >> 32).to(tl.int32), high, middle, low, PTX,
                         )  # fmt: skip
-            ones += (high.to(tl.int64) << 16) + (middle.to(tl.int64) << 8) + low
-        score = (whole - 2 * tl.sum(ones, axis=1)).to(tl.float32) * inverse
+            ones += tl.sum((high.to(tl.int64) << 16) + (middle.to(tl.int64) << 8) + low, axis=2)
+        score = (whole[:, None] - 2 * ones).to(tl.float32) * inverse[:, None]
         if MODE == _BEST:
-            best_key, best_score = keep_best(score, k, g, last, size, bias, best_key, best_score, SIGNED, BIAS)
+            best_key, best_score = keep_best(score, k[None, :], g, last, size, bias, best_key, best_score, SIGNED, BIAS)
         else:
-            image = tl.full((K,), 0, tl.int32) + b
-            store_scores(score, k, image, g, batch, groups, first, last, size, width, bias, out, keys, MODE,
-                         SIGNED, BIAS)  # fmt: skip
+            store_scores(score, k[None, :], image[:, None], g, batch, groups, first, last, size, width, bias, out,
+                         keys, MODE, SIGNED, BIAS)  # fmt: skip
     if MODE == _BEST:
-        key, score = emit_best(best_key, best_score, 0)
-        tl.store(keys + row * programs + p, key)
-        tl.store(out + row * programs + p, score)
+        key, score = emit_best(best_key, best_score, 1)
+        tl.store(keys + row * programs + p, key, mask=real)
+        tl.store(out + row * programs + p, score, mask=real)
 
 
 # ---- large batches: the matrix product -----------------------------------------------------------
@@ -305,14 +307,14 @@ class Residual:
         calls = spec.calls_per_group
         self.small = len(w) <= SMALL_BATCH
         if self.small:
-            self.images = 1
+            self.images = power_of_2(len(w))
             self.depth = min(32, power_of_2(calls))
             tiles = ceil_div(calls, self.depth)
-            rows = len(w) * spec.groups
+            rows = self.images * spec.groups
             self.total = torch.zeros(rows, dtype=torch.int64, device=w.device)
             self.packed = torch.empty(rows * tiles * 48 * self.depth, dtype=torch.int64, device=w.device)
             launch(pack_kernel, rows * tiles, w, peak, self.packed.view(torch.int32), self.total, spec.dim,
-                   spec.groups, tiles, C=self.depth)  # fmt: skip
+                   spec.groups, tiles, len(w), C=self.depth)  # fmt: skip
             return
         self.images = min(32, max(16, power_of_2(len(w))))
         self.depth = 32
@@ -355,7 +357,8 @@ class Residual:
         grid = programs * spec.groups * blocks
         calls = spec.calls_per_group
         if self.small:
-            launch(small_kernel, grid, *head, self.batch, calls, *tail, **meta, PTX=PTX)
+            launch(small_kernel, grid, *head, self.batch, calls, *tail, B=self.images,
+                   SHARE={1: 1, 2: 2, 4: 16, 8: 8}[self.images], **meta, PTX=PTX)  # fmt: skip
         else:
             launch(large_kernel, grid, *head, self.batch, calls, self.padded, self.rows, *tail, B=self.images,
                    **meta)  # fmt: skip

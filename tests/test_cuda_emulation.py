@@ -133,6 +133,35 @@ def test_operations(
     )
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "sign"])
+@pytest.mark.parametrize("batch", [1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 65, 256])
+def test_rows_of_every_column_tile(kernels: cuda.Kernels, narrow: cuda.Kernels, kind: str, batch: int) -> None:
+    """1 to 16 column tiles a warp, whole and cut: a row's scores are the same alone and in any batch."""
+    spec = CodebookSpec(kind, 141, 67, 2, SEED)
+    w, at = residual(spec, batch, batch), torch.tensor(2**31)
+    alone = torch.cat([kernels.scores(spec, row.unsqueeze(0), at) for row in w])
+    scale = w.norm(dim=1).view(-1, 1, 1) * spec.max_group_dim**0.5
+    assert ((alone - reference.scores(spec, w, 2**31)).abs() <= 3e-7 * scale).all()
+    for engine in (kernels, narrow):
+        assert torch.equal(engine.scores(spec, w, at), alone)
+        index, sign, score = engine.search(spec, w, at, True, None)
+        assert torch.equal(index, alone.abs().argmax(-1))
+        assert torch.equal(sign * score, alone.gather(-1, index.unsqueeze(-1)).squeeze(-1))
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "sign"])
+def test_long_rows_of_sixteen_column_tiles(kernels: cuda.Kernels, narrow: cuda.Kernels, kind: str) -> None:
+    """Several k steps a warp, split and unsplit, 32 rows a generation, several tiles of atoms."""
+    spec = CodebookSpec(kind, 1100, 140 if kind == "sign" else 260, 1, SEED)
+    w, at = residual(spec, 32), torch.tensor(6)
+    scale = w.norm(dim=1).view(-1, 1, 1) * spec.dim**0.5
+    expected = reference.scores(spec, w, 6)
+    for engine in (kernels, narrow):
+        assert ((engine.scores(spec, w, at) - expected).abs() <= 3e-7 * scale).all()
+        index, _, _ = engine.search(spec, w, at, False, None)
+        assert torch.equal(index, engine.scores(spec, w, at).argmax(-1))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("per_group", [False, True])
 def test_bias(kernels: cuda.Kernels, kind: str, per_group: bool) -> None:

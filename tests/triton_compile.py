@@ -101,7 +101,7 @@ def main(kind: str, capability: str, directory: str | None = None) -> None:
     step = torch.tensor(5)
     for size, dim in ((70000, 5000),) if kind != "hadamard" else ((70000, 17000), (1000, 1500)):
         spec = CodebookSpec(kind, dim, size, seed=7)
-        for batch in (1, 4, 200) if kind != "hadamard" else (1, 4):
+        for batch in {"gaussian": (1, 4, 200), "sign": (1, 3, 8, 200), "hadamard": (1, 4)}[kind]:
             w = torch.randn(batch, dim)
             operations.search(spec, w, step, True, None)
         operations.scores(spec, w[:1], step)

@@ -158,6 +158,24 @@ struct Driver {
     int64_t batch_tiles;
   };
 
+  // Column tiles for a batch: the fewest products and generations of the noise together; of equals, the most rows
+  // a generation.
+  int column_tiles(int64_t batch) const {
+    const bool signs = geometry.kind == kSign;
+    const int64_t noise = signs ? SignTraits::kNoiseTiles : GaussianTraits::kNoiseTiles;
+    const int most = signs ? SignTraits::kMaxColumnTiles : GaussianTraits::kMaxColumnTiles;
+    int best = 1;
+    int64_t best_cost = ceil_div(batch, kRowsPerColumnTile) * (1 + noise);
+    for (int tiles = 2; tiles <= most; tiles *= 2) {
+      const int64_t cost = ceil_div(batch, tiles * kRowsPerColumnTile) * (tiles + noise);
+      if (cost <= best_cost) {
+        best = tiles;
+        best_cost = cost;
+      }
+    }
+    return best;
+  }
+
   static int64_t warp_atoms(const Prepared& p) { return 16 * row_tiles(p.column_tiles); }
 
   int warps(const Prepared& p) const {
@@ -171,7 +189,7 @@ struct Driver {
     p.batch = batch;
     p.max_bits = arena.take<uint32_t>(rows);
     p.correction = arena.take<int64_t>(rows);
-    p.column_tiles = batch <= 2 ? 1 : batch <= 4 ? 2 : 4;
+    p.column_tiles = column_tiles(batch);
     p.batch_tiles = ceil_div(batch, p.column_tiles * kRowsPerColumnTile);
     if (geometry.kind == kHadamard) return p;
     const int warps = this->warps(p);
@@ -240,12 +258,12 @@ struct Driver {
 
   template <class Traits, int Writes>
   void score_tiles(const Prepared& p, const Target& target) {
-    if (p.column_tiles == 1) {
-      score_products<Traits, 1, Writes>(p, target);
-    } else if (p.column_tiles == 2) {
-      score_products<Traits, 2, Writes>(p, target);
-    } else {
-      score_products<Traits, 4, Writes>(p, target);
+    switch (p.column_tiles) {
+      case 1: score_products<Traits, 1, Writes>(p, target); break;
+      case 2: score_products<Traits, 2, Writes>(p, target); break;
+      case 4: score_products<Traits, 4, Writes>(p, target); break;
+      case 8: score_products<Traits, 8, Writes>(p, target); break;
+      default: score_products<Traits, Traits::kMaxColumnTiles, Writes>(p, target); break;
     }
   }
 

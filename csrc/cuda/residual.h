@@ -135,7 +135,9 @@ struct PrepareKernel {
       const int64_t row = row_of(group_tile, thread);
       if (row >= batch) return;
       int64_t sum = 0;
-      for (int v = thread / kRowsPerColumnTile; v < kThreads / 32; v += static_cast<int>(column_tiles)) {
+      for (int v = 0; v < kThreads / 32; ++v) {
+        const int64_t vector = static_cast<int64_t>(block.index()) * (kThreads / 32) + v;
+        if (vector % column_tiles != thread / kRowsPerColumnTile) continue;
         for (int t = 0; t < 4; ++t) sum += sums[v * 32 + 4 * kDigits * (thread % kRowsPerColumnTile) + t];
       }
       atomic_add(correction + row * geometry.groups + group_tile % geometry.groups, sum);

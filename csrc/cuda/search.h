@@ -1,9 +1,10 @@
 // Search and scores of the `sign` and `gaussian` kinds: noise made in registers as the A operand of tensor-core
 // products, the residual's digits (residual.h) as the B operand. docs/kernels.md derives the maps.
 //
-// A warp owns 64 atoms (4 row tiles of 16; 32 where it serves 8 batch rows) and, of one k step, 4 Philox calls of each atom: lane 4g + t makes
-// call t of the step for the atoms of rows g and g + 8 of every row tile. The A registers are the call's
-// words themselves, masked or looked up: which coordinate an A column is was settled when the residual was laid out.
+// A warp owns 64 atoms (4 row tiles of 16; 32 where it serves 8 or more batch rows) and, of one k step, 4 Philox calls of
+// each atom: lane 4g + t makes call t of the step for the atoms of rows g and g + 8 of every row tile. The A registers
+// are the call's words themselves, masked or looked up: which coordinate an A column is was settled when the residual
+// was laid out.
 
 #pragma once
 
@@ -12,8 +13,8 @@
 
 namespace ddcm {
 
-// Row tiles of 16 atoms a warp: fewer where the accumulators of 4 column tiles need the registers.
-DDCM_FN constexpr int row_tiles(int column_tiles) { return column_tiles == 4 ? 2 : 4; }
+// Row tiles of 16 atoms a warp: fewer where the accumulators of 4 and more column tiles need the registers.
+DDCM_FN constexpr int row_tiles(int column_tiles) { return column_tiles >= 4 ? 2 : 4; }
 
 constexpr int kStepsPerSegment = 1024;  // int32 sums of 2^19 `sign` coordinates cannot overflow:
                                         // 1024 steps * 4 calls * 16 bytes * 255 * 128 < 2^31
@@ -24,9 +25,15 @@ struct SignTraits {
   using Mma = MmaU8S8;
   using Sum = int64_t;
   static constexpr bool kSigns = true;
-  // 16 warps of 128 registers a multiprocessor for small batches; 12 of 168 where accumulators take more.
+  // Column tiles a warp can have: powers of two up to this, 2 batch rows each. 16 would not fit the registers.
+  static constexpr int kMaxColumnTiles = 8;
+  // 16 warps of 128 registers a multiprocessor for small batches; 12 of 168, then 8 of 255 where accumulators take more.
   static DDCM_FN constexpr int warps(int column_tiles) { return column_tiles == 1 ? 8 : 4; }
-  static DDCM_FN constexpr int min_blocks(int column_tiles) { return column_tiles == 1 ? 2 : 3; }
+  static DDCM_FN constexpr int min_blocks(int column_tiles) {
+    return column_tiles == 1 || column_tiles == 8 ? 2 : 3;
+  }
+  // Making the noise costs about as much as multiplying it with so many column tiles (estimate, docs/kernels.md).
+  static constexpr int kNoiseTiles = 2;
   static constexpr int kEntriesPerCall = kSignsPerCall, kEntriesPerRegister = 4;
   static constexpr int kProducts = 16, kVectors = 8;  // matrix products a row tile and step; B vectors
   static constexpr uint32_t kStream = kStreamSign;
@@ -61,8 +68,10 @@ struct GaussianTraits {
   using Sum = double;
   static constexpr bool kSigns = false;
   // One block a multiprocessor shares one copy of the table.
-  static DDCM_FN constexpr int warps(int) { return 16; }
+  static constexpr int kMaxColumnTiles = 16;
+  static DDCM_FN constexpr int warps(int column_tiles) { return column_tiles >= 8 ? 8 : 16; }
   static DDCM_FN constexpr int min_blocks(int) { return 1; }
+  static constexpr int kNoiseTiles = 16;  // see SignTraits
   static constexpr int kEntriesPerCall = kGaussiansPerCall, kEntriesPerRegister = 2;
   static constexpr int kProducts = 2, kVectors = 1;
   static constexpr uint32_t kStream = kStreamGaussian;
@@ -122,11 +131,13 @@ struct SearchKernel {
   static constexpr int kMinBlocks = Traits::min_blocks(ColumnTiles);
   static constexpr int kRowTiles = row_tiles(ColumnTiles), kWarpAtoms = 16 * kRowTiles;
   static constexpr int kStepVectors = Traits::kVectors * ColumnTiles;
+  // Column tiles whose residuals wait in registers together.
+  static constexpr int kTogether = ColumnTiles >= 4 ? 4 : ColumnTiles;
   struct State {
     AtomPart atom[2 * kRowTiles];  // row tile, then g or g + 8
     Accumulator sum[kRowTiles][ColumnTiles][4];
     Words words[2 * kRowTiles];
-    Vec4 b[ColumnTiles];
+    Vec4 b[kTogether];
     Accumulator square[kSquares ? 2 : 1][4];  // of a row tile: rows g, then g + 8, on the diagonal
     const Vec4* from;  // this lane's residual fragments of the k step
     uint32_t call;     // Philox block of this lane's call of the k step
@@ -184,10 +195,9 @@ struct SearchKernel {
         const uint32_t row = static_cast<uint32_t>(first_atom(tile)) +
                              static_cast<uint32_t>(thread / 32 / split * kWarpAtoms + thread % 32 / 4);
         DDCM_UNROLL
-        for (int r = 0; r < 2 * kRowTiles; ++r) s.atom[r] = atom_part(keys, row + 8 * r, step_word);
-        if (kSquares) {
-          DDCM_UNROLL
-          for (int r = 0; r < 2 * kRowTiles; ++r) *squares_of(block, thread, r) = 0;
+        for (int r = 0; r < 2 * kRowTiles; ++r) {
+          s.atom[r] = atom_part(keys, row + 8 * r, step_word);
+          if (kSquares) *squares_of(block, thread, r) = 0;
         }
       });
       DDCM_NO_UNROLL
@@ -308,29 +318,31 @@ struct SearchKernel {
         }
       });
       DDCM_UNROLL
-      for (int product = 0; product < Traits::kProducts; ++product) {
-        if (product % 2 == 0) {
+      for (int vector = 0; vector < Traits::kVectors; ++vector) {
+        DDCM_UNROLL
+        for (int from = 0; from < ColumnTiles; from += kTogether) {
           block.each([&](int, State& s) {
             DDCM_UNROLL
-            for (int nt = 0; nt < ColumnTiles; ++nt) {
-              s.b[nt] = load_vec4(s.from + (product / 2 * ColumnTiles + nt) * 32);
-            }
+            for (int i = 0; i < kTogether; ++i) s.b[i] = load_vec4(s.from + (vector * ColumnTiles + from + i) * 32);
           });
-        }
-        DDCM_UNROLL
-        for (int m = 0; m < kRowTiles; ++m) {
           DDCM_UNROLL
-          for (int nt = 0; nt < ColumnTiles; ++nt) {
-            block.template mma<typename Traits::Mma>([&](int, State& s, auto issue) {
-              const int word = Traits::word(product);
-              const Words &upper = s.words[2 * m], &lower = s.words[2 * m + 1];
-              const Vec4& b = s.b[nt];
-              issue(s.sum[m][nt], Traits::fragment(upper.w[word], product),
-                    Traits::fragment(lower.w[word], product),
-                    Traits::fragment(upper.w[word + 1], product),
-                    Traits::fragment(lower.w[word + 1], product), b.x[2 * (product % 2)],
-                    b.x[2 * (product % 2) + 1]);
-            });
+          for (int product = 2 * vector; product < 2 * vector + 2; ++product) {
+            DDCM_UNROLL
+            for (int m = 0; m < kRowTiles; ++m) {
+              DDCM_UNROLL
+              for (int i = 0; i < kTogether; ++i) {
+                block.template mma<typename Traits::Mma>([&](int, State& s, auto issue) {
+                  const int word = Traits::word(product);
+                  const Words &upper = s.words[2 * m], &lower = s.words[2 * m + 1];
+                  const Vec4& b = s.b[i];
+                  issue(s.sum[m][from + i], Traits::fragment(upper.w[word], product),
+                        Traits::fragment(lower.w[word], product),
+                        Traits::fragment(upper.w[word + 1], product),
+                        Traits::fragment(lower.w[word + 1], product), b.x[2 * (product % 2)],
+                        b.x[2 * (product % 2) + 1]);
+                });
+              }
+            }
           }
         }
       }
