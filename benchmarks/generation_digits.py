@@ -242,7 +242,7 @@ def report(args: argparse.Namespace) -> None:
         f"| training set | | | {len(labels)} | {floor['frechet']:.2f} | {floor['accuracy']:.3f} | "
         f"{floor['diversity']:.2f} |"
     )
-    rows = _load("generation")
+    rows = sorted(_load("generation"), key=lambda r: (r["K"] or 0, KINDS.index(r["noise"]) if r["K"] else 0))
     for r in rows:
         name, size = ("DDPM", "") if r["K"] is None else (r["noise"], r["K"])
         lines.append(
