@@ -1,11 +1,13 @@
 """How far a decoder's picture drifts from the encoder's when the two networks differ in their last bits.
 
-    python benchmarks/reproducibility.py --image IMAGE --T 20 50 100 --output benchmarks/results/reproducibility.json
+    python benchmarks/reproducibility.py --image IMAGE --preset ddcm product --T 20 100 300 1000 --compile \\
+        --output benchmarks/results/reproducibility.json
 
 One crop is coded by a reference network (one image a call, one thread). Its letters are then decoded by
 networks that compute something slightly different. For each: PSNR against the encoder's reconstruction (inf: the same
 bits), and against the original, which is what a viewer notices. With --grid, the same with a state rounded to a grid at
-every step on both sides. Results are appended to the output.
+every step on both sides; with --other-device cuda, also against a network on a GPU. Results are appended to the output,
+which is written after every row.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,13 +26,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddcm_fast import CodecConfig, load_model
+from ddcm_fast import CodecConfig, load_model, preset
 from ddcm_fast.images import to_tensor
 from ddcm_fast.models import DiffusionModel
 from ddcm_fast.models.base import eps_from_x0
 from ddcm_fast.models.network import NetworkModel
 from ddcm_fast.reference import initial_noise
-from ddcm_fast.sampler import Replay, sample, toward
+from ddcm_fast.sampler import Replay, Sample, sample, toward
 
 Predict = Callable[..., tuple[Tensor, Tensor]]
 
@@ -51,13 +55,12 @@ def rounded(model: DiffusionModel, predict: Predict, grid: float) -> Predict:
     return wrapped
 
 
-def unaligned(model: NetworkModel) -> None:
-    """Move the weights to odd addresses, as weights mapped from a file have."""
-    for p in model.network.parameters():
-        room = torch.empty(p.numel() + 16, dtype=p.dtype)
-        offset = 1 + (-(room.data_ptr() // p.element_size())) % 16
-        moved = room[offset : offset + p.numel()].as_strided(p.shape, p.stride())
-        p.data = moved.copy_(p.data)
+def configuration(name: str, steps: int, size: int | None, model: DiffusionModel) -> CodecConfig:
+    """A preset with `steps` coded steps; its own schedule where the model has as many timesteps, else linspace."""
+    config = preset(name, T=steps, K=size)
+    if config.schedule == "kl" and sum(t > config.stop for t in model.training_timesteps()) < steps:
+        config = preset(name, T=steps, K=size, schedule="linspace", stop=0, tail=0)
+    return config
 
 
 def main() -> None:
@@ -66,11 +69,15 @@ def main() -> None:
     parser.add_argument("--image", type=Path, required=True)
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--model", default="photo")
-    parser.add_argument("--K", type=int, default=4096)
-    parser.add_argument("--T", type=int, nargs="+", default=[20, 50, 100])
+    parser.add_argument("--preset", nargs="+", default=["ddcm"])
+    parser.add_argument("--K", type=int, help="the preset's by default")
+    parser.add_argument("--T", type=int, nargs="+", default=[20, 100])
     parser.add_argument("--grid", type=float, nargs="*", default=[], help="also with states rounded to these grids")
     parser.add_argument("--dtype", default="float32", help="of the reference network")
+    parser.add_argument("--batch", type=int, default=4, help="images a call of the decoder with another batch")
     parser.add_argument("--compile", action="store_true", help="also against a compiled network")
+    parser.add_argument("--other-device", help="also against the network on this device, such as cuda")
+    parser.add_argument("--without", nargs="*", default=[], help="decoders to leave out, by their names in the rows")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
 
@@ -81,74 +88,83 @@ def main() -> None:
 
     other = "bfloat16" if args.dtype == "float32" else "float32"
 
-    def load(dtype: str = args.dtype, compiled: bool = False) -> NetworkModel:
-        model = load_model(args.model, device="cpu", dtype=dtype, compile=compiled)
+    def load(dtype: str = args.dtype, compiled: bool = False, device: str = "cpu") -> NetworkModel:
+        model = load_model(args.model, device=device, dtype=dtype, compile=compiled)
         assert isinstance(model, NetworkModel)
         return model
 
     reference = load()
-    moved = load()
-    unaligned(moved)
     #: name -> model, images a call, threads.
     decoders: dict[str, tuple[NetworkModel, int, int]] = {
         "same": (load(), 1, 1),
-        "batch of 4": (reference, 4, 1),
+        f"batch of {args.batch}": (reference, args.batch, 1),
         "2 threads": (reference, 1, 2),
-        "unaligned weights": (moved, 1, 1),
         other: (load(other), 1, 1),
     }
     if args.compile:
         decoders["compiled"] = (load(compiled=True), 1, 1)
+    if args.other_device:
+        decoders[args.other_device] = (load(device=args.other_device), 1, 1)
+    decoders = {name: decoder for name, decoder in decoders.items() if name not in args.without}
     shape = reference.latent_shape(args.crop, args.crop)
     dim = math.prod(shape)
-    rows = []
-    for steps_count in args.T:
-        config = CodecConfig(rule="greedy", T=steps_count, K=args.K)
-        steps = config.steps(reference)
-        rule = config.make_rule(reference, steps, dim, "auto")
-        noise = initial_noise(dim, config.seed).view(1, *shape)
-        for grid in [0.0, *args.grid]:
-
-            def run(model: NetworkModel, batch: int, chooser: Any, grid: float = grid) -> Any:
-                own = model.predict
-                if grid:
-                    model.predict = rounded(model, own, grid)  # type: ignore[method-assign]
-                try:
-                    return sample(model, steps, rule, chooser, noise.expand(batch, *shape))  # noqa: B023
-                finally:
-                    model.predict = own  # type: ignore[method-assign]
-
-            torch.set_num_threads(1)
-            coded = run(reference, 1, toward(reference.encode(original)))
-            wanted = reference.decode(coded.x0)
-            row: dict[str, Any] = {"T": steps_count, "grid": grid, "psnr_encoder": round(psnr(wanted, original), 3)}
-            for name, (model, batch, threads) in decoders.items():
-                torch.set_num_threads(threads)
-                letters = [step.expand(batch, -1) for step in coded.letters]
-                decoded = model.decode(run(model, batch, Replay(letters)).x0)[:1]
-                drift, quality = psnr(decoded, wanted), psnr(decoded, original)
-                row[name] = {
-                    "drift_db": "inf" if drift == math.inf else round(drift, 2),
-                    "max": float((decoded - wanted).abs().max() * 127.5),
-                    "psnr": round(quality, 3),
-                }
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    result = {
+    words = [Path(word).name if word == str(args.image) else word for word in sys.argv[1:]]
+    result: dict[str, Any] = {
+        "command": shlex.join(["python", "benchmarks/reproducibility.py", *words]),
         "model": args.model,
         "dtype": args.dtype,
         "fingerprint": reference.fingerprint().hex(),
         "image": args.image.name,
         "crop": args.crop,
-        "K": args.K,
         "torch": torch.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "max": "largest difference in 1/255",
-        "rows": rows,
+        "rows": [],
     }
-    if args.output:
-        known = json.loads(args.output.read_text()) if args.output.is_file() else []
-        args.output.write_text(json.dumps([*known, result], indent=1) + "\n")
+    known = json.loads(args.output.read_text()) if args.output and args.output.is_file() else []
+
+    def run(model: NetworkModel, config: CodecConfig, batch: int, chooser: Any, grid: float) -> Sample:
+        """One reverse process."""
+        steps = config.steps(reference)
+        rule = config.make_rule(reference, steps, dim, "auto")
+        noise = initial_noise(dim, config.seed).view(1, *shape).expand(batch, *shape)
+        own = model.predict
+        if grid:
+            model.predict = rounded(model, own, grid)  # type: ignore[method-assign]
+        try:
+            return sample(model, steps, rule, chooser, noise)
+        finally:
+            model.predict = own  # type: ignore[method-assign]
+
+    for steps_count in args.T:
+        for name in args.preset:
+            config = configuration(name, steps_count, args.K, reference)
+            for grid in [0.0, *args.grid]:
+                torch.set_num_threads(1)
+                coded = run(reference, config, 1, toward(reference.encode(original)), grid)
+                wanted = reference.decode(coded.x0)
+                row: dict[str, Any] = {
+                    "preset": name,
+                    "K": config.K,
+                    "T": steps_count,
+                    "schedule": config.schedule,
+                    "grid": grid,
+                    "psnr_encoder": round(psnr(wanted, original), 3),
+                }
+                for decoder, (model, batch, threads) in decoders.items():
+                    torch.set_num_threads(threads)
+                    letters = [step.expand(batch, -1) for step in coded.letters]
+                    decoded = model.decode(run(model, config, batch, Replay(letters), grid).x0)[:1].cpu()
+                    drift = psnr(decoded, wanted)
+                    row[decoder] = {
+                        "drift_db": "inf" if drift == math.inf else round(drift, 2),
+                        "max": float((decoded - wanted).abs().max() * 127.5),
+                        "psnr": round(psnr(decoded, original), 3),
+                    }
+                result["rows"].append(row)
+                print(json.dumps(row), flush=True)
+                if args.output:
+                    args.output.write_text(json.dumps([*known, result], indent=1) + "\n")
 
 
 if __name__ == "__main__":
