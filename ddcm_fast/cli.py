@@ -129,7 +129,13 @@ def _compress(args: argparse.Namespace) -> None:
     model = _load(args, args.model, args.dtype)
     codec = Codec(model, config, args.backend, progress=False if args.quiet else None)
     start = time.perf_counter()
-    coded = codec.encode(image, mask=mask, **_target(args, config))[0]
+    coded = codec.encode(
+        image,
+        condition=tasks.condition_of(args),
+        embed_condition=not args.withhold_condition,
+        mask=mask,
+        **_target(args, config),
+    )[0]
     seconds = time.perf_counter() - start
     with _output(args.output) as file:
         file.write(coded.data)
@@ -156,7 +162,7 @@ def _decompress(args: argparse.Namespace) -> None:
     model = _load(args, args.model or header.model, args.dtype or header.dtype)
     codec = Codec(model, backend=args.backend, progress=False if args.quiet else None)
     start = time.perf_counter()
-    image = codec.decompress(data, args.ignore_checksum, first=args.first)
+    image = codec.decompress(data, args.ignore_checksum, tasks.condition_of(args), args.first)
     with _output(args.output) as file:
         image.save(file, format=_image_format(args.output))
     _say(f"{args.output}: {image.width}x{image.height}, {time.perf_counter() - start:.1f} s", args)
@@ -310,6 +316,11 @@ def build_parser() -> argparse.ArgumentParser:
     rate.add_argument("--bpp", type=float, help="bits a pixel of the whole file, never exceeded")
     rate.add_argument("--psnr", type=float, help="quality in dB to meet within 0.2 dB, by a few encodings")
     compress.add_argument("--mask", type=Path, help="a grey image of the same size: bits go where it is bright")
+    tasks.add_condition(compress).add_argument(
+        "--withhold-condition",
+        action="store_true",
+        help="only a hash of it travels in the file: decompress must be given it again",
+    )
     add_coding(compress)
     add_common(compress)
     compress.set_defaults(run=_compress)
@@ -320,6 +331,7 @@ def build_parser() -> argparse.ArgumentParser:
     decompress.add_argument("--model", help="where the model is, if not under the name in the file")
     decompress.add_argument("--ignore-checksum", action="store_true", help="decode a damaged or cut file as it is")
     decompress.add_argument("--first", type=_share, default=1.0, help="decode only this part of the file, as in 30%%")
+    tasks.add_condition(decompress)
     add_common(decompress)
     decompress.set_defaults(run=_decompress)
 

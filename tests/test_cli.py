@@ -128,3 +128,24 @@ def test_help_teaches(capsys, command):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert len(text) > 200
+
+
+def test_a_label_travels_in_the_file_or_must_be_given_again(tmp_path, capsys):
+    Image.linear_gradient("L").resize((8, 8)).save(tmp_path / "digit.png")
+    args = ["--model", "digits", "--preset", "ddcm", "-T", 5, "-K", 16, "-q"]
+    packed, secret = tmp_path / "a.ddcm", tmp_path / "b.ddcm"
+    assert run(capsys, "compress", tmp_path / "digit.png", packed, "--label", 7, *args)[0] == 0
+    assert "label 7" in run(capsys, "info", packed)[1]
+    command = ["compress", tmp_path / "digit.png", secret, "--label", 7, "--withhold-condition", *args]
+    assert run(capsys, *command)[0] == 0
+    assert "does not travel" in run(capsys, "info", secret)[1]
+
+    def decompress(file, name, *options):
+        code, _, err = run(capsys, "decompress", file, tmp_path / name, "-q", *options)
+        return code, err, Image.open(tmp_path / name).tobytes() if (tmp_path / name).exists() else None
+
+    shown = decompress(packed, "a.png")
+    assert shown[:2] == (0, "") and shown == decompress(secret, "b.png", "--label", 7)
+    for name, options in (("c.png", []), ("d.png", ["--label", 3])):
+        code, err, picture = decompress(secret, name, *options)
+        assert code == 2 and picture is None and "condition" in err and err.count("\n") == 1

@@ -45,13 +45,14 @@ _CODING_PRESET = "ddcm"  # the paper's: its restoration objective is exact for o
 # ---- conditions ----------------------------------------------------------------------------------
 
 
-def add_condition(parser: argparse.ArgumentParser) -> None:
-    """Options that say what a conditional model is told."""
+def add_condition(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Options that say what a conditional model is told; their group."""
     group = parser.add_argument_group("what a conditional model is told")
     group.add_argument("--label", type=int, help="class, of a class-conditional model")
     group.add_argument("--prompt", help="text, of a text-to-image model")
     group.add_argument("--negative-prompt", help="text to stay away from")
     group.add_argument("--guidance-scale", type=float, help="of classifier-free guidance (default: the model's own)")
+    return group
 
 
 def condition_of(args: argparse.Namespace) -> Condition | None:
