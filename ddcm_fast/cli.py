@@ -209,15 +209,14 @@ def _generate(args: argparse.Namespace) -> None:
 
     if args.count < 1:
         raise InputError(f"-n is {args.count}; ask for at least one image")
-    try:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {args.output_dir}: {error.strerror}") from error
+    if args.output_dir.exists() and not args.output_dir.is_dir():
+        raise InputError(f"{args.output_dir} is a file; name a folder")
     config = preset(args.preset, **_settings(args))
     model = _load(args, args.model, args.dtype)
     codec = Codec(model, config, args.backend, progress=False if args.quiet else None)
     width, height = args.size or (model.default_side, model.default_side)
     images = tasks.generate(codec, args, height, width)
+    tasks.make_folder(args.output_dir)
     for i, coded in enumerate(images):
         for suffix, content in ((".png", None), (".ddcm", coded.data)):
             with _output(args.output_dir / f"{i:04d}{suffix}") as file:

@@ -149,3 +149,11 @@ def test_a_label_travels_in_the_file_or_must_be_given_again(tmp_path, capsys):
     for name, options in (("c.png", []), ("d.png", ["--label", 3])):
         code, err, picture = decompress(secret, name, *options)
         assert code == 2 and picture is None and "condition" in err and err.count("\n") == 1
+
+
+def test_a_refused_generate_leaves_nothing_behind(tmp_path, capsys):
+    code, _, err = run(capsys, "generate", "--model", "digits", "--label", 77, "--output-dir", tmp_path / "new", "-q")
+    assert code == 2 and err.count("\n") == 1 and not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    code, _, err = run(capsys, "generate", "--model", "digits", "--output-dir", tmp_path / "file", "-q")
+    assert code == 2 and "name a folder" in err

@@ -212,7 +212,8 @@ def _targets(args: argparse.Namespace) -> list[tuple[str, Condition]]:
     return found
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder of results. Raises InputError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -237,14 +238,14 @@ def _edit(args: argparse.Namespace) -> None:
         header, _ = container.read(data)
         codec = Codec(cli._load(args, header.model, args.dtype or header.dtype), backend=args.backend, progress=quiet)
         check_edit(codec.model, header.config, conditions, args.t_edit)
-        _make_folder(args.output_dir)
+        make_folder(args.output_dir)
     else:
         image = load_image(args.input)
         model = cli._load(args, args.model, args.dtype)
         codec = Codec(model, preset(args.preset, **cli._settings(args)), args.backend, progress=quiet)
         check_edit(model, codec.config, conditions, args.t_edit)
         coded = codec.encode(image, source)[0]
-        _make_folder(args.output_dir)
+        make_folder(args.output_dir)
         write(coded, args.output_dir / f"{stem}.png")
         data, source = coded.data, None
     results = iter(edit(codec, data, conditions, args.t_edit, source))
