@@ -41,6 +41,9 @@ from .schedule import Step
 DEFAULT_PRESET = "product"
 MAX_BPP = 8.0
 
+#: Encodings in search of a file's size, for the rule whose size depends on the image.
+_MOST_RETRIES = 6
+
 #: A file with more is refused before anything of that size is allocated: a damaged header can ask for any number.
 _MOST_ATOMS_PER_BYTE = 64
 
@@ -244,16 +247,21 @@ class Codec:
             return 8.0 * (file_bits // 8 - header)
 
         def encode(file_bits: float) -> Encoded:
-            config = self.config
-            goal = file_bits
-            while True:
+            config, goal = self.config, file_bits
+            best: Encoded | None = None
+            for _ in range(_MOST_RETRIES):
                 for _ in range(2):  # the header's length depends a little on what is in it
                     config = with_payload(config, model, curve, dim, payload(goal, config))
                 coded = self._encode(image, config, condition, stored, mask)[0]
                 size = 8 * len(coded.data)
-                if size <= file_bits or config.rule != "rcc":
-                    return coded
-                goal -= size - file_bits + 8  # only rcc's size is not known before
+                if size <= file_bits and (best is None or len(coded.data) > len(best.data)):
+                    best = coded
+                if best is not None and (config.rule != "rcc" or 8 * len(best.data) >= 0.99 * file_bits):
+                    return best
+                goal *= 0.996 * file_bits / size  # only rcc's size is not known before
+            if best is None:
+                raise ConfigError(f"no file of {file_bits / (height * width):.4g} bpp found; ask for more")
+            return best
 
         pixels = height * width
         if bpp is not None:
