@@ -29,6 +29,7 @@ _PROBES = 7
 _MAX_ENCODINGS = 5
 _FIRST_SLOPE = 2.5  # dB for e times the bits, before two encodings say it
 PSNR_TOLERANCE = 0.2
+_FARTHEST = 1.0  # dB from the target at which a result is no answer
 
 Result = TypeVar("Result")
 
@@ -182,7 +183,7 @@ def search_psnr(encode: Callable[[float], tuple[Result, float]], first: float, t
 
     PSNR is nearly linear in the logarithm of the bits. After 5 encodings the nearest is returned.
 
-    Raises ConfigError: `most` bits do not reach the target.
+    Raises ConfigError: `most` bits do not reach the target, or nothing within 1 dB of it was found.
     """
     tried: list[tuple[float, float, Result]] = []  # log bits, PSNR, result
     bits = min(first, most)
@@ -199,7 +200,15 @@ def search_psnr(encode: Callable[[float], tuple[Result, float]], first: float, t
         if other is not None and (near[0] - other[0]) * (near[1] - other[1]) > 0:
             slope = (near[1] - other[1]) / (near[0] - other[0])
         bits = min(most, math.exp(near[0] + max(-2.0, min(2.0, (target - near[1]) / slope))))
-    return min(tried, key=lambda point: abs(point[1] - target))[2]
+        if any(abs(math.log(bits) - point[0]) < 1e-3 for point in tried):
+            break  # more bits gave less quality, and the rule would only go round
+    _, quality, result = min(tried, key=lambda point: abs(point[1] - target))
+    if abs(quality - target) > _FARTHEST:
+        raise ConfigError(
+            f"no file of {target:g} dB was found, {quality:.2f} dB is the nearest; "
+            "try another preset, more steps, or --bpp"
+        )
+    return result
 
 
 def mse_to_stop(curve: InformationCurve, psnr: float) -> float:

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from ddcm_fast import load_model, preset
-from ddcm_fast.rate import _worth, image_curve, stop_for_bits
+from ddcm_fast.errors import ConfigError
+from ddcm_fast.rate import _worth, image_curve, search_psnr, stop_for_bits
 
 pytest.importorskip("torchmetrics")
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -88,3 +89,17 @@ def test_few_steps_stop_earlier_than_many() -> None:
     stops = [stop_for_bits(model, curve, 1.0, steps) for steps in (4, 12, 48)]
     assert stops == sorted(stops, reverse=True) and stops[0] > stops[-1]
     assert stop_for_bits(model, curve, 2.0, 12) < stops[1]
+
+
+def test_a_quality_that_more_bits_do_not_bring_is_an_error_and_not_a_wrong_file() -> None:
+    tried = []
+
+    def encode(bits: float) -> tuple[str, float]:
+        tried.append(bits)
+        return "file", 24.0 - bits / 5000
+
+    with pytest.raises(ConfigError, match="nearest"):
+        search_psnr(encode, 700.0, 30.0, 32768.0)
+    assert len(tried) == len({round(bits) for bits in tried}) <= 5
+    found = search_psnr(lambda bits: (bits, 10 * math.log10(bits)), 700.0, 30.0, 32768.0)
+    assert found == pytest.approx(1000, rel=0.05)
