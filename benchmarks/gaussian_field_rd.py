@@ -243,6 +243,7 @@ def main() -> None:
         "product K=4096": lambda: bench.product(args.steps, 4096, "sign"),
         "product K=65536": lambda: bench.product(args.steps, 65536, "hadamard"),
         "product K=2^20": lambda: bench.product(args.steps, 1 << 20, "hadamard"),
+        "product K=2^24": lambda: bench.product(args.steps, 1 << 24, "hadamard"),
         "trellis 2^8 states": lambda: bench.trellis(args.steps, 4, 8),
         "trellis 2^12 states": lambda: bench.trellis(args.steps, 4, 12),
         "rcc": lambda: bench.rcc(args.steps, "sign", 8.0),

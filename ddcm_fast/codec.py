@@ -25,8 +25,11 @@ from .information import model_curve
 from .models.base import DiffusionModel
 from .models.loading import as_model
 from .rate import (
+    MISSED,
+    TRUST,
     bits_for_stop,
     finite_target,
+    foretold_error,
     image_curve,
     mse_to_stop,
     search_psnr,
@@ -200,7 +203,7 @@ class Codec:
                 if controlled:
                     coded = [self._controlled(images, bpp, psnr, condition, stored, mask)]
                 else:
-                    coded = self._encode(images, self.config, condition, stored, mask)
+                    coded, _ = self._encode(images, self._target(images), self.config, condition, stored, mask)
                 for i, one in zip(batch, coded, strict=True):
                     results[i] = one
         return [r for r in results if r is not None]
@@ -208,18 +211,18 @@ class Codec:
     def _encode(
         self,
         images: Tensor,
+        x0: Tensor,
         config: CodecConfig,
         condition: Condition | None,
         stored: Condition | ConditionHash | None,
         mask: Image.Image | Tensor | None,
-    ) -> list[Encoded]:
-        """Images (B, C, H, W) of one size, in one batch."""
+    ) -> tuple[list[Encoded], float]:
+        """Images (B, C, H, W) of one size and their x0, in one batch; also the mean squared error of the state."""
         height, width = images.shape[-2:]
         job = self._job(config, height, width)
-        target = self._target(images)
         weight = None if mask is None else self._weight(mask, height, width)
-        done = self._run(job, toward(target, weight), len(images), "compress", condition)
-        return self._finish(job, done, config, stored)
+        done = self._run(job, toward(x0, weight), len(images), "compress", condition)
+        return self._finish(job, done, config, stored), float((done.x0 - x0).double().square().mean())
 
     def _controlled(
         self,
@@ -246,21 +249,34 @@ class Codec:
                 raise ConfigError(f"this image needs {header} bytes of header alone; ask for {least:.2f} bpp or more")
             return 8.0 * (file_bits // 8 - header)
 
-        def encode(file_bits: float) -> Encoded:
+        def fit(file_bits: float, trust: float) -> tuple[Encoded, float, float]:
+            """The largest file; the error of its state, and the error its curve foretold."""
             config, goal = self.config, file_bits
-            best: Encoded | None = None
+            best: tuple[Encoded, float, float] | None = None
             for _ in range(_MOST_RETRIES):
                 for _ in range(2):  # the header's length depends a little on what is in it
-                    config = with_payload(config, model, curve, dim, payload(goal, config))
-                coded = self._encode(image, config, condition, stored, mask)[0]
+                    config = with_payload(config, model, curve, dim, payload(goal, config), trust)
+                (coded,), error = self._encode(image, x0, config, condition, stored, mask)
                 size = 8 * len(coded.data)
-                if size <= file_bits and (best is None or len(coded.data) > len(best.data)):
-                    best = coded
-                if best is not None and (config.rule != "rcc" or 8 * len(best.data) >= 0.99 * file_bits):
+                if size <= file_bits and (best is None or len(coded.data) > len(best[0].data)):
+                    best = coded, error, foretold_error(config, curve)
+                if best is not None and (config.rule != "rcc" or 8 * len(best[0].data) >= 0.99 * file_bits):
                     return best
                 goal *= 0.996 * file_bits / size  # only rcc's size is not known before
             if best is None:
                 raise ConfigError(f"no file of {file_bits / (height * width):.4g} bpp found; ask for more")
+            return best
+
+        def encode(file_bits: float) -> Encoded:
+            """Code, look, and where the steps asked for more than their bits could say, stop earlier."""
+            best, least = None, math.inf
+            for trust in TRUST:
+                coded, error, foretold = fit(file_bits, trust)
+                if best is None or error < least:
+                    best, least = coded, error
+                if mask is not None or error <= MISSED * foretold:
+                    break
+            assert best is not None
             return best
 
         pixels = height * width

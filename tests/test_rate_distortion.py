@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from ddcm_fast import load_model, preset
+from ddcm_fast import Codec, load_model, preset
 from ddcm_fast.errors import ConfigError
+from ddcm_fast.images import psnr
 from ddcm_fast.rate import _worth, image_curve, search_psnr, stop_for_bits
 
 pytest.importorskip("torchmetrics")
@@ -103,3 +105,14 @@ def test_a_quality_that_more_bits_do_not_bring_is_an_error_and_not_a_wrong_file(
     assert len(tried) == len({round(bits) for bits in tried}) <= 5
     found = search_psnr(lambda bits: (bits, 10 * math.log10(bits)), 700.0, 30.0, 32768.0)
     assert found == pytest.approx(1000, rel=0.05)
+
+
+def test_a_picture_unlike_photographs_stops_where_its_first_steps_can_follow() -> None:
+    """A plain colour has all its information in the first steps, which get an average photograph's part of the bits."""
+    model = load_model("photo")
+    plain = torch.tensor([0.57, -0.53, -0.76]).view(3, 1, 1).expand(3, 64, 64)
+    codec = Codec.from_preset(model, "product")
+    coded = codec.encode(plain, bpp=0.35)[0]
+    assert coded.bpp <= 0.35
+    assert psnr(plain, coded.reconstruction) > 33  # 20 dB where the whole worth of the bits is counted on
+    assert torch.equal(codec.decode(coded.data), coded.reconstruction)
