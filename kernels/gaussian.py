@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..law import GAUSSIAN_SCALE, CodebookSpec, gaussian_table
-from .launch import ceil_div, launch, power_of_2, seed_words, tuned
+from .launch import ceil_div, launch, power_of_2, seed_words, shared_memory, tuned
 from .layout import group_range, power_scale, word_of
 from .philox import GAUSSIAN, philox
 from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, keep_best, rank_key, store_scores
@@ -29,6 +29,22 @@ _SIZES = [
 
 #: Up to this many images share one program of the small-batch kernel; more take the matrix product.
 SMALL_BATCH = 4
+
+#: Images that share a program of the large-batch kernel -> how it is compiled: tiles that keep all sums in registers
+#: on sm_80 and sm_90 (tests/test_triton_compile.py). More images would have to give up atoms or spill.
+LARGE_TILES: dict[int, dict[str, int]] = {
+    16: {"K": 64, "num_warps": 8, "num_stages": 1},
+    32: {"K": 64, "num_warps": 8, "num_stages": 1},
+    64: {"K": 32, "num_warps": 8, "num_stages": 2},
+    128: {"K": 32, "num_warps": 8, "num_stages": 2},
+}
+
+
+def _most_images(device: torch.device) -> int:
+    """Images a program can have: residuals of two stages wait in shared memory, 1 KB for each."""
+    memory = shared_memory(device)
+    return next(images for images in (128, 64, 32) if images == 32 or memory >= 1060 * images)
+
 
 
 @lru_cache(maxsize=16)
@@ -183,13 +199,6 @@ def planes_kernel(w, peak, planes, dim, groups, tiles, batch, padded, images, C:
     tl.store(at + plane, low, mask=c < padded)
 
 
-@tuned(
-    [
-        triton.Config({"K": 64}, num_warps=8, num_stages=2),
-        triton.Config({"K": 128}, num_warps=8, num_stages=2),
-    ],
-    key=["B", "MODE", "span"],
-)
 @triton.jit(do_not_specialize=_SIZES)
 def large_kernel(planes, table, peak, step, bias, out, keys, norms, dim, size, groups, batch, calls, padded,
                  images, first, last, span, programs, width, seed_low, seed_high, B: tl.constexpr,
@@ -283,7 +292,7 @@ class Residual:
             launch(arrange_kernel, rows * tiles, w, self.arranged.view(torch.float32), spec.dim, spec.groups,
                    tiles, len(w), C=self.depth)  # fmt: skip
             return
-        self.images = min(32, max(16, power_of_2(len(w))))
+        self.images = min(_most_images(w.device), max(16, power_of_2(len(w))))
         self.depth = min(32, max(16, power_of_2(calls)))
         self.padded = ceil_div(calls, self.depth) * self.depth
         self.rows = ceil_div(len(w), self.images) * self.images
@@ -324,5 +333,5 @@ class Residual:
             launch(small_kernel, grid, self.arranged, entries, *data, *tail, **meta)
         else:
             launch(large_kernel, grid, self.arranged, entries, self.peak, *data, self.padded, self.rows,
-                   *tail, **meta)  # fmt: skip
+                   *tail, **meta, **LARGE_TILES[self.images])  # fmt: skip
         return out, keys

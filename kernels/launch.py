@@ -56,6 +56,14 @@ def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
         kernel[(programs,)](*args, **meta)
 
 
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory a program may have; without a GPU (interpreted, or only compiled) as on an H100."""
+    if device.type != "cuda":
+        return 227 * 1024
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", 48 * 1024))
+
+
 def seed_words(seed: int) -> tuple[int, int]:
     """The 64 bit key as two signed 32 bit kernel arguments."""
     low, high = seed & 0xFFFFFFFF, seed >> 32

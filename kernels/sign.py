@@ -36,6 +36,10 @@ _SIZES = [
 #: Up to this many images share a program of the small-batch kernel; more take the matrix product.
 SMALL_BATCH = 8
 
+#: Images that share a program of the large-batch kernel -> its atoms, the most that keep all sums in registers on
+#: sm_80 and sm_90 (tests/test_triton_compile.py). A step of 64 images and 32 atoms costs little more than one of 32.
+LARGE_TILES = {16: 64, 64: 32, 128: 32}
+
 
 @triton.jit
 def _digits(v):
@@ -112,10 +116,9 @@ def pack_kernel(w, peak, packed, total, dim, groups, tiles, batch, C: tl.constex
 
 @tuned(
     [
-        triton.Config({"K": 32}, num_warps=4),
+        # Left alone, ptxas gives the tile of 8 images 96 registers and a little stack.
+        triton.Config({"K": 32}, num_warps=4, maxnreg=168 if PTX else None),
         triton.Config({"K": 64}, num_warps=4),
-        triton.Config({"K": 16}, num_warps=2),
-        triton.Config({"K": 64}, num_warps=8),
     ],
     key=["C", "B", "MODE", "span"],
 )
@@ -208,14 +211,15 @@ def planes_kernel(w, peak, planes, total, dim, groups, tiles, batch, padded, ima
     start, length = group_range(g, dim, groups)
     length = tl.where(real, length, 0)
     scale, _ = power_scale(tl.load(peak + row, mask=real, other=1.0), 22)
-    c = tile * C + tl.arange(0, C)
+    c = (tile * C + tl.arange(0, C))[None, :]
     count = tl.zeros((), tl.int64)
     plane = images.to(tl.int64) * padded
-    for bit in range(128):
+    for word in range(4):
+        bit = 32 * word + tl.arange(0, 32)[:, None]
         i = c.to(tl.int64) * 128 + bit
         x = tl.load(w + b * dim + start + i, mask=i < length, other=0.0)
         v = tl.floor(x * scale + 0.5).to(tl.int32)
-        count += tl.sum(v.to(tl.int64), axis=0)
+        count += tl.sum(tl.sum(v.to(tl.int64), axis=1), axis=0)
         high, middle, low = _digits(v)
         at = planes + (g * 128 + bit) * 3 * plane + b * padded + c
         tl.store(at, high.to(tl.int8), mask=c < padded)
@@ -224,13 +228,6 @@ def planes_kernel(w, peak, planes, total, dim, groups, tiles, batch, padded, ima
     tl.atomic_add(total + row, count, mask=real)
 
 
-@tuned(
-    [
-        triton.Config({"K": 64}, num_warps=8),
-        triton.Config({"K": 64}, num_warps=8, num_stages=2),
-    ],
-    key=["B", "MODE", "span"],
-)
 @triton.jit(do_not_specialize=_SIZES)
 def large_kernel(planes, total, peak, step, bias, out, keys, dim, size, groups, batch, calls, padded, images,
                  first, last, span, programs, width, seed_low, seed_high, B: tl.constexpr,
@@ -316,7 +313,7 @@ class Residual:
             launch(pack_kernel, rows * tiles, w, peak, self.packed.view(torch.int32), self.total, spec.dim,
                    spec.groups, tiles, len(w), C=self.depth)  # fmt: skip
             return
-        self.images = min(32, max(16, power_of_2(len(w))))
+        self.images = next((images for images in LARGE_TILES if images >= len(w)), max(LARGE_TILES))
         self.depth = 32
         self.padded = ceil_div(calls, self.depth) * self.depth
         self.rows = ceil_div(len(w), self.images) * self.images
@@ -361,5 +358,5 @@ class Residual:
                    SHARE={1: 1, 2: 2, 4: 16, 8: 8}[self.images], **meta, PTX=PTX)  # fmt: skip
         else:
             launch(large_kernel, grid, *head, self.batch, calls, self.padded, self.rows, *tail, B=self.images,
-                   **meta)  # fmt: skip
+                   K=LARGE_TILES[self.images], **meta, num_warps=8, num_stages=1)  # fmt: skip
         return out, keys

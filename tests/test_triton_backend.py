@@ -18,16 +18,21 @@ pytestmark = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
 SEED = 0xFEDCBA9876543210
 STEP = 3_000_000_000
 
-#: kind, D, K, G, B: one call and less, cut last calls and sub-blocks, unequal groups, both batch paths.
+#: kind, D, K, G, B: one call and less, cut last calls and sub-blocks, unequal groups, every batch tile.
 SHAPES = [
     ("gaussian", 1, 1, 1, 1),
     ("gaussian", 300, 40, 3, 2),
     ("gaussian", 257, 70, 2, 5),
+    ("gaussian", 40, 70, 2, 20),
+    ("gaussian", 257, 40, 1, 50),
+    ("gaussian", 40, 70, 1, 130),
     ("sign", 1, 1, 1, 1),
     ("sign", 130, 20, 2, 2),
     ("sign", 40, 10, 2, 3),
     ("sign", 200, 9, 1, 7),
-    ("sign", 40, 10, 1, 9),
+    ("sign", 40, 70, 1, 9),
+    ("sign", 140, 40, 1, 20),
+    ("sign", 40, 33, 1, 70),
     ("hadamard", 1, 1, 1, 1),
     ("hadamard", 300, 1000, 3, 2),
     ("hadamard", 140, 70, 2, 5),
@@ -113,6 +118,7 @@ def test_combine_to_the_bit(kind, dim, size, groups, batch):
 @pytest.mark.parametrize(
     "kind, dim, size, groups, batch",
     [("gaussian", 1, 1, 1, 1), ("gaussian", 300, 100, 3, 3), ("gaussian", 300, 70, 3, 6), ("gaussian", 1300, 40, 1, 5),
+     ("gaussian", 40, 70, 1, 130),
      ("sign", 40, 10, 3, 1), ("hadamard", 1, 1, 1, 1), ("hadamard", 300, 1000, 3, 2), ("hadamard", 1300, 70, 1, 1)],
 )  # fmt: skip
 def test_norms_to_the_bit(kind, dim, size, groups, batch):

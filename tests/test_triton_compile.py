@@ -14,21 +14,15 @@ pytest.importorskip("triton")
 
 _SCRIPT = Path(__file__).with_name("triton_compile.py")
 
-#: Bytes of stack a kernel may use. Transforms of 16384 points fill the registers of a multiprocessor, and
-#: without Hopper's products, which read shared memory, so do those of 32 images: these spill a little.
+#: Bytes of stack a kernel may use: transforms of 16384 points fill the registers of a multiprocessor and spill a
+#: little, and so, on sm_80, does the kernel that scores 128 images and squares what it scores.
 _TIGHT = 256
-
-#: Of the tiles that the autotuner tries for 5 to 8 images of `sign`, one keeps everything in registers (64 atoms, 4
-#: warps); ptxas gives the others fewer registers and a few bytes of stack.
-_FEW = 40
 
 
 def allowed_stack(kernel: dict, capability: int) -> int:
     meta = kernel["meta"]
-    if kernel["name"] == "sign.small_kernel" and meta["B"] == 8 and (meta["K"], meta["num_warps"]) != (64, 4):
-        return _FEW
-    tight = meta.get("N") == 16384 or (capability < 90 and kernel["name"].endswith("large_kernel"))
-    return _TIGHT if tight else 0
+    squares = capability < 90 and meta.get("NORMS") and meta["B"] == 128
+    return _TIGHT if meta.get("N") == 16384 or squares else 0
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -45,5 +39,5 @@ def test_compiles_without_spills(kind, capability):
     assert len(kernels) >= 6
     for kernel in kernels:
         assert kernel["stack"] <= allowed_stack(kernel, capability) and kernel["local"] == 0, kernel
-        limit = 99 * 1024 if capability == 80 else 227 * 1024
+        limit = 163 * 1024 if capability == 80 else 227 * 1024
         assert kernel["shared"] <= limit, kernel

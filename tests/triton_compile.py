@@ -66,7 +66,7 @@ class Compiler:
         for config in configs:
             options = dict(meta)
             if config is not None:
-                options.update(config.kwargs, num_warps=config.num_warps, num_stages=config.num_stages)
+                options.update(config.all_kwargs())
             name = f"{function.fn.__module__}.{function.fn.__name__}".removeprefix("ddcm_fast.kernels.")
             key = name + "".join(f"-{k}{v}" for k, v in sorted(options.items()))
             if key in self.kernels:
@@ -101,13 +101,13 @@ def main(kind: str, capability: str, directory: str | None = None) -> None:
     step = torch.tensor(5)
     for size, dim in ((70000, 5000),) if kind != "hadamard" else ((70000, 17000), (1000, 1500)):
         spec = CodebookSpec(kind, dim, size, seed=7)
-        for batch in {"gaussian": (1, 4, 200), "sign": (1, 3, 8, 200), "hadamard": (1, 4)}[kind]:
+        for batch in {"gaussian": (1, 4, 9, 32, 50, 200), "sign": (1, 3, 8, 9, 20, 200), "hadamard": (1, 4)}[kind]:
             w = torch.randn(batch, dim)
             operations.search(spec, w, step, True, None)
         operations.scores(spec, w[:1], step)
         operations.topk(spec, w[:1], step, 3, True, torch.zeros(size))
         operations.to_image_order(spec, operations.to_codebook_order(spec, w[:1]))
-        for batch in (2, 9) if kind == "gaussian" else (1,):
+        for batch in (2, 9, 32, 50, 200) if kind == "gaussian" else (1,):
             operations.scores_and_norms(spec, torch.randn(batch, dim), step)
         operations.combine(spec, torch.zeros(1, 1, 2, dtype=torch.int64), torch.ones(1, 1, 2), step)
     print(json.dumps(list(compiler.kernels.values())))
