@@ -180,7 +180,7 @@ class Bench:
 
 def _budgets() -> list[int]:
     """Bits an image around which points are taken; 18 to 28 dB at 32 x 32 x 3."""
-    return [900, 1300, 1900, 2700, 3800, 5200, 6800, 8800]
+    return [900, 1300, 1900, 2700, 3800, 5200, 6800, 8800, 11200]
 
 
 def bits_at(points: list[Point], psnr: float) -> float | None:

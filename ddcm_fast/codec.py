@@ -24,6 +24,7 @@ from .images import to_pil, to_tensor
 from .information import model_curve
 from .models.base import DiffusionModel
 from .models.loading import as_model
+from .pace import Paced
 from .rate import (
     MISSED,
     TRUST,
@@ -36,7 +37,7 @@ from .rate import (
     with_payload,
 )
 from .reference import initial_noise
-from .rules import Rule
+from .rules import Rcc, Rule
 from .rules.threshold import pool_weight
 from .sampler import Chooser, Draw, Replay, Sample, sample, toward
 from .schedule import Step
@@ -216,12 +217,19 @@ class Codec:
         condition: Condition | None,
         stored: Condition | ConditionHash | None,
         mask: Image.Image | Tensor | None,
+        bits: float = 0.0,
     ) -> tuple[list[Encoded], float]:
-        """Images (B, C, H, W) of one size and their x0, in one batch; also the mean squared error of the state."""
+        """Images (B, C, H, W) of one size and their x0, in one batch; also the mean squared error of the state.
+
+        `bits` is what the payload of one image should take, where that is not known from the configuration.
+        """
         height, width = images.shape[-2:]
         job = self._job(config, height, width)
         weight = None if mask is None else self._weight(mask, height, width)
-        done = self._run(job, toward(x0, weight), len(images), "compress", condition)
+        chooser = toward(x0, weight)
+        if bits > 0 and isinstance(job.rule, Rcc):
+            chooser = Paced(x0, weight, job.rule, job.coded, bits)
+        done = self._run(job, chooser, len(images), "compress", condition)
         return self._finish(job, done, config, stored), float((done.x0 - x0).double().square().mean())
 
     def _controlled(
@@ -256,13 +264,14 @@ class Codec:
             for _ in range(_MOST_RETRIES):
                 for _ in range(2):  # the header's length depends a little on what is in it
                     config = with_payload(config, model, curve, dim, payload(goal, config), trust)
-                (coded,), error = self._encode(image, x0, config, condition, stored, mask)
+                bits = payload(file_bits, config)
+                (coded,), error = self._encode(image, x0, config, condition, stored, mask, bits)
                 size = 8 * len(coded.data)
                 if size <= file_bits and (best is None or len(coded.data) > len(best[0].data)):
                     best = coded, error, foretold_error(config, curve)
                 if best is not None and (config.rule != "rcc" or 8 * len(best[0].data) >= 0.99 * file_bits):
                     return best
-                goal *= 0.996 * file_bits / size  # only rcc's size is not known before
+                goal *= file_bits / size  # only rcc's size is not known before
             if best is None:
                 raise ConfigError(f"no file of {file_bits / (height * width):.4g} bpp found; ask for more")
             return best

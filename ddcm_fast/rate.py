@@ -21,6 +21,7 @@ from .config import SHARING_RULES, CodecConfig
 from .errors import ConfigError
 from .information import InformationCurve, kl_timesteps, measure, model_curve
 from .models.base import DiffusionModel
+from .rules.rcc import expected_bits
 
 #: A file whose state is this many times farther from the image than the image's curve foretold stopped too late. Its
 #: steps share the bits by the model's average photograph, and this image asked for more than that in its first ones:
@@ -125,7 +126,7 @@ def _worth(config: CodecConfig, step_bits: float) -> float:
     if config.rule == "trellis":
         return 0.92
     if config.rule == "rcc":
-        return config.rcc_bits / _rcc_bits(config)
+        return config.rcc_bits / expected_bits(config.rcc_bits)
     atoms = 1
     while config.rule == "threshold" and _log2_comb(config.K, 2 * atoms) + 2 * atoms <= step_bits:
         atoms *= 2
@@ -133,11 +134,6 @@ def _worth(config: CodecConfig, step_bits: float) -> float:
     normal = statistics.NormalDist()
     score = 2 * normal.pdf(normal.inv_cdf(1 - tail / 2)) / tail  # mean of the part `tail` of |N(0, 1)| that is largest
     return atoms * score**2 / (2 * math.log(2) * (_log2_comb(config.K, atoms) + atoms))
-
-
-def _rcc_bits(config: CodecConfig) -> float:
-    """Expected bits of a group: KL + log2(KL + 1) + O(1) (Li and El Gamal 2018), as measured in tests/test_rcc.py."""
-    return config.rcc_bits + math.log2(config.rcc_bits + 1) + 1
 
 
 def _with_steps(config: CodecConfig, model: DiffusionModel, dim: int, bits: float) -> CodecConfig:
@@ -177,7 +173,7 @@ def _bits(config: CodecConfig, model: DiffusionModel, dim: int) -> float:
     if config.rule == "trellis":
         return float(config.atoms * config.C)
     if config.rule == "rcc":
-        return config.atoms * _rcc_bits(config)
+        return config.atoms * expected_bits(config.rcc_bits)
     steps = config.steps(model)
     coded = [step for step in steps if step.coded]
     if config.rule == "threshold":

@@ -137,7 +137,7 @@ def test_bitrate_is_met_from_below(field, name):
 def test_rcc_comes_near_the_bitrate_and_stays_below(field):
     image = field.draw(1, 64, 64, seed=1)[0].clamp(-1, 1)
     coded = Codec.from_preset(field, "diffc", K=1024).encode(image, bpp=0.6)[0]
-    assert 0.95 * 0.6 <= coded.bpp <= 0.6
+    assert 0.98 * 0.6 <= coded.bpp <= 0.6
 
 
 @pytest.mark.parametrize("target", [17.0, 22.0])

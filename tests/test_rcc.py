@@ -4,6 +4,7 @@ import itertools
 import math
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from ddcm_fast import Codebook
 from ddcm_fast.errors import ConfigError, FormatError, MissingExtraError
 from ddcm_fast.models.gaussian_field import GaussianField
+from ddcm_fast.pace import Paced
 from ddcm_fast.rules import Greedy
 from ddcm_fast.rules.rcc import Rcc, class_weights
 from ddcm_fast.sampler import Draw, Replay, sample, toward
@@ -210,3 +212,34 @@ def test_missing_package_is_named(written, monkeypatch):
     monkeypatch.setitem(sys.modules, "constriction", None)
     with pytest.raises(MissingExtraError, match=r"ddcm-fast\[rcc\]"):
         rule.write(letters, steps)
+
+
+# ---- pace ----------------------------------------------------------------------------------------
+
+
+def test_draws_are_independent_and_repeatable(step):
+    rule = make(1, 4.0)
+    mu = torch.full((1, DIM), math.sqrt(2 * math.log(2) * 4 / GROUP_DIM / step.snr_gain))
+    first, second = (rule.choose(mu, step, draw) for draw in (0, 1))
+    assert torch.equal(first, rule.choose(mu, step)) and torch.equal(second, rule.choose(mu, step, 1))
+    assert int((first == second).sum()) < GROUPS
+
+
+def test_a_paced_file_comes_nearer_to_its_size(step):
+    count, bits = 20, 6.0
+    rule = make(count, bits)
+    steps = [replace(step, index=i) for i in range(count)]
+    x0 = torch.full((1, DIM), math.sqrt(2 * math.log(2) * bits / GROUP_DIM / step.snr_gain))
+
+    def size(chooser):
+        contexts = [SimpleNamespace(rule=rule, step=s, x0_hat=torch.zeros_like(x0)) for s in steps]
+        letters = [chooser.choose(context)[0].tolist() for context in contexts]
+        data = rule.write(letters, steps)
+        assert rule.read(data, steps) == letters
+        spent = sum(sum(rule.lengths(own, s)) for own, s in zip(letters, steps, strict=True))
+        assert spent - 8 <= 8 * len(data) <= spent + 12
+        return 8 * len(data)
+
+    free = size(toward(x0))
+    for part in (0.97, 1.03):  # the second samples are often the first ones, so it does not get all the way
+        assert abs(size(Paced(x0, None, rule, steps, part * free)) - part * free) < abs(free - part * free)
