@@ -6,8 +6,9 @@
 One crop is coded by a reference network (one image a call, one thread). Its letters are then decoded by
 networks that compute something slightly different. For each: PSNR against the encoder's reconstruction (inf: the same
 bits), and against the original, which is what a viewer notices. With --grid, the same with a state rounded to a grid at
-every step on both sides; with --other-device cuda, also against a network on a GPU. Results are appended to the output,
-which is written after every row.
+every step on both sides; with --isa avx2 sse4.1, also against processes without newer instructions, as on older
+processors; with --other-device cuda, also against a network on a GPU. Results are appended to the output, which is
+written after every row.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shlex
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +30,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddcm_fast import CodecConfig, load_model, preset
+from ddcm_fast import Codec, CodecConfig, load_model, preset
 from ddcm_fast.images import to_tensor
 from ddcm_fast.models import DiffusionModel
 from ddcm_fast.models.base import eps_from_x0
@@ -55,6 +59,30 @@ def rounded(model: DiffusionModel, predict: Predict, grid: float) -> Predict:
     return wrapped
 
 
+#: Instruction sets of older processors: what torch's kernels, oneDNN and ours are told.
+ISAS = {"avx2": ("avx2", "AVX2", "avx2"), "sse4.1": ("default", "SSE41", "portable")}
+
+_DECODE = """
+import sys, torch
+from ddcm_fast import Codec, load_model
+torch.set_num_threads(1)
+data, model, dtype, output = sys.argv[1:]
+torch.save(Codec(load_model(model, dtype=dtype)).decode(open(data, "rb").read()), output)
+"""
+
+
+def on_older_processor(data: bytes, model: str, dtype: str, isa: str) -> Tensor:
+    """A file decoded by a process that keeps to an instruction set."""
+    limits = dict(zip(("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DDCM_CPU_ISA"), ISAS[isa], strict=True))
+    with tempfile.TemporaryDirectory() as folder:
+        file, output = Path(folder, "file.ddcm"), Path(folder, "decoded.pt")
+        file.write_bytes(data)
+        command = [sys.executable, "-c", _DECODE, str(file), model, dtype, str(output)]
+        subprocess.run(command, env={**os.environ, **limits}, check=True)
+        decoded: Tensor = torch.load(output)
+    return decoded
+
+
 def configuration(name: str, steps: int, size: int | None, model: DiffusionModel) -> CodecConfig:
     """A preset with `steps` coded steps; its own schedule where the model has as many timesteps, else linspace."""
     config = preset(name, T=steps, K=size)
@@ -76,6 +104,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="of the reference network")
     parser.add_argument("--batch", type=int, default=4, help="images a call of the decoder with another batch")
     parser.add_argument("--compile", action="store_true", help="also against a compiled network")
+    parser.add_argument("--isa", nargs="*", choices=ISAS, default=[], help="also against these instruction sets")
     parser.add_argument("--other-device", help="also against the network on this device, such as cuda")
     parser.add_argument("--without", nargs="*", default=[], help="decoders to leave out, by their names in the rows")
     parser.add_argument("--output", type=Path)
@@ -151,16 +180,25 @@ def main() -> None:
                     "grid": grid,
                     "psnr_encoder": round(psnr(wanted, original), 3),
                 }
-                for decoder, (model, batch, threads) in decoders.items():
-                    torch.set_num_threads(threads)
-                    letters = [step.expand(batch, -1) for step in coded.letters]
-                    decoded = model.decode(run(model, config, batch, Replay(letters), grid).x0)[:1].cpu()
+
+                def compared(decoded: Tensor, wanted: Tensor = wanted) -> dict[str, Any]:
                     drift = psnr(decoded, wanted)
-                    row[decoder] = {
+                    return {
                         "drift_db": "inf" if drift == math.inf else round(drift, 2),
                         "max": float((decoded - wanted).abs().max() * 127.5),
                         "psnr": round(psnr(decoded, original), 3),
                     }
+
+                for decoder, (model, batch, threads) in decoders.items():
+                    torch.set_num_threads(threads)
+                    letters = [step.expand(batch, -1) for step in coded.letters]
+                    decoded = model.decode(run(model, config, batch, Replay(letters), grid).x0)[:1].cpu()
+                    row[decoder] = compared(decoded)
+                for isa in args.isa if not grid else []:
+                    torch.set_num_threads(1)
+                    file = Codec(reference, config).encode(crop)[0]
+                    assert torch.equal(file.reconstruction[None], wanted)
+                    row[isa] = compared(on_older_processor(file.data, args.model, args.dtype, isa)[None])
                 result["rows"].append(row)
                 print(json.dumps(row), flush=True)
                 if args.output:

@@ -120,11 +120,18 @@ def test_as_the_loop(config: str, name: str) -> None:
     same(bench.run(toward(bench.x0[0][:1]), graphs, 1), bench.run(toward(bench.x0[0][:1]), batch=1))
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_traced_without_a_break(config: str) -> None:
-    """fullgraph fails at anything that needs a tensor's value on the host."""
-    model = Convolved() if config == "ddcm" else TiledModel(Convolved(), 16, 4)
-    bench = Bench(model, CONFIGS[config])
+NETWORKS = ("ddpm", "edm", "ldm", "sd", "lcm", "sdxl", "pixart-sigma", "sd3", "flux-dev", "sana")
+
+
+@pytest.mark.parametrize(("config", "name"), [*((c, "convolved") for c in CONFIGS), *(("ddcm", n) for n in NETWORKS)])
+def test_traced_without_a_break(config: str, name: str) -> None:
+    """fullgraph fails at anything that needs a tensor's value on the host: in the step, the adapter or the network."""
+    model: DiffusionModel = Convolved() if config == "ddcm" else TiledModel(Convolved(), 16, 4)
+    condition = None
+    if name != "convolved":
+        model = wrap_pipeline(tiny_pipelines.build(name))
+        condition = FOX if name not in ("ddpm", "edm", "ldm") else None
+    bench = Bench(model, CONFIGS[config], condition)
     recorded: list[Work] = []
 
     def record(work: Work) -> Work:
@@ -136,8 +143,9 @@ def test_traced_without_a_break(config: str) -> None:
         graphs = bench.graphs(record)
         coded = bench.run(toward(bench.x0[0]))
         same(bench.run(toward(bench.x0[0]), graphs), coded)
-        same(bench.run(Replay(coded.letters), graphs), coded)
-    assert 2 <= len(recorded) <= 6  # forms of steps, not steps
+        if name == "convolved":
+            same(bench.run(Replay(coded.letters), graphs), coded)
+    assert 1 <= len(recorded) <= 6  # forms of steps, not steps
 
 
 def test_conditions_that_change_between_steps() -> None:
