@@ -48,7 +48,6 @@ class Paced(Toward):
         letters, other = (self._rule.choose(direction, step, draw)[0].tolist() for draw in (0, 1))
         lengths, others = self._rule.lengths(letters, step), self._rule.lengths(other, step)
 
-
         def miss(total: float) -> tuple[bool, float]:
             return step.index == self._last and total > plan, abs(total - plan)
 

@@ -46,7 +46,6 @@ def _most_images(device: torch.device) -> int:
     return next(images for images in (128, 64, 32) if images == 32 or memory >= 1060 * images)
 
 
-
 @lru_cache(maxsize=16)
 def table(device: torch.device) -> Tensor:
     """Bits of T[j] / 256 as float16: (32768,) int16 on the device, 64 KB, made once."""
