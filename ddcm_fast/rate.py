@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import math
 import statistics
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from .config import SHARING_RULES, CodecConfig
-from .errors import ConfigError
+from .errors import ConfigError, DDCMWarning
 from .information import InformationCurve, kl_timesteps, measure, model_curve
 from .models.base import DiffusionModel
 from .rules.rcc import expected_bits
@@ -192,7 +193,7 @@ def _log2_comb(n: int, k: int) -> float:
 def search_psnr(encode: Callable[[float], tuple[Result, float]], first: float, target: float, most: float) -> Result:
     """What `encode` (bits -> result, PSNR) gives within PSNR_TOLERANCE of a PSNR, by the secant rule on log(bits).
 
-    PSNR is nearly linear in the logarithm of the bits. After 5 encodings the nearest is returned.
+    PSNR is nearly linear in the logarithm of the bits. After 5 encodings the nearest is returned, with a DDCMWarning.
 
     Raises ConfigError: `most` bits do not reach the target, or nothing within 1 dB of it was found.
     """
@@ -219,6 +220,8 @@ def search_psnr(encode: Callable[[float], tuple[Result, float]], first: float, t
             f"no file of {target:g} dB was found, {quality:.2f} dB is the nearest; "
             "try another preset, more steps, or --bpp"
         )
+    if abs(quality - target) > PSNR_TOLERANCE:
+        warnings.warn(f"{quality:.2f} dB is the nearest to {target:g} dB that was found", DDCMWarning, stacklevel=2)
     return result
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ddcm_fast import Codec, load_model, preset
-from ddcm_fast.errors import ConfigError
+from ddcm_fast.errors import ConfigError, DDCMWarning
 from ddcm_fast.images import psnr
 from ddcm_fast.rate import _worth, image_curve, search_psnr, stop_for_bits
 
@@ -116,3 +116,10 @@ def test_a_picture_unlike_photographs_stops_where_its_first_steps_can_follow() -
     assert coded.bpp <= 0.35
     assert psnr(plain, coded.reconstruction) > 33  # 20 dB where the whole worth of the bits is counted on
     assert torch.equal(codec.decode(coded.data), coded.reconstruction)
+
+
+def test_a_quality_nearly_met_is_said() -> None:
+    steps = {700.0: 29.5}
+    with pytest.warns(DDCMWarning, match="nearest to 30 dB"):
+        found = search_psnr(lambda bits: (bits, steps.get(bits, 29.0 if bits < 800 else 30.6)), 700.0, 30.0, 32768.0)
+    assert found == 700.0
