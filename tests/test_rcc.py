@@ -217,7 +217,7 @@ def test_missing_package_is_named(written, monkeypatch):
 # ---- pace ----------------------------------------------------------------------------------------
 
 
-def test_draws_are_independent_and_repeatable(step):
+def test_draws_differ_and_repeat(step):
     rule = make(1, 4.0)
     mu = torch.full((1, DIM), math.sqrt(2 * math.log(2) * 4 / GROUP_DIM / step.snr_gain))
     first, second = (rule.choose(mu, step, draw) for draw in (0, 1))

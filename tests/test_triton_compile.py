@@ -39,5 +39,8 @@ def test_compiles_without_spills(kind, capability):
     assert len(kernels) >= 6
     for kernel in kernels:
         assert kernel["stack"] <= allowed_stack(kernel, capability) and kernel["local"] == 0, kernel
-        limit = 163 * 1024 if capability == 80 else 227 * 1024
+        # What is compiled for sm_80 also runs where a program has 99 KB. Only 128 images of `gaussian` need more,
+        # and are taken where there is more (kernels.launch.shared_memory).
+        wide = kernel["name"] == "gaussian.large_kernel" and kernel["meta"]["B"] == 128
+        limit = 227 * 1024 if capability == 90 else 163 * 1024 if wide else 99 * 1024
         assert kernel["shared"] <= limit, kernel

@@ -130,7 +130,7 @@ class Rcc(Rule):
     def choose(self, direction: Tensor, step: Step, draw: int = 0) -> Tensor:
         """See Rule.choose: not the best noise for the residual `direction`, but a sample of the right one.
 
-        Every `draw` gives another, independent sample.
+        Every `draw` takes other arrival times; atoms that stand out are often drawn again.
         """
         index, _, _ = self.codebook(step).search(
             direction * math.sqrt(step.snr_gain), step.index, -self._log_arrivals(step, direction.device, draw)
