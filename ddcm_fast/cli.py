@@ -97,7 +97,7 @@ def _load(args: argparse.Namespace, name: str, dtype: str | None):  # type: igno
 
 
 def _settings(args: argparse.Namespace) -> dict[str, object]:
-    names = ("T", "K", "M", "C", "atoms", "kind", "schedule", "stop", "tail", "seed", "t_range")
+    names = ("T", "K", "M", "C", "atoms", "kind", "schedule", "stop", "tail", "ancestral_tail", "seed", "t_range")
     settings: dict[str, object] = {name: getattr(args, name) for name in names}
     if args.t_range is not None:
         settings["t_range"] = (max(args.t_range), min(args.t_range))
@@ -291,6 +291,9 @@ def add_coding(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--schedule", choices=SCHEDULES, help="which timesteps are visited")
     group.add_argument("--stop", type=int, help="timestep at which coding ends (schedule kl)")
     group.add_argument("--tail", type=int, help="steps after it: 1 for the best PSNR, more for sharper pictures")
+    group.add_argument(
+        "--ancestral-tail", action="store_const", const=True, help="with noise in the tail (DDPM), which helps no PSNR"
+    )
     group.add_argument("--t-range", type=int, nargs=2, metavar=("HIGH", "LOW"), help="timesteps that carry bits")
     group.add_argument("--seed", type=int, help="of the codebook, 64 bit (default: 0)")
 

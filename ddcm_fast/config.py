@@ -48,8 +48,9 @@ class CodecConfig:
         atoms: chosen in the whole file, shared out among the coded steps by the information the model's curve expects
             of them (threshold: M a step; product, trellis and rcc: each in a group of its own).
         T: coded steps. schedule: "linspace", "trailing" or "kl" (equal information a step).
-        stop: timestep at which coding ends ("kl" only). tail: steps without noise from there to the clean image;
+        stop: timestep at which coding ends ("kl" only). tail: steps without bits from there to the clean image;
             T + tail network evaluations in all. One gives the highest PSNR, more give sharper pictures.
+        ancestral_tail: the tail's steps take the noise of atom 0 (DDPM) instead of none (DDIM).
         t_range: (high, low): only steps with low <= t <= high carry bits, the others use atom 0.
         seed: of codebook and x_T, 64 bit.
         official_grid: pursuit's coefficients as in the official code (see rules.pursuit).
@@ -67,6 +68,7 @@ class CodecConfig:
     schedule: str = "linspace"
     stop: int = 0
     tail: int = 0
+    ancestral_tail: bool = False
     t_range: tuple[int, int] | None = None
     seed: int = 0
     official_grid: bool = False
@@ -103,6 +105,8 @@ class CodecConfig:
             raise ConfigError(f"K is {self.K}; rcc takes a power of two, at least {2 ** (DEFAULT_MARGIN + 1)}")
         if (self.schedule == "kl") != (self.tail > 0) or (self.stop > 0 and self.schedule != "kl"):
             raise ConfigError("stop and tail belong to the schedule 'kl', which needs a tail of at least one step")
+        if self.ancestral_tail and self.tail == 0:
+            raise ConfigError("ancestral_tail needs the schedule 'kl' and its tail")
         if self.t_range is not None and not 0 <= self.t_range[1] <= self.t_range[0]:
             raise ConfigError(f"t_range is {self.t_range}; it must be (high, low) with high >= low >= 0")
 
@@ -112,7 +116,7 @@ class CodecConfig:
             timesteps = kl_timesteps(model, self.T, self.stop)
             end = tail_timesteps(self.stop, self.tail)
             coded = [True] * self.T + [False] * self.tail
-            eta = [1.0] * self.T + [0.0] * self.tail
+            eta = [1.0] * self.T + [float(self.ancestral_tail)] * self.tail
             steps = plan(model, timesteps + end, coded, eta)
         else:
             steps = plan(model, _TIMESTEPS[self.schedule](model, self.T))

@@ -111,6 +111,7 @@ def write(header: Header, payload: bytes) -> bytes:
     w.byte(KINDS.index(config.kind) | DTYPE_NAMES.index(header.dtype) << 2 | RULES.index(config.rule) << 4)
     w.byte(
         SCHEDULES.index(config.schedule)
+        | config.ancestral_tail << 3
         | (config.t_range is not None) << 4
         | config.official_grid << 5
         | (header.condition is not None) << 6
@@ -174,7 +175,7 @@ def read(data: bytes, ignore_checksum: bool = False) -> tuple[Header, bytes]:
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
         raise FormatError(f"the header asks for an image of {width}x{height} pixels: the file is corrupt")
     what, how = r.byte(), r.byte()
-    kind, dtype, rule, schedule = what & 3, what >> 2 & 3, what >> 4, how & 15
+    kind, dtype, rule, schedule = what & 3, what >> 2 & 3, what >> 4, how & 7
     if kind >= len(KINDS) or dtype >= len(DTYPE_NAMES) or rule >= len(RULES) or schedule >= len(SCHEDULES):
         raise FormatError("the header names an unknown rule, codebook or schedule: the file is corrupt")
     steps, seed, size = r.varint(), r.varint(), r.size()
@@ -207,6 +208,7 @@ def read(data: bytes, ignore_checksum: bool = False) -> tuple[Header, bytes]:
             schedule=SCHEDULES[schedule],
             stop=stop,
             tail=tail,
+            ancestral_tail=bool(how & 8),
             t_range=t_range,
             seed=seed,
             official_grid=bool(how & 32),

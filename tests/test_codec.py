@@ -120,6 +120,20 @@ def test_generated_images_decode_to_themselves(photo):
     assert codec.generate(1, 24, 16, seed=5)[0].data == first.data
 
 
+@pytest.mark.parametrize("name", ["product", "trellis", "turbo", "turbo-hadamard", "diffc"])
+def test_tails_with_and_without_noise(field, name):
+    image = field.draw(1, 32, 32, seed=1)[0].clamp(-1, 1)
+    images = []
+    for ancestral in (False, True):
+        config = preset(name, K=256, T=4, atoms=40, tail=3, ancestral_tail=ancestral)
+        coded = Codec(field, config).encode(image)[0]
+        assert torch.equal(Codec(field).decode(coded.data), coded.reconstruction)
+        noises = [step.noise > 0 for step in config.steps(field) if not step.coded]
+        assert noises == [ancestral, ancestral, False]
+        images.append(coded.reconstruction)
+    assert not torch.equal(*images)
+
+
 # ---- rate control --------------------------------------------------------------------------------
 
 

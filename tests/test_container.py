@@ -15,6 +15,7 @@ CONFIGS = {
     "odd K": CodecConfig(K=1000, T=7, seed=2**64 - 1),
     "largest K": CodecConfig(K=2**32, kind="gaussian", schedule="trailing"),
     "t_range": CodecConfig(t_range=(899, 1)),
+    "ancestral tail": CodecConfig(schedule="kl", tail=3, ancestral_tail=True),
     "official": CodecConfig(rule="pursuit", M=1024, C=16, official_grid=True),
 }
 
@@ -107,6 +108,7 @@ def test_damaged_headers_never_do_worse_than_a_format_error():
         {"schedule": "kl"},
         {"stop": 5},
         {"t_range": (1, 2)},
+        {"ancestral_tail": True},
         {"seed": -1},
         {"rule": "rcc", "K": 1000, "atoms": 1},
         {"rule": "trellis", "K": 1000, "C": 2, "atoms": 1},
