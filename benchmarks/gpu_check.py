@@ -83,6 +83,9 @@ SHAPES = [
     (64, 77, 64, 5),
     (1500, 640, 2, 17),
     (1024, 512, 1, 256),
+    (1100, 260, 1, 48),
+    (900, 300, 2, 100),
+    (45000, 200, 1, 256),
     (20001, 17000, 1, 1),
 ]
 
@@ -530,8 +533,8 @@ def count_instructions(report: Report) -> None:
         return
     for row in sass.analyse(cuda.build(torch.cuda.get_device_capability())):
         for kind in INSTRUCTIONS:
-            if row["kernel"] == f"SearchKernel<{kind.capitalize()}, 1, 0>":
-                INSTRUCTIONS[kind] = row["loop"]["instructions_per_entry"]
+            if row["kernel"] == f"SearchKernel<{kind.capitalize()}, 1, 1, 0>":
+                INSTRUCTIONS[kind] = row["step"]["instructions_per_entry"]
     report.data["instructions_per_entry"] = {**INSTRUCTIONS, "counted": True}
 
 

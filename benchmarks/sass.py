@@ -2,10 +2,11 @@
 
     python benchmarks/sass.py [--arch 90] [--output benchmarks/results/sass-sm90.json]
 
-Compiles csrc/cuda/kernels.cu to a cubin, disassembles it and finds, in each search kernel, the innermost loop
-with matrix instructions: one k step of a warp. Its instruction count over the entries a lane makes in it is the
-number to watch. Rates are estimates, not measurements: one warp instruction a scheduler and clock,
-and half of that for instructions of one 16 lane pipe (ALU or IMAD).
+Compiles csrc/cuda/kernels.cu to a cubin, disassembles it and finds, in each search kernel, the loop over the k steps of
+a warp. Its instruction count over the entries a lane makes in it is the number to watch; where warps exchange entries,
+a lane makes those of one step and multiplies those of all the warps that share them. Rates are estimates, not
+measurements: one warp instruction a scheduler and clock, and half of that for instructions of one 16 lane pipe (ALU or
+IMAD).
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ KERNELS = REPOSITORY / "csrc" / "cuda" / "kernels.cu"
 #: H100 SXM: multiprocessors, boost clock in Hz, schedulers a multiprocessor.
 MULTIPROCESSORS, CLOCK, SCHEDULERS = 132, 1.755e9, 4
 
-#: Entries of a Philox call.
-CALL_ENTRIES = {"sign": 128, "gaussian": 8}
+#: Entries of a Philox call, products of a row tile and column tile in a k step.
+CALL_ENTRIES = {"Sign": 128, "Gaussian": 8}
+PRODUCTS = {"Sign": 16, "Gaussian": 2}
 
 _MMA = re.compile(r"^(IMMA|HMMA|BMMA)")
 _MULTIPLY = re.compile(r"^(IMAD|FMUL|FFMA|FADD)")
@@ -114,25 +116,57 @@ def instructions(cubin: Path) -> dict[str, list[tuple[int, str]]]:
     return out
 
 
-def matrix_loop(body: list[tuple[int, str]]) -> list[str]:
-    """Instructions of the loop with most matrix instructions, innermost if several hold them all."""
-    best: list[str] = []
-    best_key = (0, 0)
+def matrix_loops(body: list[tuple[int, str]]) -> list[list[str]]:
+    """Instructions of the loops with matrix instructions, the shortest first."""
+    loops = []
     for address, text in body:
         if not text.startswith("BRA") or (found := re.search(r"0x([0-9a-f]+)", text)) is None:
             continue
         target = int(found.group(1), 16)
-        if target >= address:
-            continue
         loop = [t for a, t in body if target <= a <= address]
-        key = (sum(bool(_MMA.match(t)) for t in loop), -len(loop))
-        if key[0] and key > best_key:
-            best, best_key = loop, key
-    return best
+        if any(_MMA.match(t) for t in loop):
+            loops.append(loop)
+    return sorted(loops, key=len)
+
+
+def _step(name: str, body: list[tuple[int, str]]) -> dict[str, Any]:
+    """What a warp of a search kernel does to make one k step's entries and to multiply all it is given for them."""
+    kind, *numbers = re.findall(r"Sign|Gaussian|\d+", name)
+    columns, row_groups, writes = map(int, numbers)
+    inner, *outer = matrix_loops(body)
+    # Where entries are exchanged, the inner loop multiplies one step's and the loop around it also makes one step's.
+    step = inner if row_groups == 1 else outer[0] + inner * (row_groups - 1)
+
+    def count(pattern: str | re.Pattern[str]) -> int:
+        return sum(bool(re.match(pattern, text)) for text in step)
+
+    products = sum(bool(_MMA.match(text)) for text in inner)
+    squares = 2 if writes == 2 and row_groups == 1 else 0
+    row_tiles = products // (PRODUCTS[kind] * (columns + squares))
+    entries = 2 * row_tiles * CALL_ENTRIES[kind]  # a lane makes two calls of each row tile
+    rows = columns // 3 * 8 if columns % 3 == 0 else columns * 2
+    alu, multiply = count(_ALU), count(_MULTIPLY)
+    cycles = max(len(step), 2 * alu, 2 * multiply)
+    lanes = MULTIPROCESSORS * SCHEDULERS * 32 * CLOCK
+    return {
+        "instructions": len(step),
+        "matrix": count(_MMA),
+        "alu": alu,
+        "multiply": multiply,
+        "global_loads": count("LDG"),
+        "shared_loads": count("LDS"),
+        "local": count("LDL|STL"),
+        "row_tiles": row_tiles,
+        "lane_entries": entries,
+        "batch_rows": rows * row_groups,
+        "instructions_per_entry": round(len(step) / entries, 3),
+        "estimate_entries_per_s_issue": lanes * entries / len(step),
+        "estimate_entries_per_s_pipes": lanes * entries / cycles,
+    }
 
 
 def analyse(cubin: Path) -> list[dict[str, Any]]:
-    """One row a kernel; search kernels get the numbers of their inner loop."""
+    """One row a kernel; search kernels get the numbers of a k step."""
     usage = resources(cubin)
     rows = []
     for mangled, body in instructions(cubin).items():
@@ -145,50 +179,28 @@ def analyse(cubin: Path) -> list[dict[str, Any]]:
             "local_memory_instructions": opcodes["LDL"] + opcodes["STL"],
             "matrix_instructions": opcodes["IMMA"] + opcodes["HMMA"] + opcodes["BMMA"],
         }
-        loop = matrix_loop(body)
-        if loop:
-            # A lane makes two calls of each row tile: 4 row tiles, or 2 where 4 or more column tiles share them.
-            columns = int(name.split(", ")[1])
-            calls = 4 if columns >= 4 else 8
-            entries = calls * CALL_ENTRIES["sign" if "Sign" in name else "gaussian"]
-            alu = sum(bool(_ALU.match(t)) for t in loop)
-            multiply = sum(bool(_MULTIPLY.match(t)) for t in loop)
-            cycles = max(len(loop), 2 * alu, 2 * multiply)
-            lanes = MULTIPROCESSORS * SCHEDULERS * 32 * CLOCK
-            row["loop"] = {
-                "instructions": len(loop),
-                "matrix": sum(bool(_MMA.match(t)) for t in loop),
-                "alu": alu,
-                "multiply": multiply,
-                "global_loads": sum(t.startswith("LDG") for t in loop),
-                "shared_loads": sum(t.startswith("LDS") for t in loop),
-                "local": sum(t.startswith(("LDL", "STL")) for t in loop),
-                "lane_entries": entries,
-                "batch_rows": 2 * columns,
-                "instructions_per_entry": round(len(loop) / entries, 3),
-                "estimate_entries_per_s_issue": lanes * entries / len(loop),
-                "estimate_entries_per_s_pipes": lanes * entries / cycles,
-            }
+        if name.startswith("SearchKernel"):
+            row["step"] = _step(name, body)
         rows.append(row)
-    return sorted(rows, key=lambda r: ("loop" not in r, r["kernel"]))
+    return sorted(rows, key=lambda r: ("step" not in r, r["kernel"]))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as text."""
     lines = [
-        f"{'kernel':34}{'regs':>5}{'stack':>6}{'local':>6}{'mma':>5}{'loop':>6}{'alu':>5}{'mul':>5}"
+        f"{'kernel':34}{'regs':>5}{'stack':>6}{'local':>6}{'rows':>5}{'mma':>5}{'step':>6}{'alu':>5}{'mul':>5}"
         f"{'/entry':>8}{'issue est.':>12}{'pipe est.':>12}"
     ]
     for row in rows:
         line = (
             f"{row['kernel']:34}{row['registers']:5}{row['stack_bytes']:6}"
-            f"{row['local_memory_instructions']:6}{row['matrix_instructions']:5}"
+            f"{row['local_memory_instructions']:6}"
         )
-        if loop := row.get("loop"):
+        if step := row.get("step"):
             line += (
-                f"{loop['instructions']:6}{loop['alu']:5}{loop['multiply']:5}"
-                f"{loop['instructions_per_entry']:8.3f}{loop['estimate_entries_per_s_issue']:12.2e}"
-                f"{loop['estimate_entries_per_s_pipes']:12.2e}"
+                f"{step['batch_rows']:5}{step['matrix']:5}{step['instructions']:6}{step['alu']:5}{step['multiply']:5}"
+                f"{step['instructions_per_entry']:8.3f}{step['estimate_entries_per_s_issue']:12.2e}"
+                f"{step['estimate_entries_per_s_pipes']:12.2e}"
             )
         lines.append(line)
     return "\n".join(lines)

@@ -134,9 +134,9 @@ def test_operations(
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "sign"])
-@pytest.mark.parametrize("batch", [1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 65, 256])
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65, 100, 128, 129, 256, 300])
 def test_rows_of_every_column_tile(kernels: cuda.Kernels, narrow: cuda.Kernels, kind: str, batch: int) -> None:
-    """1 to 16 column tiles a warp, whole and cut: a row's scores are the same alone and in any batch."""
+    """1 to 12 column tiles, rows of 1 to 8 warps, whole and cut: a row's scores are the same alone and in any batch."""
     spec = CodebookSpec(kind, 141, 67, 2, SEED)
     w, at = residual(spec, batch, batch), torch.tensor(2**31)
     alone = torch.cat([kernels.scores(spec, row.unsqueeze(0), at) for row in w])
@@ -149,17 +149,45 @@ def test_rows_of_every_column_tile(kernels: cuda.Kernels, narrow: cuda.Kernels, 
         assert torch.equal(sign * score, alone.gather(-1, index.unsqueeze(-1)).squeeze(-1))
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "sign"])
-def test_long_rows_of_sixteen_column_tiles(kernels: cuda.Kernels, narrow: cuda.Kernels, kind: str) -> None:
-    """Several k steps a warp, split and unsplit, 32 rows a generation, several tiles of atoms."""
-    spec = CodebookSpec(kind, 1100, 140 if kind == "sign" else 260, 1, SEED)
-    w, at = residual(spec, 32), torch.tensor(6)
-    scale = w.norm(dim=1).view(-1, 1, 1) * spec.dim**0.5
-    expected = reference.scores(spec, w, 6)
+@pytest.mark.parametrize(("kind", "batch"), [("sign", 16), *(("gaussian", b) for b in (16, 32, 64, 128, 256))])
+def test_long_rows_of_large_batches(kernels: cuda.Kernels, narrow: cuda.Kernels, kind: str, batch: int) -> None:
+    """Several k steps a warp, split and unsplit, several tiles of atoms, uneven groups; norms beside the scores."""
+    spec = CodebookSpec(kind, 2201, 390 if batch <= 32 else 130, 2, SEED)
+    w, at = residual(spec, batch), torch.tensor(6)
+    scale = w.norm(dim=1).view(-1, 1, 1) * spec.max_group_dim**0.5
+    expected, norms = reference.scores(spec, w, 6), reference.norms(spec, 6)
     for engine in (kernels, narrow):
-        assert ((engine.scores(spec, w, at) - expected).abs() <= 3e-7 * scale).all()
+        scores = engine.scores(spec, w, at)
+        assert ((scores - expected).abs() <= 3e-7 * scale).all()
         index, _, _ = engine.search(spec, w, at, False, None)
-        assert torch.equal(index, engine.scores(spec, w, at).argmax(-1))
+        assert torch.equal(index, scores.argmax(-1))
+        both = engine.scores_and_norms(spec, w, at)
+        assert torch.equal(both[0], scores)
+        torch.testing.assert_close(both[1], norms, rtol=1e-7, atol=0)
+
+
+def test_groups_too_long_to_share_among_all_rows(narrow: cuda.Kernels) -> None:
+    """Float32 sums stay exact by splitting long groups, which leaves warps for fewer rows."""
+    spec = CodebookSpec("gaussian", 41003, 50, 1, SEED)
+    w, at = residual(spec, 130), torch.tensor(6)
+    scores = narrow.scores(spec, w, at)
+    scale = w.norm(dim=1).view(-1, 1, 1) * spec.dim**0.5
+    assert ((scores - reference.scores(spec, w, 6)).abs() <= 3e-7 * scale).all()
+
+
+@pytest.mark.parametrize("spread", [1.0, 1.9, 1.9921, 1.9922, 1.999999])
+@pytest.mark.parametrize("size", [2.0**-140, 1.0, 2.0**110])
+def test_largest_digits(kernels: cuda.Kernels, spread: float, size: float) -> None:
+    """Residuals at the edges of what three digits hold, of every sign and size."""
+    spec = CodebookSpec("gaussian", 70, 40, 1, SEED)
+    w = residual(spec, 9)
+    w = w / w.abs().amax(1, keepdim=True) * spread
+    w[:, 3], w[:, 5], w[4] = spread, -spread, spread
+    w = w * size
+    difference = kernels.scores(spec, w, torch.tensor(1)) - reference.scores(spec, w, 1)
+    # 2^-23 of the largest in each of 70 coordinates, then the rounding of scores of at most 5 sigma, or of denormals
+    bound = 2.0**-23 * spread * size * spec.dim + 2.0**-24 * 5 * spread * size * spec.dim**0.5 + 2.0**-149
+    assert (difference.abs() <= bound).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -252,11 +280,11 @@ def test_every_hadamard_length(kernels: cuda.Kernels, size: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "sign"])
-def test_long_groups_take_several_segments(kernels: cuda.Kernels, kind: str) -> None:
-    """More k steps than an int32 sum may hold, with the largest residual everywhere."""
+def test_long_groups(kernels: cuda.Kernels, kind: str) -> None:
+    """More k steps than a sum surely holds (`sign` takes several segments), with the largest residual everywhere."""
     per_step = 4 * (128 if kind == "sign" else 8)
-    warps = 8 if kind == "sign" else 16
-    spec = CodebookSpec(kind, warps * 1024 * per_step + 777, 3, 1, SEED)
+    steps = 8 * 1024 if kind == "sign" else 16 * 1280  # of all warps of a block
+    spec = CodebookSpec(kind, steps * per_step + 777, 3, 1, SEED)
     w = torch.full((1, spec.dim), 3.999)
     w[0, ::3] = -1.0
     y = reference.entries(spec, torch.arange(3).view(-1, 1), 5)[:, 0, : spec.dim].double()

@@ -24,33 +24,40 @@ pytestmark = pytest.mark.skipif(
 
 ARCHITECTURES = (80, 90)
 
-#: Instructions of the inner loop over the entries a lane makes in it, measured plus about 8 % headroom. The second
-#: number of a search kernel is its column tiles: 1, 2, 4, 8 or (gaussian) 16 for batches up to 2, 4, 8, 16 and 32 rows.
+#: Instructions of a warp's k step over the entries a lane makes in it, measured plus about 8 % headroom, by kind,
+#: column tiles and row groups: batches up to 2, 4, 8, 16 (sign) and 2, 4, 8, 16, 32, 64, 128, 256 rows (gaussian).
 BOUNDS = {
-    ("Sign", 1): 0.66,
-    ("Sign", 2): 0.74,
-    ("Sign", 4): 0.95,
-    ("Sign", 8): 1.3,
-    ("Gaussian", 1): 9.3,
-    ("Gaussian", 2): 9.4,
-    ("Gaussian", 4): 10.1,
-    ("Gaussian", 8): 10.8,
-    ("Gaussian", 16): 12.8,
+    ("Sign", 1, 1): 0.66,
+    ("Sign", 2, 1): 0.74,
+    ("Sign", 4, 1): 0.95,
+    ("Sign", 8, 1): 1.3,
+    ("Gaussian", 1, 1): 9.4,
+    ("Gaussian", 2, 1): 9.6,
+    ("Gaussian", 3, 1): 10.6,
+    ("Gaussian", 6, 1): 12.0,
+    ("Gaussian", 12, 1): 13.2,
+    ("Gaussian", 12, 2): 18.5,
+    ("Gaussian", 12, 4): 27.3,
+    ("Gaussian", 12, 8): 45.0,
 }
 
-#: The same where squared norms are made beside the scores.
-NORM_BOUNDS = {1: 12.0, 2: 12.2, 4: 13.1, 8: 14.0, 16: 16.0}
+#: More where squared norms are made beside the scores.
+NORMS = 3.5
 
-#: Warps a multiprocessor is to hold, by kind and column tiles.
+#: Row tiles of a warp; warps a multiprocessor is to hold, by kind and column tiles.
+ROW_TILES = {
+    **{("Sign", tiles): rows for tiles, rows in ((1, 4), (2, 4), (4, 2), (8, 2))},
+    **{("Gaussian", tiles): rows for tiles, rows in ((1, 4), (2, 4), (3, 2), (6, 2), (12, 3))},
+}
 WARPS = {
     **{("Sign", tiles): warps for tiles, warps in ((1, 16), (2, 12), (4, 12), (8, 8))},
-    **{("Gaussian", tiles): 16 if tiles < 8 else 8 for tiles in (1, 2, 4, 8, 16)},
+    **{("Gaussian", tiles): 16 if tiles < 12 else 8 for tiles in (1, 2, 3, 6, 12)},
 }
 
 CASES = [
-    (kind, tiles, writes)
-    for kind, tiles in BOUNDS
-    for writes in ((0, 1) if kind == "Sign" else (0, 1, 2))
+    (*kernel, writes)
+    for kernel in BOUNDS
+    for writes in ((0, 1) if kernel[0] == "Sign" else (0, 1, 2))
 ]  # 0: search, 1: scores, 2: scores and norms
 
 
@@ -77,22 +84,23 @@ def reports() -> dict[int, dict[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize(("kind", "tiles", "writes"), CASES)
-def test_search_loop(
-    reports: dict[int, dict[str, dict[str, Any]]], arch: int, kind: str, tiles: int, writes: int
+@pytest.mark.parametrize(("kind", "tiles", "row_groups", "writes"), CASES)
+def test_search_step(
+    reports: dict[int, dict[str, dict[str, Any]]], arch: int, kind: str, tiles: int, row_groups: int, writes: int
 ) -> None:
-    row = reports[arch][f"SearchKernel<{kind}, {tiles}, {writes}>"]
-    loop = row["loop"]
-    per_step = 16 if kind == "Sign" else 2
-    row_tiles = 2 if tiles >= 4 else 4
-    # One generation of the entries serves the products of all column tiles, and their squares.
-    assert loop["matrix"] == per_step * row_tiles * (tiles + (2 if writes == 2 else 0))
-    assert loop["instructions_per_entry"] <= (NORM_BOUNDS[tiles] if writes == 2 else BOUNDS[kind, tiles])
-    assert loop["local"] == 0
-    # One vector of the residual serves two products of every row tile.
-    assert loop["global_loads"] == per_step // 2 * tiles
+    row = reports[arch][f"SearchKernel<{kind}, {tiles}, {row_groups}, {writes}>"]
+    step, row_tiles = row["step"], ROW_TILES[kind, tiles]
+    products = 16 if kind == "Sign" else 2
+    assert step["row_tiles"] == row_tiles
+    # One generation of the entries serves the products of all rows, and their squares.
+    assert step["matrix"] == products * row_tiles * (tiles * row_groups + (2 if writes == 2 else 0))
+    bound = BOUNDS[kind, tiles, row_groups] + (NORMS if writes == 2 else 0)
+    assert step["instructions_per_entry"] <= bound
+    # One fragment of the residual serves two products of every row tile.
+    assert step["global_loads"] == products // 2 * tiles * row_groups
     # The warps that a multiprocessor is to hold share 64 K registers.
     assert row["registers"] <= min(255, 65536 // (32 * WARPS[kind, tiles]) // 8 * 8)
+    assert step["local"] == 0
     if tiles == 1 or kind == "Gaussian":
         assert row["stack_bytes"] == 0 and row["local_memory_instructions"] == 0
 

@@ -2,11 +2,11 @@
 //
 // A kernel is a functor with a `State` (what a thread keeps in registers), `kThreads`, `kMinBlocks` and
 // `template <class Block> void operator()(Block& block) const`. Its body is written in phases:
-// `block.each(f)` runs f(thread, state) for every thread, `block.sync()` is __syncthreads(),
-// `block.mma<Op>(f)` is one warp-wide matrix instruction for every warp. On the device each thread runs its
-// own share; on the host `HostBlock` loops over the threads and over the 32 lanes of a warp, so that
+// `block.each(f)` runs f(thread, state) for every thread, `block.sync()` is __syncthreads(), `block.sync_part<N>()` is
+// that among each N consecutive threads, `block.mma<Op>(f)` is one warp-wide matrix instruction for every warp. On the
+// device each thread runs its own share; on the host `HostBlock` loops over the threads and over the 32 lanes of a warp, so that
 // the very code whose maps, tails and reductions matter is tested without a GPU (tests/test_cuda_emulation.py).
-// Phases that pass data through shared memory must be separated by sync().
+// Phases that pass data through shared memory must be separated by sync(); tests/races finds those that are not.
 
 #pragma once
 
@@ -30,6 +30,10 @@ namespace ddcm {
 
 struct alignas(16) Vec4 {
   uint32_t x[4];
+};
+
+struct alignas(8) Vec2 {
+  uint32_t x[2];
 };
 
 // ---- exact float operations and bit casts ---------------------------------------------------------
@@ -117,7 +121,9 @@ DDCM_FN void atomic_max(uint32_t* at, uint32_t value) {
 #if defined(__CUDA_ARCH__)
   atomicMax(at, value);
 #else
-  if (value > *at) *at = value;
+  uint32_t seen = __atomic_load_n(at, __ATOMIC_RELAXED);
+  while (value > seen && !__atomic_compare_exchange_n(at, &seen, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
 #endif
 }
 
@@ -125,7 +131,7 @@ DDCM_FN void atomic_add(int64_t* at, int64_t value) {
 #if defined(__CUDA_ARCH__)
   atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value));
 #else
-  *at += value;
+  __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
 #endif
 }
 
@@ -133,15 +139,24 @@ DDCM_FN int atomic_next(int* at) {
 #if defined(__CUDA_ARCH__)
   return atomicAdd(at, 1);
 #else
-  return (*at)++;
+  return __atomic_fetch_add(at, 1, __ATOMIC_RELAXED);
 #endif
 }
 
-// Read-only 16 byte load.
-DDCM_FN Vec4 load_vec4(const Vec4* at) {
+// Read-only loads of 16 and 8 bytes.
+DDCM_FN Vec4 load(const Vec4* at) {
 #if defined(__CUDA_ARCH__)
   const uint4 v = __ldg(reinterpret_cast<const uint4*>(at));
   return Vec4{{v.x, v.y, v.z, v.w}};
+#else
+  return *at;
+#endif
+}
+
+DDCM_FN Vec2 load(const Vec2* at) {
+#if defined(__CUDA_ARCH__)
+  const uint2 v = __ldg(reinterpret_cast<const uint2*>(at));
+  return Vec2{{v.x, v.y}};
 #else
   return *at;
 #endif
@@ -244,7 +259,9 @@ struct MmaF16 {
         const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
         double sum = c[lane][i];
         for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
-        c[lane][i] = static_cast<float>(sum);
+        // Past 2^24 the units are known to cut sums off rather than to round them.
+        const float rounded = static_cast<float>(sum);
+        c[lane][i] = std::fabs(rounded) > std::fabs(sum) ? std::nextafter(rounded, 0.0f) : rounded;
       }
     }
   }
@@ -263,6 +280,13 @@ struct DeviceBlock {
   __device__ __forceinline__ int index() const { return static_cast<int>(blockIdx.x); }
   __device__ __forceinline__ char* shared() { return shared_memory; }
   __device__ __forceinline__ void sync() { __syncthreads(); }
+
+  // Barriers 1 to 15; 0 is that of sync().
+  template <int N>
+  __device__ __forceinline__ void sync_part() {
+    static_assert(N % 32 == 0 && Threads % N == 0 && Threads / N < 16, "a part is whole warps");
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + static_cast<int>(threadIdx.x) / N), "n"(N) : "memory");
+  }
 
   template <class F>
   __device__ __forceinline__ void each(F f) {
@@ -296,6 +320,9 @@ struct HostBlock {
   int index() const { return block_index; }
   char* shared() { return reinterpret_cast<char*>(memory.data()); }
   void sync() {}
+
+  template <int N>
+  void sync_part() {}
 
   template <class F>
   void each(F f) {

@@ -151,35 +151,50 @@ struct Driver {
   struct Prepared {
     uint32_t* max_bits;
     int64_t* correction;
-    Vec4* fragments;
+    void* fragments;
     int64_t batch;
-    int column_tiles;  // NT
+    int column_tiles, row_groups;  // of SearchKernel
     int split, warp_steps;
     int64_t batch_tiles;
   };
 
-  // Column tiles for a batch: the fewest products and generations of the noise together; of equals, the most rows
-  // a generation.
-  int column_tiles(int64_t batch) const {
-    const bool signs = geometry.kind == kSign;
-    const int64_t noise = signs ? SignTraits::kNoiseTiles : GaussianTraits::kNoiseTiles;
-    const int most = signs ? SignTraits::kMaxColumnTiles : GaussianTraits::kMaxColumnTiles;
-    int best = 1;
-    int64_t best_cost = ceil_div(batch, kRowsPerColumnTile) * (1 + noise);
-    for (int tiles = 2; tiles <= most; tiles *= 2) {
-      const int64_t cost = ceil_div(batch, tiles * kRowsPerColumnTile) * (tiles + noise);
-      if (cost <= best_cost) {
-        best = tiles;
-        best_cost = cost;
-      }
-    }
-    return best;
-  }
-
-  static int64_t warp_atoms(const Prepared& p) { return 16 * row_tiles(p.column_tiles); }
-
   int warps(const Prepared& p) const {
     return geometry.kind == kSign ? SignTraits::warps(p.column_tiles) : GaussianTraits::warps(p.column_tiles);
+  }
+
+  int64_t steps() const { return ceil_div(geometry.calls_per_group, kCallsPerStep); }
+
+  // Sets how many rows share a generation of the noise.
+  void choose_rows(Prepared& p) const {
+    p.row_groups = 1;
+    if (geometry.kind == kSign) {
+      // The fewest products and generations together, a generation being about as dear as the products of 2 column
+      // tiles (estimate, docs/kernels.md); of equals, the most rows.
+      int64_t best_cost = 0;
+      for (int tiles = 1; tiles <= 8; tiles *= 2) {
+        const int64_t cost = ceil_div(p.batch, rows_of(tiles)) * (tiles + 2);
+        if (tiles == 1 || cost <= best_cost) {
+          p.column_tiles = tiles;
+          best_cost = cost;
+        }
+      }
+      return;
+    }
+    // The smallest kernel for all rows: making the entries is dearer than multiplying them with any number of rows.
+    p.column_tiles = p.batch <= 2 ? 1 : p.batch <= 4 ? 2 : p.batch <= 8 ? 3 : p.batch <= 16 ? 6 : 12;
+    while (p.row_groups < 8 && rows_of(p.column_tiles) * p.row_groups < p.batch &&
+           ceil_div(steps(), warps(p) / (2 * p.row_groups)) <= GaussianTraits::kStepsPerSegment) {
+      p.row_groups *= 2;
+    }
+  }
+
+  int64_t batch_tile_rows(const Prepared& p) const { return rows_of(p.column_tiles) * p.row_groups; }
+
+  // Atoms of a block's tile.
+  int64_t tile_atoms(const Prepared& p) const {
+    const int row_tiles = geometry.kind == kSign ? SignTraits::row_tiles(p.column_tiles)
+                                                 : GaussianTraits::row_tiles(p.column_tiles);
+    return 16 * row_tiles * (warps(p) / p.row_groups / p.split);
   }
 
   // The plan and workspace for scoring `count` atoms at a time; with a null arena base, only the sizes.
@@ -189,24 +204,26 @@ struct Driver {
     p.batch = batch;
     p.max_bits = arena.take<uint32_t>(rows);
     p.correction = arena.take<int64_t>(rows);
-    p.column_tiles = column_tiles(batch);
-    p.batch_tiles = ceil_div(batch, p.column_tiles * kRowsPerColumnTile);
     if (geometry.kind == kHadamard) return p;
-    const int warps = this->warps(p);
+    choose_rows(p);
+    p.batch_tiles = ceil_div(batch, batch_tile_rows(p));
+    const int teams = warps(p) / p.row_groups;
     const int vectors = geometry.kind == kSign ? SignTraits::kVectors : GaussianTraits::kVectors;
-    const int64_t steps = ceil_div(geometry.calls_per_group, kCallsPerStep);
-    // Split the k steps among warps until there are enough blocks to fill the device several times over,
-    // and whenever a warp would need more than one segment.
+    const int segment = geometry.kind == kSign ? SignTraits::kStepsPerSegment : GaussianTraits::kStepsPerSegment;
+    // Split the k steps among warps until there are enough blocks to fill the device several times over (once with the
+    // kernels of exchanged entries: their blocks read the whole residual for few atoms), and whenever a warp would need
+    // more than one segment.
+    const int64_t wanted_blocks = int64_t{p.row_groups > 1 ? 1 : 8} * spec.multiprocessors;
     p.split = 1;
-    while (p.split < warps &&
-           ((p.split < steps && ceil_div(count, warp_atoms(p) * (warps / p.split)) * geometry.groups * p.batch_tiles <
-                                    int64_t{8} * spec.multiprocessors) ||
-            ceil_div(steps, p.split) > kStepsPerSegment)) {
+    while (p.split < teams &&
+           ((p.split < steps() && ceil_div(count, tile_atoms(p)) * geometry.groups * p.batch_tiles < wanted_blocks) ||
+            ceil_div(steps(), p.split) > segment)) {
       p.split *= 2;
     }
-    p.warp_steps = static_cast<int>(ceil_div(steps, p.split));
-    p.fragments = arena.take<Vec4>(p.batch_tiles * p.column_tiles * geometry.groups * p.split *
-                                   int64_t{p.warp_steps} * vectors * 32);
+    p.warp_steps = static_cast<int>(ceil_div(ceil_div(steps(), p.split), p.row_groups) * p.row_groups);
+    const int64_t size = geometry.kind == kSign ? sizeof(SignTraits::Fragment) : sizeof(GaussianTraits::Fragment);
+    p.fragments = arena.take<char>(p.batch_tiles * p.row_groups * p.column_tiles * geometry.groups * p.split *
+                                   int64_t{p.warp_steps} * vectors * 32 * size);
     return p;
   }
 
@@ -214,9 +231,9 @@ struct Driver {
   void prepare_fragments(const Prepared& p, const float* w) {
     const int64_t steps = int64_t{p.split} * p.warp_steps;
     const int64_t items =
-        p.batch_tiles * p.column_tiles * geometry.groups * steps * Traits::kVectors * 32;
-    PrepareKernel<Traits> kernel{geometry, w, p.max_bits, p.fragments, p.correction,
-                                 p.batch, p.column_tiles, steps, items};
+        p.batch_tiles * p.row_groups * p.column_tiles * geometry.groups * steps * Traits::kVectors * 32;
+    PrepareKernel<Traits> kernel{geometry, w, p.max_bits, static_cast<typename Traits::Fragment*>(p.fragments),
+                                 p.correction, p.batch, p.column_tiles, steps, items};
     run(kernel, ceil_div(items, PrepareKernel<Traits>::kThreads));
   }
 
@@ -243,27 +260,40 @@ struct Driver {
     int64_t chunks;      // blocks a (group, batch tile); 0: as many as there are tiles
   };
 
-  template <class Traits, int ColumnTiles, int Writes>
+  template <class Traits, int Writes, int ColumnTiles, int RowGroups = 1>
   void score_products(const Prepared& p, const Target& target) {
-    const int64_t tile_atoms = warps(p) / p.split * warp_atoms(p);
-    const int64_t tiles = ceil_div(target.last - target.first, tile_atoms);
+    const int64_t tiles = ceil_div(target.last - target.first, tile_atoms(p));
     const int64_t chunks = target.chunks == 0 ? tiles : smaller(target.chunks, tiles);
-    SearchKernel<Traits, ColumnTiles, Writes> kernel{
-        geometry, make_round_keys(geometry.seed), target.ranking, step, tables.halves(), p.fragments,
+    SearchKernel<Traits, ColumnTiles, RowGroups, Writes> kernel{
+        geometry, make_round_keys(geometry.seed), target.ranking, step, tables.halves(),
+        static_cast<const typename Traits::Fragment*>(p.fragments),
         p.max_bits, p.correction, target.results, target.scores, target.norms, target.score_stride,
         target.first, target.last, static_cast<int32_t>(p.batch), static_cast<int32_t>(tiles),
         static_cast<int32_t>(chunks), p.split, p.warp_steps};
     run(kernel, chunks * geometry.groups * p.batch_tiles);
   }
 
-  template <class Traits, int Writes>
-  void score_tiles(const Prepared& p, const Target& target) {
+  template <int Writes>
+  void score_signs(const Prepared& p, const Target& target) {
     switch (p.column_tiles) {
-      case 1: score_products<Traits, 1, Writes>(p, target); break;
-      case 2: score_products<Traits, 2, Writes>(p, target); break;
-      case 4: score_products<Traits, 4, Writes>(p, target); break;
-      case 8: score_products<Traits, 8, Writes>(p, target); break;
-      default: score_products<Traits, Traits::kMaxColumnTiles, Writes>(p, target); break;
+      case 1: score_products<SignTraits, Writes, 1>(p, target); break;
+      case 2: score_products<SignTraits, Writes, 2>(p, target); break;
+      case 4: score_products<SignTraits, Writes, 4>(p, target); break;
+      default: score_products<SignTraits, Writes, 8>(p, target); break;
+    }
+  }
+
+  template <int Writes>
+  void score_gaussians(const Prepared& p, const Target& target) {
+    switch (p.column_tiles * p.row_groups) {
+      case 1: score_products<GaussianTraits, Writes, 1>(p, target); break;
+      case 2: score_products<GaussianTraits, Writes, 2>(p, target); break;
+      case 3: score_products<GaussianTraits, Writes, 3>(p, target); break;
+      case 6: score_products<GaussianTraits, Writes, 6>(p, target); break;
+      case 12: score_products<GaussianTraits, Writes, 12>(p, target); break;
+      case 24: score_products<GaussianTraits, Writes, 12, 2>(p, target); break;
+      case 48: score_products<GaussianTraits, Writes, 12, 4>(p, target); break;
+      default: score_products<GaussianTraits, Writes, 12, 8>(p, target); break;
     }
   }
 
@@ -281,12 +311,12 @@ struct Driver {
   template <bool Scores>
   void score(const Prepared& p, const float* w, const Target& target) {
     if (geometry.kind == kSign) {
-      score_tiles<SignTraits, Scores ? kScores : kBest>(p, target);
+      score_signs<Scores ? kScores : kBest>(p, target);
     } else if (geometry.kind == kGaussian) {
       if (Scores && target.norms != nullptr) {
-        score_tiles<GaussianTraits, kNorms>(p, target);
+        score_gaussians<kNorms>(p, target);
       } else {
-        score_tiles<GaussianTraits, Scores ? kScores : kBest>(p, target);
+        score_gaussians<Scores ? kScores : kBest>(p, target);
       }
     } else {
       switch (geometry.hadamard_n) {
@@ -303,14 +333,9 @@ struct Driver {
   // multiprocessor in all. Shared by the plan and the launch.
   int64_t search_chunks(const Prepared& p) const {
     const int64_t rows = geometry.groups * (geometry.kind == kHadamard ? p.batch : p.batch_tiles);
-    int64_t tile_atoms = warp_atoms(p);
-    if (geometry.kind == kHadamard) {
-      tile_atoms = geometry.hadamard_n <= 2048 ? 2048 : geometry.hadamard_n;
-    } else {
-      tile_atoms *= warps(p) / p.split;
-    }
-    return smaller(larger(1, ceil_div(int64_t{16} * spec.multiprocessors, rows)),
-                   ceil_div(geometry.size, tile_atoms));
+    const int64_t atoms =
+        geometry.kind != kHadamard ? tile_atoms(p) : geometry.hadamard_n <= 2048 ? 2048 : geometry.hadamard_n;
+    return smaller(larger(1, ceil_div(int64_t{16} * spec.multiprocessors, rows)), ceil_div(geometry.size, atoms));
   }
 
   int search(Arena& arena, const float* w, int64_t batch, const Ranking& ranking, const Chosen& chosen) {

@@ -1,12 +1,13 @@
 // The residual as matrix fragments: largest magnitude of each group, then integer digits in the order in
 // which the search's fragments meet the random words.
 //
-// A group's residual w is scaled by the power of two that brings its largest magnitude into [2^29, 2^30), rounded to
-// an integer q and cut into four signed digits, q = d0 + 2^8 d1 + 2^16 d2 + 2^24 d3, each in -128 .. 127 (d3
-// within 65). The digits are four columns of the matrix product, so two batch rows fill its eight columns and
-// the sums are exact. `sign` entries enter with the weight 2^j of the bit they occupy in a byte (0 <= j < 8),
-// so their q is rounded at 2^-j of the scale: an error of at most 2^(j-30-e) <= 2^-23 of the largest magnitude
-// in one coordinate, 2^-25 on average over j.
+// A group's residual w is scaled by a power of two, rounded to an integer q and cut into signed digits, each in -128 .. 127,
+// q = d0 + 2^8 d1 + 2^16 d2 (+ 2^24 d3). Digits are columns of the matrix product, whose sums are exact.
+//   sign: 4 digits, the largest magnitude lies in [2^29, 2^30). Entries enter with the weight 2^j of the bit they occupy in
+//     a byte (0 <= j < 8), so their q is rounded at 2^-j of the scale: an error of at most 2^-23 of the largest magnitude
+//     in one coordinate, 2^-25 on average over j.
+//   gaussian: 3 digits, the largest magnitude lies in [0.996 * 2^22, 1.992 * 2^22], the most that 3 digits hold: an error
+//     of at most 2^-23 of it.
 
 #pragma once
 
@@ -14,11 +15,22 @@
 
 namespace ddcm {
 
-constexpr int kDigits = 4;                // columns of the product a batch row takes
-constexpr int kRowsPerColumnTile = 2;     // batch rows in the product's 8 columns
-constexpr int kScaleBits = 29;            // the largest magnitude lies in [2^29, 2^30)
 constexpr int kCallsPerStep = 4;          // Philox calls of an atom a k step: one for each t of a lane
 constexpr int64_t kMaxCoordinates = 8192; // of a block of MaxKernel
+
+// How batch rows and digits fill the columns of the products, 8 a column tile. A panel is
+//   one column tile of 2 rows, 4 columns each for the digits of a row (of `gaussian`, the fourth stays zero), or
+//   three column tiles of 8 rows, one tile for each digit (`gaussian`, numbers of column tiles that 3 divides).
+constexpr int kPairColumns = 4;
+
+DDCM_FN constexpr bool in_eights(int column_tiles) { return column_tiles % 3 == 0; }
+DDCM_FN constexpr int panel_tiles(int column_tiles) { return in_eights(column_tiles) ? 3 : 1; }
+DDCM_FN constexpr int panel_rows(int column_tiles) { return in_eights(column_tiles) ? 8 : 2; }
+
+// Batch rows of so many column tiles.
+DDCM_FN constexpr int rows_of(int column_tiles) {
+  return column_tiles / panel_tiles(column_tiles) * panel_rows(column_tiles);
+}
 
 DDCM_FN bool finite_maximum(uint32_t max_bits) { return max_bits < 0x7f800000u; }
 
@@ -31,16 +43,25 @@ DDCM_FN int floor_log2(uint32_t bits) {
   return e;
 }
 
-// Value of one unit of q; NaN if the group's residual is not finite, which makes its scores NaN.
-DDCM_FN double unit_of(uint32_t max_bits) {
-  if (!finite_maximum(max_bits)) return static_cast<double>(quiet_nan());
-  return power_of_two(floor_log2(max_bits) - kScaleBits);
+// Exponent of the value of one unit of q, by the search's Traits.
+template <class Traits>
+DDCM_FN int unit_exponent(uint32_t max_bits) {
+  const int e = floor_log2(max_bits);
+  const bool next = static_cast<double>(bits_float(max_bits)) * power_of_two(-e) > Traits::kLargestMantissa;
+  return e + (next ? 1 : 0) - Traits::kScaleBits;
 }
 
-// Digit `plane` of q, digits signed.
+// Value of one unit of q; NaN if the group's residual is not finite, which makes its scores NaN.
+template <class Traits>
+DDCM_FN double unit_of(uint32_t max_bits) {
+  if (!finite_maximum(max_bits)) return static_cast<double>(quiet_nan());
+  return power_of_two(unit_exponent<Traits>(max_bits));
+}
+
+// Digit `plane` of q.
 DDCM_FN int digit(int q, int plane) {
   for (int p = 0; p < plane; ++p) q = (q - static_cast<int8_t>(q & 255)) >> 8;
-  return plane == kDigits - 1 ? q : static_cast<int8_t>(q & 255);
+  return static_cast<int8_t>(q & 255);
 }
 
 // float16 bits of an integer, |v| <= 2048: exact.
@@ -100,9 +121,9 @@ struct MaxKernel {
   }
 };
 
-// Fragments of the residual: out[(((tile * G + g) * steps + step) * V + v) * NT + nt][lane], 16 bytes each, for the
-// search's Traits (search.h) with NT column tiles and V vectors a step. Rows past B and coordinates past a group's end are zero. Also adds
-// correction[b * G + g] = sum of the scaled integers (2^j q), which `sign` needs. Flat grid over the 16 byte items.
+// Fragments of the residual: out[(((tile * G + g) * steps + step) * V + v) * NT + nt][lane], a Traits::Fragment each (digits
+// of two products in bytes), for the search's Traits (search.h) with NT column tiles and V fragments a step. Rows past B and coordinates past a group's end are zero. Also adds
+// correction[b * G + g] = sum of the scaled integers (2^j q), which `sign` needs. Flat grid over the items.
 template <class Traits>
 struct PrepareKernel {
   static constexpr int kThreads = 256, kMinBlocks = 4;
@@ -111,9 +132,11 @@ struct PrepareKernel {
   Geometry geometry;
   const float* w;            // (B, D)
   const uint32_t* max_bits;  // (B, G)
-  Vec4* out;
+  typename Traits::Fragment* out;
   int64_t* correction;       // (B, G), zeroed before; unused by `gaussian`
-  int64_t batch, column_tiles, steps, items;
+  int64_t batch;
+  int32_t column_tiles;
+  int64_t steps, items;
 
   static constexpr int64_t shared_bytes() { return kThreads * sizeof(int64_t); }
 
@@ -126,54 +149,56 @@ struct PrepareKernel {
       if (item < items) out[item] = make(item, sums[thread]);
     });
     if (!Traits::kSigns) return;
-    // A block's 8 vectors belong to one step of one group (V * NT is a multiple of 8). Each digit 0 column has
+    // A block's 8 items a lane belong to one step of one group (V * NT is a multiple of 8). Each digit 0 column has
     // the sum of its batch row in its four lanes.
     block.sync();
     block.each([&](int thread, State&) {
-      if (thread >= column_tiles * kRowsPerColumnTile) return;
+      if (thread >= rows_of(column_tiles)) return;
       const int64_t group_tile = static_cast<int64_t>(block.index()) * (kThreads / 32) / column_tiles / Traits::kVectors / steps;
       const int64_t row = row_of(group_tile, thread);
       if (row >= batch) return;
       int64_t sum = 0;
       for (int v = 0; v < kThreads / 32; ++v) {
         const int64_t vector = static_cast<int64_t>(block.index()) * (kThreads / 32) + v;
-        if (vector % column_tiles != thread / kRowsPerColumnTile) continue;
-        for (int t = 0; t < 4; ++t) sum += sums[v * 32 + 4 * kDigits * (thread % kRowsPerColumnTile) + t];
+        if (vector % column_tiles != thread / 2) continue;
+        for (int t = 0; t < 4; ++t) sum += sums[v * 32 + 4 * kPairColumns * (thread % 2) + t];
       }
       atomic_add(correction + row * geometry.groups + group_tile % geometry.groups, sum);
     });
   }
 
-  // Batch row of a slot (of NT * 2) of a (batch tile, group) pair.
+  // Batch row of a slot of a (batch tile, group) pair.
   DDCM_FN int64_t row_of(int64_t group_tile, int64_t slot) const {
-    return group_tile / geometry.groups * column_tiles * kRowsPerColumnTile + slot;
+    return group_tile / geometry.groups * rows_of(column_tiles) + slot;
   }
 
-  DDCM_FN Vec4 make(int64_t item, int64_t& sum) const {
+  DDCM_FN typename Traits::Fragment make(int64_t item, int64_t& sum) const {
     const int lane = static_cast<int>(item % 32);
-    const int64_t nt = item / 32 % column_tiles;
+    const int nt = static_cast<int>(item / 32 % column_tiles);
     const int v = static_cast<int>(item / 32 / column_tiles % Traits::kVectors);
     const int64_t step = item / 32 / column_tiles / Traits::kVectors % steps;
     const int64_t group_tile = item / 32 / column_tiles / Traits::kVectors / steps;
     const int column = lane / 4, t = lane % 4;
-    const int plane = column % kDigits;
-    const int64_t row = row_of(group_tile, nt * kRowsPerColumnTile + column / kDigits);
+    const bool eights = in_eights(column_tiles);
+    const int plane = eights ? nt % 3 : column % kPairColumns;
+    const int64_t row = row_of(group_tile, eights ? nt / 3 * 8 + column : nt * 2 + column / kPairColumns);
     const int64_t g = group_tile % geometry.groups;
-    Vec4 result{};
+    typename Traits::Fragment result = Traits::no_digits();
     if (row >= batch) return result;
     const uint32_t maximum = max_bits[row * geometry.groups + g];
     if (!finite_maximum(maximum)) return result;
     const float* part = w + row * geometry.dim + geometry.group_start(g);
     const int64_t size = geometry.group_dim(g);
     const int64_t call = step * kCallsPerStep + t;
+    const double scale = power_of_two(-unit_exponent<Traits>(maximum));
     for (int r = 0; r < 4; ++r) {
       const int product = 2 * v + r / 2;
       const int word = Traits::word(product) + r % 2, shift = Traits::shift(product);
-      const double scale = power_of_two(kScaleBits - shift - floor_log2(maximum));
       for (int e = 0; e < Traits::kEntriesPerRegister; ++e) {
         const int64_t i = call * Traits::kEntriesPerCall + Traits::entry(word, shift, e);
-        const int q = i < size ? round_to_int(static_cast<double>(part[i]) * scale) : 0;
-        result.x[r] |= Traits::encode(digit(q, plane)) << (32 / Traits::kEntriesPerRegister * e);
+        if (i >= size) continue;
+        const int q = round_to_int(static_cast<double>(part[i]) * scale * power_of_two(-shift));
+        if (plane < Traits::kDigits) Traits::put(result, r, e, digit(q, plane));
         sum += static_cast<int64_t>(q) << shift;
       }
     }

@@ -1,10 +1,11 @@
 // Search and scores of the `sign` and `gaussian` kinds: noise made in registers as the A operand of tensor-core
 // products, the residual's digits (residual.h) as the B operand. docs/kernels.md derives the maps.
 //
-// A warp owns 64 atoms (4 row tiles of 16; 32 where it serves 8 or more batch rows) and, of one k step, 4 Philox calls of
+// A warp owns 64 atoms (4 row tiles of 16; 32 where it serves 5 or more batch rows) and, of one k step, 4 Philox calls of
 // each atom: lane 4g + t makes call t of the step for the atoms of rows g and g + 8 of every row tile. The A registers
 // are the call's words themselves, masked or looked up: which coordinate an A column is was settled when the residual
-// was laid out.
+// was laid out. Where a batch has more rows than a warp's accumulators hold, 2, 4 or 8 warps with the same atoms and different
+// rows make every second (fourth, eighth) k step each and give their entries to one another through shared memory.
 
 #pragma once
 
@@ -13,27 +14,25 @@
 
 namespace ddcm {
 
-// Row tiles of 16 atoms a warp: fewer where the accumulators of 4 and more column tiles need the registers.
-DDCM_FN constexpr int row_tiles(int column_tiles) { return column_tiles >= 4 ? 2 : 4; }
-
-constexpr int kStepsPerSegment = 1024;  // int32 sums of 2^19 `sign` coordinates cannot overflow:
-                                        // 1024 steps * 4 calls * 16 bytes * 255 * 128 < 2^31
-
 // Signs: a word masked by 0x01010101 << j is four entries {0, 2^j} as unsigned bytes, one operation. The weight
 // 2^j is taken out of the residual. <y, w> = sum(w) - 2 * sum(bit * w).
 struct SignTraits {
   using Mma = MmaU8S8;
   using Sum = int64_t;
   static constexpr bool kSigns = true;
-  // Column tiles a warp can have: powers of two up to this, 2 batch rows each. 16 would not fit the registers.
-  static constexpr int kMaxColumnTiles = 8;
+  using Fragment = Vec4;
+  static constexpr int kDigits = 4, kScaleBits = 29;
+  static constexpr double kLargestMantissa = 2.0;
+  // A warp's int32 sums of 2^19 coordinates cannot overflow: 1024 steps * 4 calls * 16 bytes * 255 * 128 < 2^31.
+  static constexpr int kStepsPerSegment = 1024;
+  static constexpr bool kSegments = true;
+  // Row tiles of 16 atoms a warp: fewer where the accumulators of many column tiles need the registers.
+  static DDCM_FN constexpr int row_tiles(int column_tiles) { return column_tiles >= 4 ? 2 : 4; }
   // 16 warps of 128 registers a multiprocessor for small batches; 12 of 168, then 8 of 255 where accumulators take more.
   static DDCM_FN constexpr int warps(int column_tiles) { return column_tiles == 1 ? 8 : 4; }
   static DDCM_FN constexpr int min_blocks(int column_tiles) {
     return column_tiles == 1 || column_tiles == 8 ? 2 : 3;
   }
-  // Making the noise costs about as much as multiplying it with so many column tiles (estimate, docs/kernels.md).
-  static constexpr int kNoiseTiles = 2;
   static constexpr int kEntriesPerCall = kSignsPerCall, kEntriesPerRegister = 4;
   static constexpr int kProducts = 16, kVectors = 8;  // matrix products a row tile and step; B vectors
   static constexpr uint32_t kStream = kStreamSign;
@@ -46,7 +45,12 @@ struct SignTraits {
   // Entry of the call that byte e of word `word`, shifted by j, holds.
   static DDCM_FN int entry(int word, int shift, int e) { return 32 * word + 8 * e + shift; }
 
-  static DDCM_FN uint32_t encode(int digit) { return static_cast<uint32_t>(digit) & 255u; }
+  // Digit of entry e of register r (0, 1: first product's b0, b1; 2, 3: second's) of a fragment.
+  static DDCM_FN Fragment no_digits() { return Fragment{}; }
+  static DDCM_FN void put(Fragment& fragment, int r, int e, int digit) {
+    fragment.x[r] |= (static_cast<uint32_t>(digit) & 255u) << (8 * e);
+  }
+  static DDCM_FN uint32_t digits(const Fragment& fragment, int r) { return fragment.x[r]; }
 
   static DDCM_FN Words expand(const Words& words, const char*) { return words; }
 
@@ -67,11 +71,19 @@ struct GaussianTraits {
   using Mma = MmaF16;
   using Sum = double;
   static constexpr bool kSigns = false;
+  using Fragment = Vec2;
+  static constexpr int kDigits = 3, kScaleBits = 22;
+  static constexpr double kLargestMantissa = 1.992;  // 127.49 * 2^16 / 2^22: the third digit's rounding fits
+  // Steps of a warp whose sums practically never reach 2^24: a preference, no bound.
+  static constexpr int kStepsPerSegment = 1280;
+  static constexpr bool kSegments = false;
+  // Row tiles of 16 atoms a warp: 36 to 144 accumulators.
+  static DDCM_FN constexpr int row_tiles(int column_tiles) {
+    return column_tiles >= 12 ? 3 : column_tiles >= 3 ? 2 : 4;
+  }
   // One block a multiprocessor shares one copy of the table.
-  static constexpr int kMaxColumnTiles = 16;
-  static DDCM_FN constexpr int warps(int column_tiles) { return column_tiles >= 8 ? 8 : 16; }
+  static DDCM_FN constexpr int warps(int column_tiles) { return column_tiles >= 12 ? 8 : 16; }
   static DDCM_FN constexpr int min_blocks(int) { return 1; }
-  static constexpr int kNoiseTiles = 16;  // see SignTraits
   static constexpr int kEntriesPerCall = kGaussiansPerCall, kEntriesPerRegister = 2;
   static constexpr int kProducts = 2, kVectors = 1;
   static constexpr uint32_t kStream = kStreamGaussian;
@@ -80,7 +92,27 @@ struct GaussianTraits {
   static DDCM_FN constexpr int word(int product) { return 2 * product; }
   static DDCM_FN constexpr int shift(int) { return 0; }
   static DDCM_FN int entry(int word, int, int e) { return 2 * word + e; }
-  static DDCM_FN uint32_t encode(int digit) { return half_of_integer(digit); }
+
+  // A digit waits as the byte digit + 128, four of them half as large as the float16 numbers they become: a large batch's
+  // residual is read by every block.
+  static DDCM_FN Fragment no_digits() { return Fragment{{0x80808080u, 0x80808080u}}; }
+  static DDCM_FN void put(Fragment& fragment, int r, int e, int digit) {
+    const int at = 16 * (r % 2) + 8 * e;
+    fragment.x[r / 2] = (fragment.x[r / 2] & ~(255u << at)) | static_cast<uint32_t>(digit + 128) << at;
+  }
+  // A byte u below the exponent of 1024 is 1024 + u.
+  static DDCM_FN uint32_t digits(const Fragment& fragment, int r) {
+#if defined(__CUDA_ARCH__)
+    const uint32_t biased = __byte_perm(fragment.x[r / 2], 0x64646464u, r % 2 == 0 ? 0x4140 : 0x4342);
+    uint32_t both;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(both) : "r"(biased), "r"(0xe480e480u));  // - 1152
+    return both;
+#else
+    const uint32_t pair = fragment.x[r / 2] >> (16 * (r % 2));
+    return half_of_integer(static_cast<int>(pair & 255u) - 128) |
+           half_of_integer(static_cast<int>(pair >> 8 & 255u) - 128) << 16;
+#endif
+  }
 
   // Byte offset of a halfword's table entry is twice its low 15 bits; its bit 15 is the sign bit of a float16.
   static DDCM_FN uint32_t pair(uint32_t word, const char* table) {
@@ -119,27 +151,31 @@ enum Output { kBest = 0, kScores = 1, kNorms = 2 };
 // float32 below 2^24 (mean 2^21; that 32 entries exceed 2^24 has a probability of 1e-36), and is added up as int64
 // in shared memory by the one lane that holds it.
 //
-// ColumnTiles NT column tiles of two batch rows share every generated word. A block's kWarpAtoms * (warps / split)
-// atoms are one tile; `split` warps share atoms and cut the k steps among them. Grid: (chunks, G, batch tiles).
-template <class Traits, int ColumnTiles, int Writes>
+// A block's warps are numbered (atom group, split, row group): RowGroups warps share atoms and k steps and have different
+// batch rows, `split` such teams share atoms and cut the k steps among them. The block's kWarpAtoms * (warps / split /
+// RowGroups) atoms are one tile, its rows_of(ColumnTiles) * RowGroups rows one batch tile. Grid: (chunks, G, batch tiles).
+template <class Traits, int ColumnTiles, int RowGroups, int Writes>
 struct SearchKernel {
   static constexpr bool kRanks = Writes == kBest, kSquares = Writes == kNorms;
   static_assert(!kSquares || !Traits::kSigns, "the norms of signs are known");
   using Sum = typename Traits::Sum;
   using Accumulator = typename Traits::Mma::Accumulator;
+  using Fragment = typename Traits::Fragment;
   static constexpr int kWarps = Traits::warps(ColumnTiles), kThreads = 32 * kWarps;
   static constexpr int kMinBlocks = Traits::min_blocks(ColumnTiles);
-  static constexpr int kRowTiles = row_tiles(ColumnTiles), kWarpAtoms = 16 * kRowTiles;
+  static constexpr int kRowTiles = Traits::row_tiles(ColumnTiles), kWarpAtoms = 16 * kRowTiles;
   static constexpr int kStepVectors = Traits::kVectors * ColumnTiles;
+  static constexpr bool kEights = in_eights(ColumnTiles), kExchanges = RowGroups > 1;
+  static constexpr int kWarpRows = rows_of(ColumnTiles), kRows = kWarpRows * RowGroups;  // batch rows
   // Column tiles whose residuals wait in registers together.
-  static constexpr int kTogether = ColumnTiles >= 4 ? 4 : ColumnTiles;
+  static constexpr int kTogether = kEights ? 3 : ColumnTiles >= 4 ? 4 : ColumnTiles;
   struct State {
     AtomPart atom[2 * kRowTiles];  // row tile, then g or g + 8
     Accumulator sum[kRowTiles][ColumnTiles][4];
     Words words[2 * kRowTiles];
-    Vec4 b[kTogether];
+    Fragment b[kTogether];
     Accumulator square[kSquares ? 2 : 1][4];  // of a row tile: rows g, then g + 8, on the diagonal
-    const Vec4* from;  // this lane's residual fragments of the k step
+    const Fragment* from;  // this lane's residual fragments of the k step
     uint32_t call;     // Philox block of this lane's call of the k step
     int left;          // kNorms: entries of the group from that call on
   };
@@ -149,7 +185,7 @@ struct SearchKernel {
   Ranking ranking;
   const int64_t* step;       // 0-d, on the device
   const char* table;         // q as float16, 64 KB; `gaussian` only
-  const Vec4* fragments;     // of PrepareKernel
+  const Fragment* fragments; // of PrepareKernel
   const uint32_t* max_bits;  // (B, G)
   const int64_t* correction; // (B, G)
   Candidate* results;
@@ -160,32 +196,54 @@ struct SearchKernel {
   int32_t batch, tiles, chunks;
   int32_t split, warp_steps;  // k steps of a warp; the fragments hold split * warp_steps
 
-  // Shared memory: table | partial sums of one column tile | best candidates | sums of earlier segments | sums of
-  // squares of each warp's atoms.
+  // Partial sums meet in shared memory 8 rows of a product (a half of a row tile) of every warp at a time, or more such
+  // halves while they stay small. A row has one part, or one of each two digits.
+  static constexpr int kPartWidth = kEights ? kWarpRows : 2 * kWarpRows, kHalves = 2 * kRowTiles;
+  static constexpr int64_t kHalfBytes = static_cast<int64_t>(sizeof(Sum)) * kWarps * 8 * kPartWidth;
+  static constexpr int kRoundHalves = []() constexpr {
+    int halves = kHalves;
+    while (halves > 1 && halves * kHalfBytes > 16384) halves /= 2;
+    return halves;
+  }();
+
+  // What a thread remembers of the best candidate so far of its batch row; its value is computed anew.
+  struct Leader {
+    float score;  // NaN: none
+    uint32_t index;
+  };
+
+  // Shared memory: table | exchanged entries, partial sums, then candidates | leaders | sums of earlier segments | sums
+  // of squares of each warp's atoms.
+  static constexpr int64_t kVectorsOfWarp = 2 * kRowTiles * 32;  // entries of a k step
   static constexpr int64_t kPartsAt = Traits::kTableBytes;
-  static constexpr int64_t kBestAt =
-      kPartsAt + static_cast<int64_t>(sizeof(Sum)) * kWarps * 2 * kWarpAtoms * kRowsPerColumnTile;
-  static constexpr int64_t kCarryAt =
-      kBestAt + (kRanks ? static_cast<int64_t>(sizeof(Candidate)) * ColumnTiles * kThreads : 0);
+  static constexpr int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
+  static constexpr int64_t kLeadersAt =
+      kPartsAt + largest(kExchanges ? kWarps * kVectorsOfWarp * static_cast<int64_t>(sizeof(Vec4)) : 0,
+                         largest(kRoundHalves * kHalfBytes,
+                                 kRanks ? static_cast<int64_t>(sizeof(Candidate)) * kThreads : 0));
+  static constexpr int64_t kCarryAt = kLeadersAt + (kRanks ? static_cast<int64_t>(sizeof(Leader)) * kThreads : 0);
   static constexpr int64_t kSquaresAt =
-      kCarryAt + static_cast<int64_t>(sizeof(Sum)) * ColumnTiles * kWarpAtoms * kRowsPerColumnTile;
+      kCarryAt + (Traits::kSegments ? static_cast<int64_t>(sizeof(Sum)) * kWarpAtoms * kRows : 0);
   static constexpr int64_t shared_bytes() {
     return kSquaresAt + (kSquares ? static_cast<int64_t>(sizeof(int64_t)) * kWarps * kWarpAtoms : 0);
   }
+  // What a block may have on every GPU from compute capability 8.0 on.
+  static_assert(kSquaresAt + (kSquares ? 8 * kWarps * kWarpAtoms : 0) <= 99 * 1024, "shared memory");
+  // Threads and rows are powers of two: a thread always has the same row.
+  static_assert(kThreads % kRows == 0 && kRows <= kThreads, "a thread has one batch row");
+  static_assert(!(kExchanges && Traits::kSegments), "exchanged steps are not cut into segments");
 
   template <class Block>
   DDCM_FN void operator()(Block& block) const {
     const uint32_t step_word = static_cast<uint32_t>(*step);
     const char* local_table = block.shared();
-    Candidate* best = reinterpret_cast<Candidate*>(block.shared() + kBestAt);
+    Leader* leaders = reinterpret_cast<Leader*>(block.shared() + kLeadersAt);
 
     block.each([&](int thread, State&) {
       for (int i = thread; i < Traits::kTableBytes / 16; i += kThreads) {
-        reinterpret_cast<Vec4*>(block.shared())[i] = load_vec4(reinterpret_cast<const Vec4*>(table) + i);
+        reinterpret_cast<Vec4*>(block.shared())[i] = load(reinterpret_cast<const Vec4*>(table) + i);
       }
-      if (kRanks) {
-        for (int nt = 0; nt < ColumnTiles; ++nt) best[nt * kThreads + thread] = no_candidate();
-      }
+      if (kRanks) leaders[thread] = Leader{quiet_nan(), 0};
     });
     block.sync();
 
@@ -193,32 +251,49 @@ struct SearchKernel {
     for (int tile = block.index() % chunks; tile < tiles; tile += chunks) {
       block.each([&](int thread, State& s) {
         const uint32_t row = static_cast<uint32_t>(first_atom(tile)) +
-                             static_cast<uint32_t>(thread / 32 / split * kWarpAtoms + thread % 32 / 4);
+                             static_cast<uint32_t>(thread / 32 / RowGroups / split * kWarpAtoms + thread % 32 / 4);
         DDCM_UNROLL
         for (int r = 0; r < 2 * kRowTiles; ++r) {
           s.atom[r] = atom_part(keys, row + 8 * r, step_word);
-          if (kSquares) *squares_of(block, thread, r) = 0;
+          if (kSquares && on_diagonal(thread)) *squares_of(block, thread, r) = 0;
         }
       });
+      constexpr int kSegment = Traits::kSegments ? Traits::kStepsPerSegment : 0x7fffffff;
       DDCM_NO_UNROLL
-      for (int begin = 0; begin < warp_steps; begin += kStepsPerSegment) {
-        const int end = begin + kStepsPerSegment < warp_steps ? begin + kStepsPerSegment : warp_steps;
-        multiply_segment(block, step_word, begin, end, local_table);
-        finish_segment(block, opaque(tile), opaque(begin), best);
+      for (int begin = 0; begin < warp_steps;) {
+        const int end = warp_steps - begin > kSegment ? begin + kSegment : warp_steps;
+        start_segment(block, begin);
+        if constexpr (kExchanges) {
+          exchange_segment(block, step_word, (end - begin) / RowGroups, local_table);
+        } else {
+          DDCM_NO_UNROLL
+          for (int k = begin; k < end; ++k) {
+            make_entries(block, step_word, local_table);
+            multiply(block);
+          }
+        }
+        finish_segment(block, opaque(tile), opaque(begin), opaque(end), leaders);
+        begin = end;
       }
     }
     if (kRanks) {
-      for (int nt = 0; nt < ColumnTiles; ++nt) {
-        reduce_candidates<kThreads>(block, best + nt * kThreads, kRowsPerColumnTile);
-      }
+      Candidate* best = reinterpret_cast<Candidate*>(block.shared() + kPartsAt);
+      block.each([&](int thread, State&) {
+        best[thread] = candidate_of(leaders[thread], place(block.index()).group);
+      });
+      block.sync();
+      reduce_candidates<kThreads>(block, best, kRows);
       block.each([&](int thread, State&) {
         const Place place = this->place(block.index());
-        const int row = place.batch_tile * ColumnTiles * kRowsPerColumnTile + thread;
-        if (thread >= ColumnTiles * kRowsPerColumnTile || row >= batch) return;
-        results[(row * geometry.groups + place.group) * chunks + place.chunk] =
-            best[thread / kRowsPerColumnTile * kThreads + thread % kRowsPerColumnTile];
+        const int row = place.batch_tile * kRows + thread;
+        if (thread >= kRows || row >= batch) return;
+        results[(row * geometry.groups + place.group) * chunks + place.chunk] = best[thread];
       });
     }
+  }
+
+  DDCM_FN Candidate candidate_of(const Leader& leader, int group) const {
+    return leader.score != leader.score ? no_candidate() : ranking.candidate(leader.score, group, leader.index);
   }
 
   // Block, tile and group numbers are below 2^31 (Driver::run checks the grid): small integers save registers.
@@ -232,7 +307,7 @@ struct SearchKernel {
   }
 
   DDCM_FN int64_t first_atom(int tile) const {
-    return first + static_cast<int64_t>(tile) * (kWarps / split) * kWarpAtoms;
+    return first + static_cast<int64_t>(tile) * (kWarps / RowGroups / split) * kWarpAtoms;
   }
 
   // Whether this lane holds diagonal entries of a row tile's A A^T: (g, 2t) or (g, 2t + 1) with g among them.
@@ -276,16 +351,16 @@ struct SearchKernel {
     }
   }
 
-  // Sums over the k steps begin .. end - 1 of every warp.
+  // Clears the sums and sets every warp to its first k step of a segment.
   template <class Block>
-  DDCM_FN void multiply_segment(Block& block, uint32_t step_word, int begin, int end,
-                                const char* local_table) const {
+  DDCM_FN void start_segment(Block& block, int begin) const {
     const Place place = this->place(opaque(block.index()));
     block.each([&](int thread, State& s) {
-      const int64_t first_step = static_cast<int64_t>(thread / 32 % split) * warp_steps + begin;
-      const int64_t group_step = (place.batch_tile * geometry.groups + place.group) * split * warp_steps + first_step;
-      s.from = fragments + group_step * kStepVectors * 32 + thread % 32;
-      const int64_t first_call = first_step * kCallsPerStep + thread % 4;
+      const int warp = thread / 32, row_group = warp % RowGroups;
+      const int first_step = warp / RowGroups % split * warp_steps + begin;
+      const int64_t tile_group = (static_cast<int64_t>(place.batch_tile) * RowGroups + row_group) * geometry.groups + place.group;
+      s.from = fragments + (tile_group * split * warp_steps + first_step) * kStepVectors * 32 + thread % 32;
+      const int64_t first_call = static_cast<int64_t>(first_step + row_group) * kCallsPerStep + thread % 4;
       s.call = geometry.block(place.group, first_call);
       s.left = static_cast<int>(geometry.group_dim(place.group) - first_call * Traits::kEntriesPerCall);
       DDCM_UNROLL
@@ -297,127 +372,198 @@ struct SearchKernel {
         }
       }
     });
-    DDCM_NO_UNROLL
-    for (int k = begin; k < end; ++k) {
-      block.each([&](int, State& s) {
-        const BlockPart part = block_part(keys, s.call, step_word, Traits::kStream);
-        DDCM_UNROLL
-        for (int r = 0; r < 2 * kRowTiles; ++r) {
-          s.words[r] = Traits::expand(philox_split(keys, s.atom[r], part), local_table);
-        }
-        if constexpr (kSquares) {
-          // Entries past the group's end meet a residual of zero, but not in a square.
-          if (s.left < Traits::kEntriesPerCall) {
+  }
+
+  // Entries of the warp's next k step to make.
+  template <class Block>
+  DDCM_FN void make_entries(Block& block, uint32_t step_word, const char* local_table) const {
+    block.each([&](int, State& s) {
+      const BlockPart part = block_part(keys, s.call, step_word, Traits::kStream);
+      DDCM_UNROLL
+      for (int r = 0; r < 2 * kRowTiles; ++r) {
+        s.words[r] = Traits::expand(philox_split(keys, s.atom[r], part), local_table);
+      }
+      if constexpr (kSquares) {
+        // Entries past the group's end meet a residual of zero, but not in a square.
+        if (s.left < Traits::kEntriesPerCall) {
+          DDCM_UNROLL
+          for (int word = 0; word < 4; ++word) {
+            const uint32_t mask = s.left > 2 * word + 1 ? 0xffffffffu : s.left > 2 * word ? 0xffffu : 0u;
             DDCM_UNROLL
-            for (int word = 0; word < 4; ++word) {
-              const uint32_t mask = s.left > 2 * word + 1 ? 0xffffffffu : s.left > 2 * word ? 0xffffu : 0u;
-              DDCM_UNROLL
-              for (int r = 0; r < 2 * kRowTiles; ++r) s.words[r].w[word] &= mask;
-            }
+            for (int r = 0; r < 2 * kRowTiles; ++r) s.words[r].w[word] &= mask;
           }
         }
-      });
+      }
+      s.call += kCallsPerStep * RowGroups;
+      s.left -= kCallsPerStep * RowGroups * Traits::kEntriesPerCall;
+    });
+    if constexpr (kSquares) add_squares(block);
+  }
+
+  // Products of the entries of one k step with the warp's rows; to the next step's residual.
+  template <class Block>
+  DDCM_FN void multiply(Block& block) const {
+    DDCM_UNROLL
+    for (int vector = 0; vector < Traits::kVectors; ++vector) {
       DDCM_UNROLL
-      for (int vector = 0; vector < Traits::kVectors; ++vector) {
-        DDCM_UNROLL
-        for (int from = 0; from < ColumnTiles; from += kTogether) {
-          block.each([&](int, State& s) {
-            DDCM_UNROLL
-            for (int i = 0; i < kTogether; ++i) s.b[i] = load_vec4(s.from + (vector * ColumnTiles + from + i) * 32);
-          });
+      for (int from = 0; from < ColumnTiles; from += kTogether) {
+        block.each([&](int, State& s) {
           DDCM_UNROLL
-          for (int product = 2 * vector; product < 2 * vector + 2; ++product) {
+          for (int i = 0; i < kTogether; ++i) s.b[i] = load(s.from + (vector * ColumnTiles + from + i) * 32);
+        });
+        DDCM_UNROLL
+        for (int product = 2 * vector; product < 2 * vector + 2; ++product) {
+          DDCM_UNROLL
+          for (int m = 0; m < kRowTiles; ++m) {
             DDCM_UNROLL
-            for (int m = 0; m < kRowTiles; ++m) {
-              DDCM_UNROLL
-              for (int i = 0; i < kTogether; ++i) {
-                block.template mma<typename Traits::Mma>([&](int, State& s, auto issue) {
-                  const int word = Traits::word(product);
-                  const Words &upper = s.words[2 * m], &lower = s.words[2 * m + 1];
-                  const Vec4& b = s.b[i];
-                  issue(s.sum[m][from + i], Traits::fragment(upper.w[word], product),
-                        Traits::fragment(lower.w[word], product),
-                        Traits::fragment(upper.w[word + 1], product),
-                        Traits::fragment(lower.w[word + 1], product), b.x[2 * (product % 2)],
-                        b.x[2 * (product % 2) + 1]);
-                });
-              }
+            for (int i = 0; i < kTogether; ++i) {
+              block.template mma<typename Traits::Mma>([&](int, State& s, auto issue) {
+                const int word = Traits::word(product);
+                const Words &upper = s.words[2 * m], &lower = s.words[2 * m + 1];
+                issue(s.sum[m][from + i], Traits::fragment(upper.w[word], product),
+                      Traits::fragment(lower.w[word], product),
+                      Traits::fragment(upper.w[word + 1], product),
+                      Traits::fragment(lower.w[word + 1], product), Traits::digits(s.b[i], 2 * (product % 2)),
+                      Traits::digits(s.b[i], 2 * (product % 2) + 1));
+              });
             }
           }
         }
       }
-      if constexpr (kSquares) add_squares(block);
-      block.each([&](int, State& s) {
-        s.from += kStepVectors * 32;
-        s.call += kCallsPerStep;
-        s.left -= kCallsPerStep * Traits::kEntriesPerCall;
-      });
     }
+    block.each([&](int, State& s) { s.from += kStepVectors * 32; });
   }
 
-  // Adds up the digits' columns and the split warps; after the last segment, scores and ranks the tile.
+  // The k steps of a team of RowGroups warps, RowGroups of them a stage. Each makes one step's entries and gives them to
+  // the others; what it makes for the next stage waits in registers until all have read this one's.
   template <class Block>
-  DDCM_FN void finish_segment(Block& block, int tile, int begin, Candidate* best) const {
-    const Place place = this->place(opaque(block.index()));
-    const bool is_last = begin + kStepsPerSegment >= warp_steps;
-    Sum* parts = reinterpret_cast<Sum*>(block.shared() + kPartsAt);
-    Sum* carry = reinterpret_cast<Sum*>(block.shared() + kCarryAt);
-    // Partial sum of (warp, half of the digits, atom of the warp, slot); slot is the batch row in the column tile.
-    auto part_at = [](int warp, int half, int atom, int slot) {
-      return ((warp * 2 + half) * kWarpAtoms + atom) * kRowsPerColumnTile + slot;
+  DDCM_FN void exchange_segment(Block& block, uint32_t step_word, int stages, const char* local_table) const {
+    Vec4* exchange = reinterpret_cast<Vec4*>(block.shared() + kPartsAt);
+    // The four A registers of a product of a row tile lie together.
+    auto registers_of = [=](int warp, int m, int product, int thread) -> Vec4& {
+      return exchange[((warp * kRowTiles + m) * Traits::kProducts + product) * 32 + thread % 32];
     };
-    const int outputs = kWarps / split * kWarpAtoms * kRowsPerColumnTile;
-    DDCM_UNROLL
-    for (int nt = 0; nt < ColumnTiles; ++nt) {
+    make_entries(block, step_word, local_table);
+    DDCM_NO_UNROLL
+    for (int stage = 0; stage < stages; ++stage) {
       block.each([&](int thread, State& s) {
-        // Columns 2t and 2t + 1 of the product: digits 0, 1 (t even) or 2, 3 (t odd) of slot t / 2.
-        const int warp = thread / 32, row = thread % 32 / 4, t = thread % 4;
         DDCM_UNROLL
         for (int m = 0; m < kRowTiles; ++m) {
+          const Words &upper = s.words[2 * m], &lower = s.words[2 * m + 1];
           DDCM_UNROLL
-          for (int h = 0; h < 2; ++h) {
-            const Sum low = static_cast<Sum>(s.sum[m][nt][2 * h]);
-            const Sum high = static_cast<Sum>(s.sum[m][nt][2 * h + 1]);
-            parts[part_at(warp, t % 2, 16 * m + 8 * h + row, t / 2)] =
-                Traits::shifted(low, 0) + Traits::shifted(high, 1);
+          for (int product = 0; product < Traits::kProducts; ++product) {
+            const int word = Traits::word(product);
+            registers_of(thread / 32, m, product, thread) =
+                Vec4{{upper.w[word], lower.w[word], upper.w[word + 1], lower.w[word + 1]}};
+          }
+        }
+      });
+      block.template sync_part<32 * RowGroups>();
+      DDCM_NO_UNROLL
+      for (int maker = 0; maker < RowGroups; ++maker) {
+        block.each([&](int thread, State& s) {
+          const int warp = thread / 32 / RowGroups * RowGroups + maker;
+          DDCM_UNROLL
+          for (int m = 0; m < kRowTiles; ++m) {
+            DDCM_UNROLL
+            for (int product = 0; product < Traits::kProducts; ++product) {
+              const int word = Traits::word(product);
+              const Vec4 a = registers_of(warp, m, product, thread);
+              s.words[2 * m].w[word] = a.x[0];
+              s.words[2 * m + 1].w[word] = a.x[1];
+              s.words[2 * m].w[word + 1] = a.x[2];
+              s.words[2 * m + 1].w[word + 1] = a.x[3];
+            }
+          }
+        });
+        multiply(block);
+      }
+      if (stage + 1 < stages) make_entries(block, step_word, local_table);
+      block.template sync_part<32 * RowGroups>();
+    }
+    block.sync();  // other teams may still read what the partial sums will overwrite
+  }
+
+  // Adds up the digits and the split warps; after the last segment, scores and ranks the tile.
+  template <class Block>
+  DDCM_FN void finish_segment(Block& block, int tile, int begin, int end, Leader* leaders) const {
+    const Place place = this->place(opaque(block.index()));
+    const bool is_last = end == warp_steps;
+    Sum* parts = reinterpret_cast<Sum*>(block.shared() + kPartsAt);
+    Sum* carry = reinterpret_cast<Sum*>(block.shared() + kCarryAt);
+    constexpr int kRoundAtoms = 8 * kRoundHalves;  // of a warp
+    auto part_at = [](int warp, int atom, int column) { return (warp * kRoundAtoms + atom) * kPartWidth + column; };
+    const int outputs = kWarps / RowGroups / split * kRoundAtoms * kRows;
+    DDCM_UNROLL
+    for (int round = 0; round < kHalves / kRoundHalves; ++round) {
+      block.each([&](int thread, State& s) {
+        const int warp = thread / 32, g = thread % 32 / 4, t = thread % 4;
+        DDCM_UNROLL
+        for (int i = 0; i < kRoundHalves; ++i) {
+          const int half = round * kRoundHalves + i, m = half / 2, h = half % 2;
+          DDCM_UNROLL
+          for (int nt = 0; nt < ColumnTiles; nt += panel_tiles(ColumnTiles)) {
+            if constexpr (kEights) {
+              // Columns 2t and 2t + 1 of each tile: one digit of two rows.
+              DDCM_UNROLL
+              for (int c = 0; c < 2; ++c) {
+                Sum sum = 0;
+                DDCM_UNROLL
+                for (int plane = 0; plane < 3; ++plane) {
+                  sum += Traits::shifted(static_cast<Sum>(s.sum[m][nt + plane][2 * h + c]), plane);
+                }
+                parts[part_at(warp, 8 * i + g, nt / 3 * 8 + 2 * t + c)] = sum;
+              }
+            } else {
+              // Digits 0, 1 (t even) or 2, 3 (t odd) of the column tile's row t / 2.
+              const Sum low = static_cast<Sum>(s.sum[m][nt][2 * h]), high = static_cast<Sum>(s.sum[m][nt][2 * h + 1]);
+              parts[part_at(warp, 8 * i + g, t % 2 * kWarpRows + 2 * nt + t / 2)] = low + Traits::shifted(high, 1);
+            }
           }
         }
       });
       block.sync();
       block.each([&](int thread, State&) {
-        // Threads is even: a thread always has the same slot, and its atoms ascend.
+        const int slot = thread % kRows, row = place.batch_tile * kRows + slot;
+        if (row >= batch) return;
+        const int row_group = slot / kWarpRows, column = slot % kWarpRows;
+        const int64_t at = row * geometry.groups + place.group;
+        const double unit = unit_of<Traits>(max_bits[at]);
+        const int64_t sum_of_weights = Traits::kSigns ? correction[at] : 0;
         DDCM_NO_UNROLL
         for (int o = thread; o < outputs; o += kThreads) {
-          const int slot = o % kRowsPerColumnTile, atom = o / kRowsPerColumnTile;
-          const int row = (place.batch_tile * ColumnTiles + nt) * kRowsPerColumnTile + slot;
-          if (row >= batch) continue;
+          const int atom = o / kRows, warp_atom = atom % kRoundAtoms;
+          const int first_warp = atom / kRoundAtoms * split * RowGroups;
           Sum sum = 0;
           for (int w = 0; w < split; ++w) {
-            const int warp = atom / kWarpAtoms * split + w;
-            sum += parts[part_at(warp, 0, atom % kWarpAtoms, slot)];
-            sum += Traits::shifted(parts[part_at(warp, 1, atom % kWarpAtoms, slot)], 2);
+            const int warp = first_warp + w * RowGroups + row_group;
+            sum += parts[part_at(warp, warp_atom, column)];
+            if (!kEights) sum += Traits::shifted(parts[part_at(warp, warp_atom, kWarpRows + column)], 2);
           }
-          // More than one segment implies split = warps, so that o < 2 * kWarpAtoms and every thread has one output.
-          if (begin > 0) sum += carry[nt * kWarpAtoms * kRowsPerColumnTile + o];
-          if (!is_last) {
-            carry[nt * kWarpAtoms * kRowsPerColumnTile + o] = sum;
-            continue;
+          const int in_tile = atom / kRoundAtoms * kWarpAtoms + round * kRoundAtoms + warp_atom;
+          if constexpr (Traits::kSegments) {
+            // More than one segment implies split = warps: the tile is the atoms of one warp.
+            if (begin > 0) sum += carry[in_tile * kRows + slot];
+            if (!is_last) {
+              carry[in_tile * kRows + slot] = sum;
+              continue;
+            }
           }
-          const int64_t k = first_atom(tile) + atom;
+          const int64_t k = first_atom(tile) + in_tile;
           if (k >= last) continue;
-          const int64_t at = row * geometry.groups + place.group;
-          const float score = Traits::score(sum, Traits::kSigns ? correction[at] : 0, unit_of(max_bits[at]));
+          const float score = Traits::score(sum, sum_of_weights, unit);
           if (kRanks) {
-            const Candidate c = ranking.candidate(score, place.group, k);
-            if (better(c, best[nt * kThreads + thread])) best[nt * kThreads + thread] = c;
+            if (better(ranking.candidate(score, place.group, k), candidate_of(leaders[thread], place.group))) {
+              leaders[thread] = Leader{score, static_cast<uint32_t>(k)};
+            }
             continue;
           }
           scores[at * score_stride + k - first] = score;
           if (kSquares && row == 0) {
             const int64_t* squares = reinterpret_cast<const int64_t*>(block.shared() + kSquaresAt);
             int64_t total = 0;
-            for (int w = 0; w < split; ++w) {
-              total += squares[(atom / kWarpAtoms * split + w) * kWarpAtoms + atom % kWarpAtoms];
+            for (int w = 0; w < split * RowGroups; ++w) {
+              total += squares[(first_warp + w) * kWarpAtoms + in_tile % kWarpAtoms];
             }
             norms[place.group * score_stride + k - first] = static_cast<float>(static_cast<double>(total) / 65536.0);
           }

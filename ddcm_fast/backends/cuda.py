@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 MIN_CAPABILITY = (8, 0)
 
 #: Rows of a batch are searched in turn where their fragments and scores would need more than this.
-WORKSPACE_LIMIT = 32 << 20
+WORKSPACE_LIMIT = 60 << 20
 
 NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")
 

@@ -1,0 +1,77 @@
+"""The CUDA kernels' barriers, under ThreadSanitizer on a host: none missing, none that only some threads reach."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from ddcm_fast.backends import cuda
+
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+FOLDER = Path(__file__).parent / "races"
+FLAGS = ("-O1", "-std=c++17", "-Wall", "-Wextra", "-Werror")
+SANITIZED = ("-fsanitize=thread", "-ffp-contract=off")
+CASES = (
+    *("sign-1", "sign-split", "sign-8", "sign-16"),
+    *("gaussian-1", "gaussian-8", "gaussian-32", "gaussian-64", "gaussian-128-split", "gaussian-256"),
+    *("hadamard-64", "hadamard-1024", "hadamard-16384"),
+)
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    """The checker, compiled once for these sources and this compiler."""
+    assert COMPILER is not None, "no C++ compiler"
+    sources = b"".join((FOLDER / name).read_bytes() for name in ("fibers.h", "fibers.cpp", "cuda.cpp"))
+    digest = hashlib.sha256(sources + (cuda.source_hash(*FLAGS, *SANITIZED) + COMPILER).encode())
+    folder = Path(tempfile.gettempdir()) / f"ddcm-fast-tests-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / f"races-{digest.hexdigest()[:16]}"
+    if not path.is_file():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            built, fibers = Path(scratch) / "races", Path(scratch) / "fibers.o"
+            subprocess.run([COMPILER, *FLAGS, "-c", str(FOLDER / "fibers.cpp"), "-o", str(fibers)], check=True)
+            probe = subprocess.run(
+                [COMPILER, *FLAGS, *SANITIZED, str(FOLDER / "cuda.cpp"), str(fibers), "-o", str(built)],
+                capture_output=True,
+                text=True,
+            )
+            if "tsan" in probe.stderr and probe.returncode != 0:
+                pytest.skip("this compiler has no ThreadSanitizer")
+            assert probe.returncode == 0, probe.stderr
+            built.replace(path)
+    return path
+
+
+def run(program: Path, case: str) -> subprocess.CompletedProcess[str]:
+    options = {"TSAN_OPTIONS": "halt_on_error=1 report_bugs=1"}
+    return subprocess.run(
+        [str(program), case], capture_output=True, text=True, timeout=300, env={**os.environ, **options}
+    )
+
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_kernel(program: Path, case: str) -> None:
+    """No race, no deadlock, and bit for bit the results of the emulation that runs thread after thread."""
+    done = run(program, case)
+    assert done.returncode == 0, done.stderr[:4000]
+
+
+def test_no_case_is_left_out(program: Path) -> None:
+    assert tuple(run(program, "list").stdout.split()) == CASES
+
+
+def test_the_checker_sees_races_and_deadlocks(program: Path) -> None:
+    racy = run(program, "racy")
+    assert racy.returncode == 66 and "data race" in racy.stderr
+    stuck = run(program, "stuck")
+    assert stuck.returncode == 3 and "deadlock" in stuck.stderr
