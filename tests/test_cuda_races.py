@@ -20,7 +20,7 @@ SANITIZED = ("-fsanitize=thread", "-ffp-contract=off")
 CASES = (
     *("sign-1", "sign-split", "sign-8", "sign-16"),
     *("gaussian-1", "gaussian-8", "gaussian-32", "gaussian-64", "gaussian-128-split", "gaussian-256"),
-    *("hadamard-64", "hadamard-1024", "hadamard-16384"),
+    *("hadamard-64", "hadamard-256", "hadamard-1024", "hadamard-4096", "hadamard-16384"),
 )
 
 

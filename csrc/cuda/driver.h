@@ -264,12 +264,14 @@ struct Driver {
   void score_products(const Prepared& p, const Target& target) {
     const int64_t tiles = ceil_div(target.last - target.first, tile_atoms(p));
     const int64_t chunks = target.chunks == 0 ? tiles : smaller(target.chunks, tiles);
+    int32_t split_bits = 0;
+    while (1 << split_bits < p.split) ++split_bits;
     SearchKernel<Traits, ColumnTiles, RowGroups, Writes> kernel{
         geometry, make_round_keys(geometry.seed), target.ranking, step, tables.halves(),
         static_cast<const typename Traits::Fragment*>(p.fragments),
         p.max_bits, p.correction, target.results, target.scores, target.norms, target.score_stride,
         target.first, target.last, static_cast<int32_t>(p.batch), static_cast<int32_t>(tiles),
-        static_cast<int32_t>(chunks), p.split, p.warp_steps};
+        static_cast<int32_t>(chunks), split_bits, p.warp_steps};
     run(kernel, chunks * geometry.groups * p.batch_tiles);
   }
 

@@ -7,11 +7,15 @@
 
 namespace ddcm {
 
+// What a block may have on every GPU from compute capability 8.0 on (8.0 and 9.0 have more, 8.6, 8.9 and 12.0 have not).
+constexpr int64_t kSharedBytes = 99 * 1024;
+
 struct HostLaunch {
   void* stream = nullptr;
 
   template <class Kernel>
   int run(const Kernel& kernel, int64_t blocks) const {
+    if (kernel.shared_bytes() > kSharedBytes) std::abort();
     for (int64_t i = 0; i < blocks; ++i) {
       HostBlock<typename Kernel::State, Kernel::kThreads> block(static_cast<int>(i), kernel.shared_bytes());
       kernel(block);

@@ -71,7 +71,7 @@ struct Transform {
     }
   }
 
-  // From pass p's layout to pass q's. Ends without a sync: the next use of the buffer must follow one.
+  // From pass p's layout to pass q's. Needs no sync at its end: until the next one a thread writes only what it has read.
   template <class Block>
   static DDCM_FN void exchange(Block& block, float* buffer, int p, int q) {
     block.each([&](int number, auto& s) {
@@ -85,7 +85,6 @@ struct Transform {
       DDCM_UNROLL
       for (int i = 0; i < 16; ++i) s.x[i] = at(buffer, thread, q)[padded_offset(i, q)];
     });
-    block.sync();
   }
 
   // Unscaled transform of s.x from the last pass's layout (entries of consecutive threads are neighbours: what global
@@ -167,9 +166,6 @@ struct HadamardKernel {
     const int chunk = block.index() % chunks, row = block.index() / chunks;
     const int groups = static_cast<int>(geometry.groups), g = row % groups, b = row / groups;
     const uint32_t step_word = static_cast<uint32_t>(*step);
-    const uint32_t maximum = max_bits[row];
-    // Scaled so that the largest magnitude is in [1, 2): sums cannot overflow.
-    const int exponent = floor_log2(maximum);
     const float* part = w + b * geometry.dim + geometry.group_start(g);
     const uint32_t size = static_cast<uint32_t>(geometry.group_dim(g));
     float* buffer = reinterpret_cast<float*>(block.shared());
@@ -200,7 +196,8 @@ struct HadamardKernel {
           DDCM_UNROLL
           for (int i = 0; i < 16; ++i) {
             const uint32_t at = static_cast<uint32_t>(c) * T::kN + T::entry(thread, i, kLast);
-            const float value = at < size ? scaled(part[at], -exponent) : 0.0f;
+            // Scaled so that the largest magnitude is in [1, 2): sums cannot overflow.
+            const float value = at < size ? scaled(part[at], -floor_log2(max_bits[row])) : 0.0f;
             s.x[i] = T::with_sign(value, outer, thread, i, kLast);
           }
         });
@@ -220,11 +217,12 @@ struct HadamardKernel {
       block.each([&](int number, State& s) {
         const int thread = T::fresh(number);
         const uint32_t pair = first_pair + thread / T::kUnitThreads;
+        const uint32_t maximum = max_bits[row];  // read again: the transforms leave no register for it
         DDCM_UNROLL
         for (int i = 0; i < 16; ++i) {
           const int64_t k = static_cast<int64_t>(pair) * T::kN + T::entry(thread, i, kLast);
           if (k >= last) continue;
-          const float score = finite_maximum(maximum) ? scaled(s.x[i], exponent - LogN / 2) : quiet_nan();
+          const float score = finite_maximum(maximum) ? scaled(s.x[i], floor_log2(maximum) - LogN / 2) : quiet_nan();
           if (Scores) {
             scores[static_cast<int64_t>(row) * score_stride + k - first] = score;
           } else {

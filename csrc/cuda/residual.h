@@ -1,13 +1,13 @@
 // The residual as matrix fragments: largest magnitude of each group, then integer digits in the order in
 // which the search's fragments meet the random words.
 //
-// A group's residual w is scaled by a power of two, rounded to an integer q and cut into signed digits, each in -128 .. 127,
-// q = d0 + 2^8 d1 + 2^16 d2 (+ 2^24 d3). Digits are columns of the matrix product, whose sums are exact.
-//   sign: 4 digits, the largest magnitude lies in [2^29, 2^30). Entries enter with the weight 2^j of the bit they occupy in
-//     a byte (0 <= j < 8), so their q is rounded at 2^-j of the scale: an error of at most 2^-23 of the largest magnitude
-//     in one coordinate, 2^-25 on average over j.
-//   gaussian: 3 digits, the largest magnitude lies in [0.996 * 2^22, 1.992 * 2^22], the most that 3 digits hold: an error
-//     of at most 2^-23 of it.
+// A group's residual w is scaled by a power of two, rounded to an integer q and cut into signed digits, each in
+// -128 .. 127, q = d0 + 2^8 d1 + 2^16 d2 (+ 2^24 d3). Digits are columns of the matrix product, whose sums are exact.
+//   sign: 4 digits, the largest magnitude lies in [2^29, 2^30). Entries enter with the weight 2^j of the bit they occupy
+//     in a byte (0 <= j < 8), so their q is rounded at 2^-j of the scale: an error of at most 2^-23 of the largest
+//     magnitude in one coordinate, 2^-25 on average over j.
+//   gaussian: 3 digits, the largest magnitude lies in [0.996 * 2^22, 1.992 * 2^22], the most that 3 digits hold: an
+//     error of at most 2^-23 of it.
 
 #pragma once
 
@@ -15,8 +15,8 @@
 
 namespace ddcm {
 
-constexpr int kCallsPerStep = 4;          // Philox calls of an atom a k step: one for each t of a lane
-constexpr int64_t kMaxCoordinates = 8192; // of a block of MaxKernel
+constexpr int kCallsPerStep = 4;           // Philox calls of an atom a k step: one for each t of a lane
+constexpr int64_t kMaxCoordinates = 8192;  // of a block of MaxKernel
 
 // How batch rows and digits fill the columns of the products, 8 a column tile. A panel is
 //   one column tile of 2 rows, 4 columns each for the digits of a row (of `gaussian`, the fourth stays zero), or
@@ -121,8 +121,8 @@ struct MaxKernel {
   }
 };
 
-// Fragments of the residual: out[(((tile * G + g) * steps + step) * V + v) * NT + nt][lane], a Traits::Fragment each (digits
-// of two products in bytes), for the search's Traits (search.h) with NT column tiles and V fragments a step. Rows past B and coordinates past a group's end are zero. Also adds
+// Fragments of the residual: out[(((tile * G + g) * steps + step) * V + v) * NT + nt][lane], a Traits::Fragment each
+// (digits of two products in bytes), for the search's Traits (search.h) with NT column tiles and V fragments a step. Rows past B and coordinates past a group's end are zero. Also adds
 // correction[b * G + g] = sum of the scaled integers (2^j q), which `sign` needs. Flat grid over the items.
 template <class Traits>
 struct PrepareKernel {

@@ -1,11 +1,11 @@
 // Search and scores of the `sign` and `gaussian` kinds: noise made in registers as the A operand of tensor-core
 // products, the residual's digits (residual.h) as the B operand. docs/kernels.md derives the maps.
 //
-// A warp owns 64 atoms (4 row tiles of 16; 32 where it serves 5 or more batch rows) and, of one k step, 4 Philox calls of
-// each atom: lane 4g + t makes call t of the step for the atoms of rows g and g + 8 of every row tile. The A registers
-// are the call's words themselves, masked or looked up: which coordinate an A column is was settled when the residual
-// was laid out. Where a batch has more rows than a warp's accumulators hold, 2, 4 or 8 warps with the same atoms and different
-// rows make every second (fourth, eighth) k step each and give their entries to one another through shared memory.
+// A warp owns 2 to 4 row tiles of 16 atoms and, of one k step, 4 Philox calls of each atom: lane 4g + t makes call t of
+// the step for the atoms of rows g and g + 8 of every row tile. The A registers are the call's words themselves, masked
+// or looked up: which coordinate an A column is was settled when the residual was laid out. Where a batch has more rows
+// than a warp's accumulators hold, 2, 4 or 8 warps with the same atoms and different rows make every second (fourth,
+// eighth) k step each and give their entries to one another through shared memory (`gaussian`).
 
 #pragma once
 
@@ -151,9 +151,10 @@ enum Output { kBest = 0, kScores = 1, kNorms = 2 };
 // float32 below 2^24 (mean 2^21; that 32 entries exceed 2^24 has a probability of 1e-36), and is added up as int64
 // in shared memory by the one lane that holds it.
 //
-// A block's warps are numbered (atom group, split, row group): RowGroups warps share atoms and k steps and have different
-// batch rows, `split` such teams share atoms and cut the k steps among them. The block's kWarpAtoms * (warps / split /
-// RowGroups) atoms are one tile, its rows_of(ColumnTiles) * RowGroups rows one batch tile. Grid: (chunks, G, batch tiles).
+// A block's warps are numbered (atom group, split, row group): RowGroups warps share atoms and k steps and have
+// different batch rows, `split` such teams share atoms and cut the k steps among them. The block's kWarpAtoms * (warps /
+// split / RowGroups) atoms are one tile, its rows_of(ColumnTiles) * RowGroups rows one batch tile. Grid: (chunks, G,
+// batch tiles).
 template <class Traits, int ColumnTiles, int RowGroups, int Writes>
 struct SearchKernel {
   static constexpr bool kRanks = Writes == kBest, kSquares = Writes == kNorms;
@@ -194,7 +195,8 @@ struct SearchKernel {
   int64_t score_stride;
   int64_t first, last;
   int32_t batch, tiles, chunks;
-  int32_t split, warp_steps;  // k steps of a warp; the fragments hold split * warp_steps
+  int32_t split_bits;  // split = 2^split_bits
+  int32_t warp_steps;  // k steps of a warp; the fragments hold split * warp_steps
 
   // Partial sums meet in shared memory 8 rows of a product (a half of a row tile) of every warp at a time, or more such
   // halves while they stay small. A row has one part, or one of each two digits.
@@ -212,8 +214,13 @@ struct SearchKernel {
     uint32_t index;
   };
 
-  // Shared memory: table | exchanged entries, partial sums, then candidates | leaders | sums of earlier segments | sums
-  // of squares of each warp's atoms.
+  // Where a thread is. The loop over k steps has no registers to spare for it.
+  struct Place {
+    int32_t tile, begin;
+  };
+
+  // Shared memory: table | exchanged entries, partial sums, then candidates | leaders | places | sums of earlier
+  // segments | sums of squares of each warp's atoms. Below 99 KB: what a block may have on every GPU from 8.0 on.
   static constexpr int64_t kVectorsOfWarp = 2 * kRowTiles * 32;  // entries of a k step
   static constexpr int64_t kPartsAt = Traits::kTableBytes;
   static constexpr int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -221,14 +228,13 @@ struct SearchKernel {
       kPartsAt + largest(kExchanges ? kWarps * kVectorsOfWarp * static_cast<int64_t>(sizeof(Vec4)) : 0,
                          largest(kRoundHalves * kHalfBytes,
                                  kRanks ? static_cast<int64_t>(sizeof(Candidate)) * kThreads : 0));
-  static constexpr int64_t kCarryAt = kLeadersAt + (kRanks ? static_cast<int64_t>(sizeof(Leader)) * kThreads : 0);
+  static constexpr int64_t kPlacesAt = kLeadersAt + (kRanks ? static_cast<int64_t>(sizeof(Leader)) * kThreads : 0);
+  static constexpr int64_t kCarryAt = kPlacesAt + static_cast<int64_t>(sizeof(Place)) * kThreads;
   static constexpr int64_t kSquaresAt =
       kCarryAt + (Traits::kSegments ? static_cast<int64_t>(sizeof(Sum)) * kWarpAtoms * kRows : 0);
   static constexpr int64_t shared_bytes() {
     return kSquaresAt + (kSquares ? static_cast<int64_t>(sizeof(int64_t)) * kWarps * kWarpAtoms : 0);
   }
-  // What a block may have on every GPU from compute capability 8.0 on.
-  static_assert(kSquaresAt + (kSquares ? 8 * kWarps * kWarpAtoms : 0) <= 99 * 1024, "shared memory");
   // Threads and rows are powers of two: a thread always has the same row.
   static_assert(kThreads % kRows == 0 && kRows <= kThreads, "a thread has one batch row");
   static_assert(!(kExchanges && Traits::kSegments), "exchanged steps are not cut into segments");
@@ -247,34 +253,39 @@ struct SearchKernel {
     });
     block.sync();
 
+    Place* places = reinterpret_cast<Place*>(block.shared() + kPlacesAt);
+    int tile = block.index() % chunks;
     DDCM_NO_UNROLL
-    for (int tile = block.index() % chunks; tile < tiles; tile += chunks) {
-      block.each([&](int thread, State& s) {
-        const uint32_t row = static_cast<uint32_t>(first_atom(tile)) +
-                             static_cast<uint32_t>(thread / 32 / RowGroups / split * kWarpAtoms + thread % 32 / 4);
+    while (tile < tiles) {
+      block.each([&](int thread_, State& s) {
+        const int thread = opaque(thread_);
+        const int in_tile = (thread / 32 / RowGroups >> split_bits) * kWarpAtoms + thread % 32 / 4;
+        const uint32_t row = static_cast<uint32_t>(first_atom(tile) + in_tile);
         DDCM_UNROLL
         for (int r = 0; r < 2 * kRowTiles; ++r) {
           s.atom[r] = atom_part(keys, row + 8 * r, step_word);
           if (kSquares && on_diagonal(thread)) *squares_of(block, thread, r) = 0;
         }
       });
-      constexpr int kSegment = Traits::kSegments ? Traits::kStepsPerSegment : 0x7fffffff;
+      int begin = 0;
       DDCM_NO_UNROLL
-      for (int begin = 0; begin < warp_steps;) {
-        const int end = warp_steps - begin > kSegment ? begin + kSegment : warp_steps;
+      do {
+        block.each([&](int thread, State&) { places[thread] = Place{tile, begin}; });
         start_segment(block, begin);
+        const int count = steps_of(begin);
         if constexpr (kExchanges) {
-          exchange_segment(block, step_word, (end - begin) / RowGroups, local_table);
+          exchange_segment(block, step_word, count / RowGroups, local_table);
         } else {
           DDCM_NO_UNROLL
-          for (int k = begin; k < end; ++k) {
+          for (int k = 0; k < count; ++k) {
             make_entries(block, step_word, local_table);
             multiply(block);
           }
         }
-        finish_segment(block, opaque(tile), opaque(begin), opaque(end), leaders);
-        begin = end;
-      }
+        finish_segment(block, places, leaders);
+        block.each([&](int thread, State&) { begin = places[thread].begin + steps_of(places[thread].begin); });
+      } while (begin < warp_steps);
+      block.each([&](int thread, State&) { tile = places[thread].tile + chunks; });
     }
     if (kRanks) {
       Candidate* best = reinterpret_cast<Candidate*>(block.shared() + kPartsAt);
@@ -284,7 +295,7 @@ struct SearchKernel {
       block.sync();
       reduce_candidates<kThreads>(block, best, kRows);
       block.each([&](int thread, State&) {
-        const Place place = this->place(block.index());
+        const BlockPlace place = this->place(block.index());
         const int row = place.batch_tile * kRows + thread;
         if (thread >= kRows || row >= batch) return;
         results[(row * geometry.groups + place.group) * chunks + place.chunk] = best[thread];
@@ -292,22 +303,28 @@ struct SearchKernel {
     }
   }
 
+  // Steps of the segment from `begin` on.
+  DDCM_FN int steps_of(int begin) const {
+    const int left = warp_steps - begin;
+    return Traits::kSegments && left > Traits::kStepsPerSegment ? Traits::kStepsPerSegment : left;
+  }
+
   DDCM_FN Candidate candidate_of(const Leader& leader, int group) const {
     return leader.score != leader.score ? no_candidate() : ranking.candidate(leader.score, group, leader.index);
   }
 
   // Block, tile and group numbers are below 2^31 (Driver::run checks the grid): small integers save registers.
-  struct Place {
+  struct BlockPlace {
     int chunk, group, batch_tile;
   };
 
-  DDCM_FN Place place(int index) const {
-    const int groups = static_cast<int>(geometry.groups), rest = index / chunks;
-    return Place{index % chunks, rest % groups, rest / groups};
+  DDCM_FN BlockPlace place(int index) const {
+    const int groups = opaque(static_cast<int>(geometry.groups)), rest = index / opaque(chunks);
+    return BlockPlace{index - rest * chunks, rest % groups, rest / groups};
   }
 
   DDCM_FN int64_t first_atom(int tile) const {
-    return first + static_cast<int64_t>(tile) * (kWarps / RowGroups / split) * kWarpAtoms;
+    return first + static_cast<int64_t>(tile) * (kWarps / RowGroups >> split_bits) * kWarpAtoms;
   }
 
   // Whether this lane holds diagonal entries of a row tile's A A^T: (g, 2t) or (g, 2t + 1) with g among them.
@@ -354,11 +371,13 @@ struct SearchKernel {
   // Clears the sums and sets every warp to its first k step of a segment.
   template <class Block>
   DDCM_FN void start_segment(Block& block, int begin) const {
-    const Place place = this->place(opaque(block.index()));
-    block.each([&](int thread, State& s) {
+    const BlockPlace place = this->place(opaque(block.index()));
+    block.each([&](int thread_, State& s) {
+      const int thread = opaque(thread_);
       const int warp = thread / 32, row_group = warp % RowGroups;
-      const int first_step = warp / RowGroups % split * warp_steps + begin;
-      const int64_t tile_group = (static_cast<int64_t>(place.batch_tile) * RowGroups + row_group) * geometry.groups + place.group;
+      const int split = 1 << split_bits, first_step = (warp / RowGroups & (split - 1)) * warp_steps + begin;
+      const int64_t batch_part = static_cast<int64_t>(place.batch_tile) * RowGroups + row_group;
+      const int64_t tile_group = batch_part * geometry.groups + place.group;
       s.from = fragments + (tile_group * split * warp_steps + first_step) * kStepVectors * 32 + thread % 32;
       const int64_t first_call = static_cast<int64_t>(first_step + row_group) * kCallsPerStep + thread % 4;
       s.call = geometry.block(place.group, first_call);
@@ -486,14 +505,12 @@ struct SearchKernel {
 
   // Adds up the digits and the split warps; after the last segment, scores and ranks the tile.
   template <class Block>
-  DDCM_FN void finish_segment(Block& block, int tile, int begin, int end, Leader* leaders) const {
-    const Place place = this->place(opaque(block.index()));
-    const bool is_last = end == warp_steps;
+  DDCM_FN void finish_segment(Block& block, const Place* places, Leader* leaders) const {
     Sum* parts = reinterpret_cast<Sum*>(block.shared() + kPartsAt);
     Sum* carry = reinterpret_cast<Sum*>(block.shared() + kCarryAt);
     constexpr int kRoundAtoms = 8 * kRoundHalves;  // of a warp
     auto part_at = [](int warp, int atom, int column) { return (warp * kRoundAtoms + atom) * kPartWidth + column; };
-    const int outputs = kWarps / RowGroups / split * kRoundAtoms * kRows;
+    const int split = 1 << split_bits, outputs = (kWarps / RowGroups >> split_bits) * kRoundAtoms * kRows;
     DDCM_UNROLL
     for (int round = 0; round < kHalves / kRoundHalves; ++round) {
       block.each([&](int thread, State& s) {
@@ -523,7 +540,11 @@ struct SearchKernel {
         }
       });
       block.sync();
-      block.each([&](int thread, State&) {
+      block.each([&](int thread_, State&) {
+        const int thread = opaque(thread_);
+        const BlockPlace place = this->place(opaque(block.index()));
+        const auto [tile, begin] = places[thread];
+        const bool is_last = begin + steps_of(begin) == warp_steps;
         const int slot = thread % kRows, row = place.batch_tile * kRows + slot;
         if (row >= batch) return;
         const int row_group = slot / kWarpRows, column = slot % kWarpRows;

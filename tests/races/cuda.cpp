@@ -47,7 +47,8 @@ struct ThreadBlock {
   Shared<Threads>& common;
   int thread, block_index;
 
-  ThreadBlock(Shared<Threads>& common_, int thread_, int index_) : common(common_), thread(thread_), block_index(index_) {
+  ThreadBlock(Shared<Threads>& common_, int thread_, int index_)
+      : common(common_), thread(thread_), block_index(index_) {
     std::memset(static_cast<void*>(&state), 0xA5, sizeof(State));
   }
 
@@ -70,10 +71,11 @@ struct ThreadBlock {
   void mma(F f) {
     using Accumulator = typename Op::Accumulator;
     auto& warp = common.warps[thread / 32];
-    f(thread, state, [&](Accumulator(&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-      warp.operands[thread % 32] = Operands{{a0, a1, a2, a3}, {b0, b1}};
-      warp.accumulators[thread % 32] = c;
-    });
+    f(thread, state,
+      [&](Accumulator(&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+        warp.operands[thread % 32] = Operands{{a0, a1, a2, a3}, {b0, b1}};
+        warp.accumulators[thread % 32] = c;
+      });
     warp.barrier.wait(
         [](void* at) {
           auto& warp = *static_cast<typename Shared<Threads>::Warp*>(at);
@@ -150,7 +152,9 @@ constexpr Case kCases[] = {
     {"gaussian-128-split", kGaussian, 64, 600, 20, 1, 70, 0},
     {"gaussian-256", kGaussian, 1, 600, 60, 1, 130, 0},
     {"hadamard-64", kHadamard, 1, 130, 100, 1, 2, 3},
+    {"hadamard-256", kHadamard, 1, 500, 250, 2, 1, 0},
     {"hadamard-1024", kHadamard, 1, 1500, 1000, 1, 1, 40},
+    {"hadamard-4096", kHadamard, 1, 5000, 4000, 1, 1, 0},
     {"hadamard-16384", kHadamard, 1, 300, 16000, 1, 1, 5},
 };
 
@@ -192,9 +196,11 @@ Outputs run(const Case& c) {
   out.index.resize(rows * (1 + m));
   out.sign.resize(rows * (1 + m));
   std::vector<float> score(rows * (1 + m)), scores(rows * c.size), norms(c.groups * c.size), y(w.size()), turned(w.size());
+  std::vector<float> back(w.size());
   const Chosen one{out.index.data(), out.sign.data(), score.data()};
   const Chosen many{out.index.data() + rows, out.sign.data() + rows, score.data() + rows};
   driver.rotate(w.data(), turned.data(), c.batch, false);
+  driver.rotate(turned.data(), back.data(), c.batch, true);
   workspace([&](Arena& arena) { driver.search(arena, turned.data(), c.batch, Ranking{nullptr, 0, 1, 0}, one); });
   workspace([&](Arena& arena) {
     driver.scores(arena, turned.data(), c.batch, 0, c.size, scores.data(), c.kind == kSign ? nullptr : norms.data());
@@ -203,7 +209,9 @@ Outputs run(const Case& c) {
     workspace([&](Arena& arena) { driver.topk(arena, turned.data(), c.batch, c.m, Ranking{}, many); });
     driver.combine(many.index, many.score, y.data(), c.batch, c.m);
   }
-  for (const auto* part : {&turned, &score, &scores, &norms, &y}) out.floats.insert(out.floats.end(), part->begin(), part->end());
+  for (const auto* part : {&turned, &back, &score, &scores, &norms, &y}) {
+    out.floats.insert(out.floats.end(), part->begin(), part->end());
+  }
   return out;
 }
 
