@@ -431,6 +431,13 @@ class MissingHeader(RuntimeError):
     """A header that only a baseline needs is not here."""
 
 
+def curand_includes() -> list[str]:
+    """nvcc's options for the cuRAND headers that come with torch's CUDA wheels, where the toolkit has none."""
+    packages = importlib.util.find_spec("nvidia")
+    roots = packages.submodule_search_locations if packages is not None else None
+    return [f"-I{header.parent}" for root in roots or () for header in Path(root).glob("*/include/curand_kernel.h")]
+
+
 def compile_library(source: str, folder: Path) -> ctypes.CDLL:
     """Build a .cu file of benchmarks/ for the GPU at hand."""
     from ddcm_fast.backends.cuda import nvcc
@@ -443,7 +450,7 @@ def compile_library(source: str, folder: Path) -> ctypes.CDLL:
     library = folder / f"{Path(source).stem}.so"
     done = subprocess.run(
         [
-            *(compiler, "-O3", "-std=c++17", arch, "-shared", "-Xcompiler=-fPIC"),
+            *(compiler, "-O3", "-std=c++17", arch, "-shared", "-Xcompiler=-fPIC", *curand_includes()),
             *(str(REPOSITORY / "benchmarks" / source), "-o", str(library)),
         ],
         capture_output=True,

@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(256, 2)
     for (int r = 0; r < kRows; ++r) words[r] = philox_split(keys, atom[r], part);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      const Vec4 b = load_vec4(from + v * 32);
+      const Vec4 b = load(from + v * 32);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
 #pragma unroll

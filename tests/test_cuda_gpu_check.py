@@ -163,3 +163,22 @@ def test_time_runs_out(tmp_path: Path) -> None:
     report = gpu_check.Report(tmp_path, 0.0)
     report.guard("late", lambda: pytest.fail("must not run"))
     assert "out of time" in report.data["skipped"][0]["reason"] and not report.data["errors"]
+
+
+def test_curand_headers_of_wheels_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = tmp_path / "nvidia" / "cu13" / "include"
+    headers.mkdir(parents=True)
+    (headers / "curand_kernel.h").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert f"-I{headers}" in gpu_check.curand_includes()
+
+
+@pytest.mark.skipif(cuda.nvcc() is None, reason="no nvcc")
+@pytest.mark.parametrize("source", ["sign_b1.cu", "curand_baseline.cu"])
+def test_baselines_compile(tmp_path: Path, source: str) -> None:
+    command = [str(cuda.nvcc()), "-std=c++17", "-gencode=arch=compute_90,code=sm_90", "-cubin"]
+    command += [*gpu_check.curand_includes(), str(SCRIPT.parent / source), "-o", str(tmp_path / "out.cubin")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "curand_kernel.h" in done.stderr and "No such file" in done.stderr:
+        pytest.skip("the cuRAND headers are not here")
+    assert done.returncode == 0, done.stderr
