@@ -52,10 +52,10 @@ __global__ void __launch_bounds__(256, 2)
                    lower.w[2 * half + 1], b.x[2 * half], b.x[2 * half + 1]);
           } else {
             const int product = 2 * v + half, word = SignTraits::word(product);
-            MmaU8S8::device(sum[m][0], SignTraits::fragment(upper.w[word], product),
-                            SignTraits::fragment(lower.w[word], product),
-                            SignTraits::fragment(upper.w[word + 1], product),
-                            SignTraits::fragment(lower.w[word + 1], product), b.x[2 * half], b.x[2 * half + 1]);
+            MmaU8S8::device(sum[m][0], SignTraits::fragment<false>(upper.w[word], product),
+                            SignTraits::fragment<false>(lower.w[word], product),
+                            SignTraits::fragment<false>(upper.w[word + 1], product),
+                            SignTraits::fragment<false>(lower.w[word + 1], product), b.x[2 * half], b.x[2 * half + 1]);
           }
         }
       }

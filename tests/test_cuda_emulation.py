@@ -177,12 +177,13 @@ def test_groups_too_long_to_share_among_all_rows(narrow: cuda.Kernels) -> None:
 
 @pytest.mark.parametrize("spread", [1.0, 1.9, 1.9921, 1.9922, 1.999999])
 @pytest.mark.parametrize("size", [2.0**-140, 1.0, 2.0**110])
-def test_largest_digits(kernels: cuda.Kernels, spread: float, size: float) -> None:
+@pytest.mark.parametrize(("kind", "batch"), [("gaussian", 9), ("sign", 2), ("sign", 9)])
+def test_largest_digits(kernels: cuda.Kernels, kind: str, batch: int, spread: float, size: float) -> None:
     """Residuals at the edges of what three digits hold, of every sign and size."""
-    spec = CodebookSpec("gaussian", 70, 40, 1, SEED)
-    w = residual(spec, 9)
+    spec = CodebookSpec(kind, 70, 40, 1, SEED)
+    w = residual(spec, batch)
     w = w / w.abs().amax(1, keepdim=True) * spread
-    w[:, 3], w[:, 5], w[4] = spread, -spread, spread
+    w[:, 3], w[:, 5], w[1] = spread, -spread, spread
     w = w * size
     difference = kernels.scores(spec, w, torch.tensor(1)) - reference.scores(spec, w, 1)
     # 2^-23 of the largest in each of 70 coordinates, then the rounding of scores of at most 5 sigma, or of denormals

@@ -29,8 +29,8 @@ ARCHITECTURES = (80, 90)
 BOUNDS = {
     ("Sign", 1, 1): 0.66,
     ("Sign", 2, 1): 0.74,
-    ("Sign", 4, 1): 0.95,
-    ("Sign", 8, 1): 1.3,
+    ("Sign", 3, 1): 1.07,
+    ("Sign", 6, 1): 1.33,
     ("Gaussian", 1, 1): 9.4,
     ("Gaussian", 2, 1): 9.6,
     ("Gaussian", 3, 1): 10.6,
@@ -46,11 +46,11 @@ NORMS = 3.5
 
 #: Row tiles of a warp; warps a multiprocessor is to hold, by kind and column tiles.
 ROW_TILES = {
-    **{("Sign", tiles): rows for tiles, rows in ((1, 4), (2, 4), (4, 2), (8, 2))},
+    **{("Sign", tiles): rows for tiles, rows in ((1, 4), (2, 4), (3, 2), (6, 2))},
     **{("Gaussian", tiles): rows for tiles, rows in ((1, 4), (2, 4), (3, 2), (6, 2), (12, 3))},
 }
 WARPS = {
-    **{("Sign", tiles): warps for tiles, warps in ((1, 16), (2, 12), (4, 12), (8, 8))},
+    **{("Sign", tiles): warps for tiles, warps in ((1, 16), (2, 12), (3, 12), (6, 12))},
     **{("Gaussian", tiles): 16 if tiles < 12 else 8 for tiles in (1, 2, 3, 6, 12)},
 }
 

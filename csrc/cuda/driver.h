@@ -171,7 +171,7 @@ struct Driver {
       // The fewest products and generations together, a generation being about as dear as the products of 2 column
       // tiles (estimate, docs/kernels.md); of equals, the most rows.
       int64_t best_cost = 0;
-      for (int tiles = 1; tiles <= 8; tiles *= 2) {
+      for (const int tiles : {1, 2, 3, 6}) {
         const int64_t cost = ceil_div(p.batch, rows_of(tiles)) * (tiles + 2);
         if (tiles == 1 || cost <= best_cost) {
           p.column_tiles = tiles;
@@ -183,7 +183,7 @@ struct Driver {
     // The smallest kernel for all rows: making the entries is dearer than multiplying them with any number of rows.
     p.column_tiles = p.batch <= 2 ? 1 : p.batch <= 4 ? 2 : p.batch <= 8 ? 3 : p.batch <= 16 ? 6 : 12;
     while (p.row_groups < 8 && rows_of(p.column_tiles) * p.row_groups < p.batch &&
-           ceil_div(steps(), warps(p) / (2 * p.row_groups)) <= GaussianTraits::kStepsPerSegment) {
+           ceil_div(steps(), warps(p) / (2 * p.row_groups)) <= GaussianTraits::segment(12)) {
       p.row_groups *= 2;
     }
   }
@@ -209,7 +209,8 @@ struct Driver {
     p.batch_tiles = ceil_div(batch, batch_tile_rows(p));
     const int teams = warps(p) / p.row_groups;
     const int vectors = geometry.kind == kSign ? SignTraits::kVectors : GaussianTraits::kVectors;
-    const int segment = geometry.kind == kSign ? SignTraits::kStepsPerSegment : GaussianTraits::kStepsPerSegment;
+    const int segment =
+        geometry.kind == kSign ? SignTraits::segment(p.column_tiles) : GaussianTraits::segment(p.column_tiles);
     // Split the k steps among warps until there are enough blocks to fill the device several times over (once with the
     // kernels of exchanged entries: their blocks read the whole residual for few atoms), and whenever a warp would need
     // more than one segment.
@@ -280,8 +281,8 @@ struct Driver {
     switch (p.column_tiles) {
       case 1: score_products<SignTraits, Writes, 1>(p, target); break;
       case 2: score_products<SignTraits, Writes, 2>(p, target); break;
-      case 4: score_products<SignTraits, Writes, 4>(p, target); break;
-      default: score_products<SignTraits, Writes, 8>(p, target); break;
+      case 3: score_products<SignTraits, Writes, 3>(p, target); break;
+      default: score_products<SignTraits, Writes, 6>(p, target); break;
     }
   }
 

@@ -1,13 +1,11 @@
 // The residual as matrix fragments: largest magnitude of each group, then integer digits in the order in
 // which the search's fragments meet the random words.
 //
-// A group's residual w is scaled by a power of two, rounded to an integer q and cut into signed digits, each in
-// -128 .. 127, q = d0 + 2^8 d1 + 2^16 d2 (+ 2^24 d3). Digits are columns of the matrix product, whose sums are exact.
-//   sign: 4 digits, the largest magnitude lies in [2^29, 2^30). Entries enter with the weight 2^j of the bit they occupy
-//     in a byte (0 <= j < 8), so their q is rounded at 2^-j of the scale: an error of at most 2^-23 of the largest
-//     magnitude in one coordinate, 2^-25 on average over j.
-//   gaussian: 3 digits, the largest magnitude lies in [0.996 * 2^22, 1.992 * 2^22], the most that 3 digits hold: an
-//     error of at most 2^-23 of it.
+// A group's residual w is scaled by the power of two that brings its largest magnitude into [0.996 * 2^22, 1.992 * 2^22],
+// rounded to an integer q, an error of at most 2^-23 of the largest magnitude, and cut into signed digits, each in
+// -128 .. 127: q = d0 + 2^8 d1 + 2^16 d2, the most that three of them hold. Digits are columns of the matrix product, whose
+// sums are exact. Where `sign` entries enter with the weight 2^j of the bit they occupy in a byte (0 <= j < 8), it is
+// 2^(7 - j) q that is cut, into four digits: so all kernels find the same scores.
 
 #pragma once
 
@@ -20,8 +18,10 @@ constexpr int64_t kMaxCoordinates = 8192;  // of a block of MaxKernel
 
 // How batch rows and digits fill the columns of the products, 8 a column tile. A panel is
 //   one column tile of 2 rows, 4 columns each for the digits of a row (of `gaussian`, the fourth stays zero), or
-//   three column tiles of 8 rows, one tile for each digit (`gaussian`, numbers of column tiles that 3 divides).
+//   three column tiles of 8 rows, one tile for each digit (numbers of column tiles that 3 divides).
 constexpr int kPairColumns = 4;
+constexpr int kScaleBits = 22;
+constexpr double kLargestMantissa = 1.992;  // 127.49 * 2^16 / 2^22: the third digit's rounding fits
 
 DDCM_FN constexpr bool in_eights(int column_tiles) { return column_tiles % 3 == 0; }
 DDCM_FN constexpr int panel_tiles(int column_tiles) { return in_eights(column_tiles) ? 3 : 1; }
@@ -43,19 +43,17 @@ DDCM_FN int floor_log2(uint32_t bits) {
   return e;
 }
 
-// Exponent of the value of one unit of q, by the search's Traits.
-template <class Traits>
+// Exponent of the value of one unit of q.
 DDCM_FN int unit_exponent(uint32_t max_bits) {
   const int e = floor_log2(max_bits);
-  const bool next = static_cast<double>(bits_float(max_bits)) * power_of_two(-e) > Traits::kLargestMantissa;
-  return e + (next ? 1 : 0) - Traits::kScaleBits;
+  const bool next = static_cast<double>(bits_float(max_bits)) * power_of_two(-e) > kLargestMantissa;
+  return e + (next ? 1 : 0) - kScaleBits;
 }
 
 // Value of one unit of q; NaN if the group's residual is not finite, which makes its scores NaN.
-template <class Traits>
 DDCM_FN double unit_of(uint32_t max_bits) {
   if (!finite_maximum(max_bits)) return static_cast<double>(quiet_nan());
-  return power_of_two(unit_exponent<Traits>(max_bits));
+  return power_of_two(unit_exponent(max_bits));
 }
 
 // Digit `plane` of q.
@@ -122,8 +120,9 @@ struct MaxKernel {
 };
 
 // Fragments of the residual: out[(((tile * G + g) * steps + step) * V + v) * NT + nt][lane], a Traits::Fragment each
-// (digits of two products in bytes), for the search's Traits (search.h) with NT column tiles and V fragments a step. Rows past B and coordinates past a group's end are zero. Also adds
-// correction[b * G + g] = sum of the scaled integers (2^j q), which `sign` needs. Flat grid over the items.
+// (digits of two products in bytes), for the search's Traits (search.h) with NT column tiles and V fragments a step.
+// Rows past B and coordinates past a group's end are zero. Also adds correction[b * G + g] = sum of the q, which `sign`
+// needs. Flat grid over the items.
 template <class Traits>
 struct PrepareKernel {
   static constexpr int kThreads = 256, kMinBlocks = 4;
@@ -154,14 +153,18 @@ struct PrepareKernel {
     block.sync();
     block.each([&](int thread, State&) {
       if (thread >= rows_of(column_tiles)) return;
-      const int64_t group_tile = static_cast<int64_t>(block.index()) * (kThreads / 32) / column_tiles / Traits::kVectors / steps;
+      const int64_t step = static_cast<int64_t>(block.index()) * (kThreads / 32) / column_tiles / Traits::kVectors;
+      const int64_t group_tile = step / steps;
       const int64_t row = row_of(group_tile, thread);
       if (row >= batch) return;
       int64_t sum = 0;
       for (int v = 0; v < kThreads / 32; ++v) {
         const int64_t vector = static_cast<int64_t>(block.index()) * (kThreads / 32) + v;
-        if (vector % column_tiles != thread / 2) continue;
-        for (int t = 0; t < 4; ++t) sum += sums[v * 32 + 4 * kPairColumns * (thread % 2) + t];
+        // The lanes of the row's column of digit 0.
+        const bool eights = in_eights(column_tiles);
+        if (vector % column_tiles != (eights ? thread / 8 * 3 : thread / 2)) continue;
+        const int column = eights ? thread % 8 : kPairColumns * (thread % 2);
+        for (int t = 0; t < 4; ++t) sum += sums[v * 32 + 4 * column + t];
       }
       atomic_add(correction + row * geometry.groups + group_tile % geometry.groups, sum);
     });
@@ -190,16 +193,16 @@ struct PrepareKernel {
     const float* part = w + row * geometry.dim + geometry.group_start(g);
     const int64_t size = geometry.group_dim(g);
     const int64_t call = step * kCallsPerStep + t;
-    const double scale = power_of_two(-unit_exponent<Traits>(maximum));
+    const double scale = power_of_two(-unit_exponent(maximum));
     for (int r = 0; r < 4; ++r) {
       const int product = 2 * v + r / 2;
       const int word = Traits::word(product) + r % 2, shift = Traits::shift(product);
       for (int e = 0; e < Traits::kEntriesPerRegister; ++e) {
         const int64_t i = call * Traits::kEntriesPerCall + Traits::entry(word, shift, e);
         if (i >= size) continue;
-        const int q = round_to_int(static_cast<double>(part[i]) * scale * power_of_two(-shift));
-        if (plane < Traits::kDigits) Traits::put(result, r, e, digit(q, plane));
-        sum += static_cast<int64_t>(q) << shift;
+        const int q = round_to_int(static_cast<double>(part[i]) * scale);
+        Traits::put(result, r, e, digit(eights ? q : Traits::weighted(q, shift), plane));
+        sum += q;
       }
     }
     return result;

@@ -14,24 +14,23 @@
 
 namespace ddcm {
 
-// Signs: a word masked by 0x01010101 << j is four entries {0, 2^j} as unsigned bytes, one operation. The weight
-// 2^j is taken out of the residual. <y, w> = sum(w) - 2 * sum(bit * w).
+// Signs: <y, w> = sum(w) - 2 * sum(bit * w). A word masked by 0x01010101 << j is four entries {0, 2^j} as unsigned bytes,
+// one operation; the residual takes the weight out. Where products are many, a shift more gives {0, 1}, which needs one
+// digit less.
 struct SignTraits {
   using Mma = MmaU8S8;
   using Sum = int64_t;
   static constexpr bool kSigns = true;
   using Fragment = Vec4;
-  static constexpr int kDigits = 4, kScaleBits = 29;
-  static constexpr double kLargestMantissa = 2.0;
-  // A warp's int32 sums of 2^19 coordinates cannot overflow: 1024 steps * 4 calls * 16 bytes * 255 * 128 < 2^31.
-  static constexpr int kStepsPerSegment = 1024;
+  // A warp's int32 sums of so many steps cannot overflow: steps * 4 calls * 128 * (mean weight 32 or 1) * 128 < 2^31.
+  static DDCM_FN constexpr int segment(int column_tiles) { return in_eights(column_tiles) ? 16384 : 1024; }
   static constexpr bool kSegments = true;
   // Row tiles of 16 atoms a warp: fewer where the accumulators of many column tiles need the registers.
-  static DDCM_FN constexpr int row_tiles(int column_tiles) { return column_tiles >= 4 ? 2 : 4; }
-  // 16 warps of 128 registers a multiprocessor for small batches; 12 of 168, then 8 of 255 where accumulators take more.
+  static DDCM_FN constexpr int row_tiles(int column_tiles) { return column_tiles >= 3 ? 2 : 4; }
+  // 16 warps of 128 registers a multiprocessor for small batches, 12 of 168 where accumulators take more.
   static DDCM_FN constexpr int warps(int column_tiles) { return column_tiles == 1 ? 8 : 4; }
   static DDCM_FN constexpr int min_blocks(int column_tiles) {
-    return column_tiles == 1 || column_tiles == 8 ? 2 : 3;
+    return column_tiles == 1 ? 2 : 3;
   }
   static constexpr int kEntriesPerCall = kSignsPerCall, kEntriesPerRegister = 4;
   static constexpr int kProducts = 16, kVectors = 8;  // matrix products a row tile and step; B vectors
@@ -54,14 +53,18 @@ struct SignTraits {
 
   static DDCM_FN Words expand(const Words& words, const char*) { return words; }
 
+  static DDCM_FN int weighted(int q, int shift) { return q * (1 << (7 - shift)); }
+
+  template <bool Eights>
   static DDCM_FN uint32_t fragment(uint32_t word, int product) {
-    return word & (0x01010101u << shift(product));
+    return Eights ? word >> shift(product) & 0x01010101u : word & (0x01010101u << shift(product));
   }
 
   static DDCM_FN int64_t shifted(int64_t value, int plane) { return value * (int64_t{1} << (8 * plane)); }
 
+  template <bool Eights>
   static DDCM_FN float score(int64_t sum, int64_t correction, double unit) {
-    return static_cast<float>(static_cast<double>(correction - 2 * sum) * unit);
+    return static_cast<float>(static_cast<double>(correction - 2 * (Eights ? sum : sum / 128)) * unit);
   }
 };
 
@@ -72,10 +75,8 @@ struct GaussianTraits {
   using Sum = double;
   static constexpr bool kSigns = false;
   using Fragment = Vec2;
-  static constexpr int kDigits = 3, kScaleBits = 22;
-  static constexpr double kLargestMantissa = 1.992;  // 127.49 * 2^16 / 2^22: the third digit's rounding fits
   // Steps of a warp whose sums practically never reach 2^24: a preference, no bound.
-  static constexpr int kStepsPerSegment = 1280;
+  static DDCM_FN constexpr int segment(int) { return 1280; }
   static constexpr bool kSegments = false;
   // Row tiles of 16 atoms a warp: 36 to 144 accumulators.
   static DDCM_FN constexpr int row_tiles(int column_tiles) {
@@ -131,10 +132,14 @@ struct GaussianTraits {
                   pair(words.w[3], table)}};
   }
 
+  static DDCM_FN int weighted(int q, int) { return q; }
+
+  template <bool>
   static DDCM_FN uint32_t fragment(uint32_t word, int) { return word; }
 
   static DDCM_FN double shifted(double value, int plane) { return value * (1 << (8 * plane)); }
 
+  template <bool>
   static DDCM_FN float score(double sum, int64_t, double unit) {
     return static_cast<float>(sum * unit * static_cast<double>(kGaussianScale));
   }
@@ -306,7 +311,8 @@ struct SearchKernel {
   // Steps of the segment from `begin` on.
   DDCM_FN int steps_of(int begin) const {
     const int left = warp_steps - begin;
-    return Traits::kSegments && left > Traits::kStepsPerSegment ? Traits::kStepsPerSegment : left;
+    constexpr int kSegment = Traits::segment(ColumnTiles);
+    return Traits::kSegments && left > kSegment ? kSegment : left;
   }
 
   DDCM_FN Candidate candidate_of(const Leader& leader, int group) const {
@@ -439,10 +445,10 @@ struct SearchKernel {
               block.template mma<typename Traits::Mma>([&](int, State& s, auto issue) {
                 const int word = Traits::word(product);
                 const Words &upper = s.words[2 * m], &lower = s.words[2 * m + 1];
-                issue(s.sum[m][from + i], Traits::fragment(upper.w[word], product),
-                      Traits::fragment(lower.w[word], product),
-                      Traits::fragment(upper.w[word + 1], product),
-                      Traits::fragment(lower.w[word + 1], product), Traits::digits(s.b[i], 2 * (product % 2)),
+                issue(s.sum[m][from + i], Traits::template fragment<kEights>(upper.w[word], product),
+                      Traits::template fragment<kEights>(lower.w[word], product),
+                      Traits::template fragment<kEights>(upper.w[word + 1], product),
+                      Traits::template fragment<kEights>(lower.w[word + 1], product), Traits::digits(s.b[i], 2 * (product % 2)),
                       Traits::digits(s.b[i], 2 * (product % 2) + 1));
               });
             }
@@ -549,7 +555,7 @@ struct SearchKernel {
         if (row >= batch) return;
         const int row_group = slot / kWarpRows, column = slot % kWarpRows;
         const int64_t at = row * geometry.groups + place.group;
-        const double unit = unit_of<Traits>(max_bits[at]);
+        const double unit = unit_of(max_bits[at]);
         const int64_t sum_of_weights = Traits::kSigns ? correction[at] : 0;
         DDCM_NO_UNROLL
         for (int o = thread; o < outputs; o += kThreads) {
@@ -572,7 +578,7 @@ struct SearchKernel {
           }
           const int64_t k = first_atom(tile) + in_tile;
           if (k >= last) continue;
-          const float score = Traits::score(sum, sum_of_weights, unit);
+          const float score = Traits::template score<kEights>(sum, sum_of_weights, unit);
           if (kRanks) {
             if (better(ranking.candidate(score, place.group, k), candidate_of(leaders[thread], place.group))) {
               leaders[thread] = Leader{score, static_cast<uint32_t>(k)};
