@@ -144,7 +144,11 @@ def kl_timesteps(model: DiffusionModel, count: int, stop: int) -> list[float]:
 
     Raises ConfigError: fewer than `count` timesteps above `stop`.
     """
-    grid, bits = model_curve(model).bits(model)
+    return equal_steps(*model_curve(model).bits(model), count, stop)
+
+
+def equal_steps(grid: Sequence[float], bits: Sequence[float], count: int, stop: int) -> list[float]:
+    """kl_timesteps for timesteps and the bits spent on the way to each of them, as InformationCurve.bits gives them."""
     above = [i for i, t in enumerate(grid) if t > stop]
     if count < 1 or len(above) < count:
         raise ConfigError(f"T is {count}, but only {len(above)} timesteps of this model lie above the stop step {stop}")

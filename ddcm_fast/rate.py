@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .config import SHARING_RULES, CodecConfig
 from .errors import ConfigError, DDCMWarning
-from .information import InformationCurve, kl_timesteps, measure, model_curve
+from .information import InformationCurve, equal_steps, measure, model_curve
 from .models.base import DiffusionModel
 from .rules.rcc import expected_bits
 
@@ -60,20 +60,20 @@ def stop_for_bits(model: DiffusionModel, curve: InformationCurve, entry_bits: fl
     A step asks for |x0 - x0_hat|^2 (SNR_s - SNR_t) / (2 ln 2) with the error at its start, so few steps ask for more
     than the curve's integral, and stop earlier for it.
     """
-    grid, _ = model_curve(model).bits(model)
+    grid, spent = model_curve(model).bits(model)
     low, high = min(steps, len(grid) - 1), len(grid) - 1  # the steps need as many timesteps above the stop
     while low < high:
         middle = (low + high) // 2
-        if _asked(model, curve, steps, int(grid[middle])) >= entry_bits:
+        stop = int(grid[middle])
+        if _asked(model, curve, [*equal_steps(grid, spent, steps, stop), float(stop)]) >= entry_bits:
             high = middle
         else:
             low = middle + 1
     return int(grid[low])
 
 
-def _asked(model: DiffusionModel, curve: InformationCurve, steps: int, stop: int) -> float:
-    """Bits an entry that `steps` steps down to `stop` ask for."""
-    timesteps = [*kl_timesteps(model, steps, stop), float(stop)]
+def _asked(model: DiffusionModel, curve: InformationCurve, timesteps: list[float]) -> float:
+    """Bits an entry that steps from each of these timesteps to the next ask for."""
     levels = [model.alpha_sigma(t) for t in timesteps]
     snr = [(alpha / sigma) ** 2 for alpha, sigma in levels]
     gains = zip(timesteps, itertools.pairwise(snr), strict=False)  # the stop itself starts no step
