@@ -155,7 +155,6 @@ def _step(name: str, body: list[tuple[int, str]]) -> dict[str, Any]:
         "multiply": multiply,
         "global_loads": count("LDG"),
         "shared_loads": count("LDS"),
-        "local": count("LDL|STL"),
         "row_tiles": row_tiles,
         "lane_entries": entries,
         "batch_rows": rows * row_groups,

@@ -546,8 +546,7 @@ struct SearchKernel {
         }
       });
       block.sync();
-      block.each([&](int thread_, State&) {
-        const int thread = opaque(thread_);
+      block.each([&](int thread, State&) {
         const BlockPlace place = this->place(opaque(block.index()));
         const auto [tile, begin] = places[thread];
         const bool is_last = begin + steps_of(begin) == warp_steps;
