@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,14 @@ def find_cuobjdump() -> str | None:
     return str(wheel) if wheel.is_file() else None
 
 
-def compile_cubin(arch: int, folder: Path, source: Path = KERNELS) -> Path:
+def compile_cubin(arch: int, folder: Path, source: Path = KERNELS, options: Sequence[str] = ()) -> Path:
     """Compile a .cu file for sm_<arch>; raises CalledProcessError with nvcc's output."""
     nvcc = find_nvcc()
     assert nvcc is not None, "nvcc was not found"
     cubin = folder / f"{source.stem}-sm{arch}.cubin"
     subprocess.run(
         [
-            *(nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-cubin"),
+            *(nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-cubin", *options),
             *(str(source), "-o", str(cubin)),
         ],
         check=True,

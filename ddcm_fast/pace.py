@@ -34,8 +34,9 @@ class Paced(Toward):
         self._rule = rule
         bits -= _ROUNDING
         expected = [rule.expected_length(step) for step in steps]
+        total = sum(expected)
         self._plan = {
-            step.index: bits * so_far / sum(expected)
+            step.index: bits * so_far / total
             for step, so_far in zip(steps, itertools.accumulate(expected), strict=True)
         }
         self._last = steps[-1].index

@@ -8,22 +8,19 @@ and the barriers are a host's. So wrong maps are found here, without a GPU.
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import subprocess
-import tempfile
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from building import COMPILER, built_once
 from torch import Tensor
 
 from ddcm_fast import reference
 from ddcm_fast.backends import cuda
 from ddcm_fast.law import CodebookSpec
 
-COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 FLAGS = ("-O2", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fPIC", "-shared")
@@ -34,16 +31,14 @@ KINDS = ("gaussian", "sign", "hadamard")
 @pytest.fixture(scope="module")
 def library() -> Path:
     """The emulation, compiled once for these sources and this compiler."""
-    name = hashlib.sha256((cuda.source_hash(*FLAGS) + str(COMPILER)).encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"ddcm-fast-tests-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"emulation-{name}.so"
-    if not path.is_file():
-        source = cuda.sources() / "cuda" / "emulate.cpp"
-        building = path.with_suffix(f".{os.getpid()}")
-        subprocess.run([str(COMPILER), *FLAGS, str(source), "-o", str(building)], check=True)
-        building.replace(path)
-    return path
+
+    def build(scratch: Path) -> Path:
+        source, built = cuda.sources() / "cuda" / "emulate.cpp", scratch / "emulation.so"
+        subprocess.run([str(COMPILER), *FLAGS, str(source), "-o", str(built)], check=True)
+        return built
+
+    digest = hashlib.sha256((cuda.source_hash(*FLAGS) + str(COMPILER)).encode()).hexdigest()
+    return built_once(f"emulation-{digest[:16]}.so", build)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_cuda_emulation import COMPILER, library  # noqa: F401  (library is a fixture)
+from building import COMPILER
+from test_cuda_emulation import library  # noqa: F401  (a fixture)
 
 from ddcm_fast import backends
 from ddcm_fast.backends import cuda
@@ -20,6 +21,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu_check.py"
 sys.path.insert(0, str(SCRIPT.parent))
 
 import gpu_check  # noqa: E402
+import sass  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
@@ -173,12 +175,13 @@ def test_curand_headers_of_wheels_are_found(tmp_path: Path, monkeypatch: pytest.
     assert f"-I{headers}" in gpu_check.curand_includes()
 
 
-@pytest.mark.skipif(cuda.nvcc() is None, reason="no nvcc")
+@pytest.mark.skipif(sass.find_nvcc() is None, reason="no nvcc")
 @pytest.mark.parametrize("source", ["sign_b1.cu", "curand_baseline.cu"])
 def test_baselines_compile(tmp_path: Path, source: str) -> None:
-    command = [str(cuda.nvcc()), "-std=c++17", "-gencode=arch=compute_90,code=sm_90", "-cubin"]
-    command += [*gpu_check.curand_includes(), str(SCRIPT.parent / source), "-o", str(tmp_path / "out.cubin")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "curand_kernel.h" in done.stderr and "No such file" in done.stderr:
-        pytest.skip("the cuRAND headers are not here")
-    assert done.returncode == 0, done.stderr
+    try:
+        cubin = sass.compile_cubin(90, tmp_path, SCRIPT.parent / source, gpu_check.curand_includes())
+    except subprocess.CalledProcessError as error:
+        if "curand_kernel.h" in error.stderr and "No such file" in error.stderr:
+            pytest.skip("the cuRAND headers are not here")
+        pytest.fail(error.stderr)
+    assert cubin.stat().st_size > 0

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
+from building import COMPILER, built_once
 
 from ddcm_fast.backends import cuda
 
-COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 FOLDER = Path(__file__).parent / "races"
 FLAGS = ("-O1", "-std=c++17", "-Wall", "-Wextra", "-Werror")
 SANITIZED = ("-fsanitize=thread", "-ffp-contract=off")
@@ -30,23 +28,21 @@ def program() -> Path:
     assert COMPILER is not None, "no C++ compiler"
     sources = b"".join((FOLDER / name).read_bytes() for name in ("fibers.h", "fibers.cpp", "cuda.cpp"))
     digest = hashlib.sha256(sources + (cuda.source_hash(*FLAGS, *SANITIZED) + COMPILER).encode())
-    folder = Path(tempfile.gettempdir()) / f"ddcm-fast-tests-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"races-{digest.hexdigest()[:16]}"
-    if not path.is_file():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            built, fibers = Path(scratch) / "races", Path(scratch) / "fibers.o"
-            subprocess.run([COMPILER, *FLAGS, "-c", str(FOLDER / "fibers.cpp"), "-o", str(fibers)], check=True)
-            probe = subprocess.run(
-                [COMPILER, *FLAGS, *SANITIZED, str(FOLDER / "cuda.cpp"), str(fibers), "-o", str(built)],
-                capture_output=True,
-                text=True,
-            )
-            if "tsan" in probe.stderr and probe.returncode != 0:
-                pytest.skip("this compiler has no ThreadSanitizer")
-            assert probe.returncode == 0, probe.stderr
-            built.replace(path)
-    return path
+
+    def build(scratch: Path) -> Path:
+        built, fibers = scratch / "races", scratch / "fibers.o"
+        subprocess.run([str(COMPILER), *FLAGS, "-c", str(FOLDER / "fibers.cpp"), "-o", str(fibers)], check=True)
+        done = subprocess.run(
+            [str(COMPILER), *FLAGS, *SANITIZED, str(FOLDER / "cuda.cpp"), str(fibers), "-o", str(built)],
+            capture_output=True,
+            text=True,
+        )
+        if "tsan" in done.stderr and done.returncode != 0:
+            pytest.skip("this compiler has no ThreadSanitizer")
+        assert done.returncode == 0, done.stderr
+        return built
+
+    return built_once(f"races-{digest.hexdigest()[:16]}", build)
 
 
 def run(program: Path, case: str) -> subprocess.CompletedProcess[str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from building import built_once
 
 from ddcm_fast.backends import cuda
 
@@ -64,13 +63,8 @@ CASES = [
 def cached_cubin(arch: int) -> Path:
     """The kernels' cubin, compiled once for these sources and this compiler, whoever asks first."""
     version = subprocess.run([str(sass.find_nvcc()), "--version"], capture_output=True, text=True, check=True).stdout
-    folder = Path(tempfile.gettempdir()) / f"ddcm-fast-tests-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    cubin = folder / f"kernels-sm{arch}-{cuda.source_hash(version)}.cubin"
-    if not cubin.is_file():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            sass.compile_cubin(arch, Path(scratch)).replace(cubin)
-    return cubin
+    name = f"kernels-sm{arch}-{cuda.source_hash(version)}.cubin"
+    return built_once(name, lambda scratch: sass.compile_cubin(arch, scratch))
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@
 // `template <class Block> void operator()(Block& block) const`. Its body is written in phases:
 // `block.each(f)` runs f(thread, state) for every thread, `block.sync()` is __syncthreads(), `block.sync_part<N>()` is
 // that among each N consecutive threads, `block.mma<Op>(f)` is one warp-wide matrix instruction for every warp. On the
-// device each thread runs its own share; on the host `HostBlock` loops over the threads and over the 32 lanes of a warp, so that
-// the very code whose maps, tails and reductions matter is tested without a GPU (tests/test_cuda_emulation.py).
+// device each thread runs its own share; on the host `HostBlock` loops over the threads and over the 32 lanes of a
+// warp, so that the very code whose maps, tails and reductions matter is tested without a GPU (tests/test_cuda_emulation.py).
 // Phases that pass data through shared memory must be separated by sync(); tests/races finds those that are not.
 
 #pragma once

@@ -158,8 +158,14 @@ struct Driver {
     int64_t batch_tiles;
   };
 
+  // f of the codebook's Traits (search.h).
+  template <class F>
+  auto with_traits(F f) const {
+    return geometry.kind == kSign ? f(SignTraits{}) : f(GaussianTraits{});
+  }
+
   int warps(const Prepared& p) const {
-    return geometry.kind == kSign ? SignTraits::warps(p.column_tiles) : GaussianTraits::warps(p.column_tiles);
+    return with_traits([&](auto traits) { return traits.warps(p.column_tiles); });
   }
 
   int64_t steps() const { return ceil_div(geometry.calls_per_group, kCallsPerStep); }
@@ -192,8 +198,7 @@ struct Driver {
 
   // Atoms of a block's tile.
   int64_t tile_atoms(const Prepared& p) const {
-    const int row_tiles = geometry.kind == kSign ? SignTraits::row_tiles(p.column_tiles)
-                                                 : GaussianTraits::row_tiles(p.column_tiles);
+    const int row_tiles = with_traits([&](auto traits) { return traits.row_tiles(p.column_tiles); });
     return 16 * row_tiles * (warps(p) / p.row_groups / p.split);
   }
 
@@ -208,9 +213,7 @@ struct Driver {
     choose_rows(p);
     p.batch_tiles = ceil_div(batch, batch_tile_rows(p));
     const int teams = warps(p) / p.row_groups;
-    const int vectors = geometry.kind == kSign ? SignTraits::kVectors : GaussianTraits::kVectors;
-    const int segment =
-        geometry.kind == kSign ? SignTraits::segment(p.column_tiles) : GaussianTraits::segment(p.column_tiles);
+    const int segment = with_traits([&](auto traits) { return traits.segment(p.column_tiles); });
     // Split the k steps among warps until there are enough blocks to fill the device several times over (once with the
     // kernels of exchanged entries: their blocks read the whole residual for few atoms), and whenever a warp would need
     // more than one segment.
@@ -222,9 +225,9 @@ struct Driver {
       p.split *= 2;
     }
     p.warp_steps = static_cast<int>(ceil_div(ceil_div(steps(), p.split), p.row_groups) * p.row_groups);
-    const int64_t size = geometry.kind == kSign ? sizeof(SignTraits::Fragment) : sizeof(GaussianTraits::Fragment);
+    const int64_t bytes = with_traits([](auto traits) { return traits.kVectors * 32 * sizeof(traits.no_digits()); });
     p.fragments = arena.take<char>(p.batch_tiles * p.row_groups * p.column_tiles * geometry.groups * p.split *
-                                   int64_t{p.warp_steps} * vectors * 32 * size);
+                                   int64_t{p.warp_steps} * bytes);
     return p;
   }
 

@@ -22,7 +22,8 @@ struct SignTraits {
   using Sum = int64_t;
   static constexpr bool kSigns = true;
   using Fragment = Vec4;
-  // A warp's int32 sums of so many steps cannot overflow: steps * 4 calls * 128 * (mean weight 32 or 1) * 128 < 2^31.
+  // A warp's int32 sums of so many steps cannot overflow:
+  // steps * 4 calls * 16 * (weights of a byte: 255, or 8) * 128 < 2^31.
   static DDCM_FN constexpr int segment(int column_tiles) { return in_eights(column_tiles) ? 16384 : 1024; }
   static constexpr bool kSegments = true;
   // Row tiles of 16 atoms a warp: fewer where the accumulators of many column tiles need the registers.
@@ -174,7 +175,7 @@ struct SearchKernel {
   static constexpr bool kEights = in_eights(ColumnTiles), kExchanges = RowGroups > 1;
   static constexpr int kWarpRows = rows_of(ColumnTiles), kRows = kWarpRows * RowGroups;  // batch rows
   // Column tiles whose residuals wait in registers together.
-  static constexpr int kTogether = kEights ? 3 : ColumnTiles >= 4 ? 4 : ColumnTiles;
+  static constexpr int kTogether = kEights ? 3 : ColumnTiles;
   struct State {
     AtomPart atom[2 * kRowTiles];  // row tile, then g or g + 8
     Accumulator sum[kRowTiles][ColumnTiles][4];

@@ -1,0 +1,25 @@
+"""What tests compile, kept between runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+
+
+def built_once(name: str, build: Callable[[Path], Path]) -> Path:
+    """The file of that name, built by whoever asks first: `build` makes it in a scratch folder and returns its path.
+
+    The name holds a hash of whatever the file depends on.
+    """
+    folder = Path(tempfile.gettempdir()) / f"ddcm-fast-tests-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / name
+    if not path.is_file():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            build(Path(scratch)).replace(path)
+    return path
