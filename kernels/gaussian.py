@@ -16,12 +16,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..law import GAUSSIAN_SCALE, CodebookSpec, gaussian_table
+from . import residual
 from .launch import ceil_div, launch, power_of_2, seed_words, shared_memory, tuned
 from .layout import group_range, power_scale, word_of
 from .philox import GAUSSIAN, philox
-from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, keep_best, rank_key, store_scores
+from .ranking import LOWEST, bias_layout, emit_best, keep_best, rank_key, store_scores
 
-_BEST: tl.constexpr = tl.constexpr(BEST)
 _SIZES = [
     "dim", "size", "groups", "batch", "calls", "first", "last", "span", "programs", "width",
     "seed_low", "seed_high",
@@ -105,12 +105,12 @@ def arrange_kernel(w, arranged, dim, groups, tiles, batch, C: tl.constexpr):
         triton.Config({"K": 16}, num_warps=4),
         triton.Config({"K": 64}, num_warps=8),
     ],
-    key=["C", "B", "MODE", "span"],
+    key=["C", "B", "SEARCH", "span"],
 )
 @triton.jit(do_not_specialize=_SIZES)
 def small_kernel(arranged, table, step, bias, out, keys, norms, dim, size, groups, batch, calls, first, last,
                  span, programs, width, seed_low, seed_high, B: tl.constexpr, K: tl.constexpr,
-                 C: tl.constexpr, MODE: tl.constexpr, SIGNED: tl.constexpr, BIAS: tl.constexpr,
+                 C: tl.constexpr, SEARCH: tl.constexpr, SIGNED: tl.constexpr, BIAS: tl.constexpr,
                  NORMS: tl.constexpr):  # fmt: skip
     """Scores of up to B images at once: sum_i y_i w_i in float32.
 
@@ -158,12 +158,11 @@ def small_kernel(arranged, table, step, bias, out, keys, norms, dim, size, group
         if NORMS:
             store_norms(squares, k, g, last, size, norms)
         score = tl.sum(total, axis=2)
-        if MODE == _BEST:
+        if SEARCH:
             best_key, best_score = keep_best(score, k[None, :], g, last, size, bias, best_key, best_score, SIGNED, BIAS)
         else:
-            store_scores(score, k[None, :], image[:, None], g, batch, groups, first, last, size, width, bias, out,
-                         keys, MODE, SIGNED, BIAS)  # fmt: skip
-    if MODE == _BEST:
+            store_scores(score, k[None, :], image[:, None], g, batch, groups, first, last, width, out)
+    if SEARCH:
         key, score = emit_best(best_key, best_score, 1)
         tl.store(keys + row * programs + p, key, mask=real)
         tl.store(out + row * programs + p, score, mask=real)
@@ -201,7 +200,7 @@ def planes_kernel(w, peak, planes, dim, groups, tiles, batch, padded, images, C:
 @triton.jit(do_not_specialize=_SIZES)
 def large_kernel(planes, table, peak, step, bias, out, keys, norms, dim, size, groups, batch, calls, padded,
                  images, first, last, span, programs, width, seed_low, seed_high, B: tl.constexpr,
-                 K: tl.constexpr, C: tl.constexpr, MODE: tl.constexpr, SIGNED: tl.constexpr,
+                 K: tl.constexpr, C: tl.constexpr, SEARCH: tl.constexpr, SIGNED: tl.constexpr,
                  BIAS: tl.constexpr, NORMS: tl.constexpr):  # fmt: skip
     """Scores of B images at once: the noise of K atoms and C calls is made once for all of them.
 
@@ -254,7 +253,7 @@ def large_kernel(planes, table, peak, step, bias, out, keys, norms, dim, size, g
         if NORMS:
             store_norms(squares, k, g, last, size, norms)
         score = total * inverse[None, :]
-        if MODE == _BEST:
+        if SEARCH:
             # Reduced tile by tile: a best of every entry would take three registers for each of them.
             key = rank_key(score, k[:, None], g, last, size, bias, SIGNED, BIAS)
             key, score = emit_best(key, score, 0)
@@ -262,9 +261,8 @@ def large_kernel(planes, table, peak, step, bias, out, keys, norms, dim, size, g
             best_key = tl.where(better, key, best_key)
             best_score = tl.where(better, score, best_score)
         else:
-            store_scores(score, k[:, None], image[None, :], g, batch, groups, first, last, size, width, bias, out,
-                         keys, MODE, SIGNED, BIAS)  # fmt: skip
-    if MODE == _BEST:
+            store_scores(score, k[:, None], image[None, :], g, batch, groups, first, last, width, out)
+    if SEARCH:
         tl.store(keys + row * programs + p, best_key, mask=real)
         tl.store(out + row * programs + p, best_score, mask=real)
 
@@ -272,16 +270,14 @@ def large_kernel(planes, table, peak, step, bias, out, keys, norms, dim, size, g
 # ---- host ----------------------------------------------------------------------------------------
 
 
-class Residual:
-    """A batch of residuals laid out for the search, to be scored against any ranges of atoms."""
-
-    #: A range of atoms may begin anywhere; for the hadamard kind it may not.
-    align = 1
+class Residual(residual.Residual):
+    """Residuals as the kernels above read them."""
 
     def __init__(self, spec: CodebookSpec, w: Tensor, peak: Tensor) -> None:
         self.spec, self.peak, self.batch = spec, peak, len(w)
         calls = spec.calls_per_group
         self.small = len(w) <= SMALL_BATCH
+        self.tile = 64 if self.small else 128
         if self.small:
             self.images = power_of_2(len(w))
             self.depth = min(32, power_of_2(calls))
@@ -300,37 +296,29 @@ class Residual:
         launch(planes_kernel, self.rows * spec.groups * tiles, w, peak, self.arranged, spec.dim, spec.groups,
                tiles, len(w), self.padded, self.rows, C=self.depth)  # fmt: skip
 
-    def score(
+    def launch(
         self,
         step: Tensor,
         bias: Optional[Tensor],
         signed: bool,
-        mode: int,
         first: int,
         last: int,
-        out: Optional[Tensor] = None,
-        keys: Optional[Tensor] = None,
-        norms: Optional[Tensor] = None,
-    ) -> tuple[Optional[Tensor], Optional[Tensor]]:
-        """Score atoms first .. last - 1 of every group; see sign.Residual.score. norms (G, K) is filled if given."""
+        span: int,
+        out: Tensor,
+        keys: Optional[Tensor],
+        norms: Optional[Tensor],
+    ) -> None:
+        """See residual.Residual.launch."""
         spec = self.spec
-        blocks = ceil_div(self.batch, self.images)
-        span = atom_span(spec, blocks, first, last, 64 if self.small else 128)
         programs = ceil_div(last - first, span)
-        if mode == BEST:
-            shape = (self.batch, spec.groups, programs)
-            out = self.peak.new_empty(shape)
-            keys = step.new_empty(shape)
-        width = out.shape[-1] if out is not None else 0
         data = (step, bias, out, keys, norms, spec.dim, spec.size, spec.groups, self.batch, spec.calls_per_group)
-        tail = (first, last, span, programs, width, *seed_words(spec.seed))
-        meta = {"B": self.images, "C": self.depth, "MODE": mode, "SIGNED": signed, "BIAS": bias_layout(bias),
-                "NORMS": norms is not None}  # fmt: skip
-        grid = programs * spec.groups * blocks
+        tail = (first, last, span, programs, last - first, *seed_words(spec.seed))
+        meta = {"B": self.images, "C": self.depth, "SEARCH": keys is not None, "SIGNED": signed,
+                "BIAS": bias_layout(bias), "NORMS": norms is not None}  # fmt: skip
+        grid = programs * spec.groups * self.blocks
         entries = table(step.device)
         if self.small:
             launch(small_kernel, grid, self.arranged, entries, *data, *tail, **meta)
         else:
             launch(large_kernel, grid, self.arranged, entries, self.peak, *data, self.padded, self.rows,
                    *tail, **meta, **LARGE_TILES[self.images])  # fmt: skip
-        return out, keys

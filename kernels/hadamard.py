@@ -11,9 +11,12 @@ def hadamard(x, ROWS: tl.constexpr, N: tl.constexpr, LOG: tl.constexpr):
     A stage takes the pairs of the lowest index bit and moves that bit to the top, so that LOG equal stages
     visit h = 1, 2, 4, ... in the law's order and leave every entry where it began. Each stage is one
     rounded addition or subtraction: bit for bit the reference's sums. Fast Walsh-Hadamard transform
-    in constant geometry (Pease 1968).
+    in constant geometry (Pease 1968). The longest transform runs its stages in two rounds of a loop: unrolled, the
+    addresses of all its exchanges would be kept in registers, which are full.
     """
-    for _ in tl.static_range(LOG):
-        a, b = tl.split(tl.reshape(x, (ROWS, N // 2, 2)))
-        x = tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), (ROWS, N))
+    ROUNDS: tl.constexpr = 2 if LOG == 14 else 1
+    for _ in range(ROUNDS):
+        for _ in tl.static_range(LOG // ROUNDS):
+            a, b = tl.split(tl.reshape(x, (ROWS, N // 2, 2)))
+            x = tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), (ROWS, N))
     return x

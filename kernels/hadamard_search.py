@@ -17,14 +17,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..law import CodebookSpec
+from . import residual
 from .hadamard import hadamard
 from .launch import ceil_div, launch, power_of_2, seed_words
 from .layout import group_range
 from .philox import INNER, OUTER, flip, sign_masks
-from .ranking import BEST, LOWEST, RANK, atom_span, bias_layout, make_key, rank_value
-
-_BEST: tl.constexpr = tl.constexpr(BEST)
-_RANK: tl.constexpr = tl.constexpr(RANK)
+from .ranking import LOWEST, bias_layout, make_key, rank_value
 
 #: Entries of a program's tile; one sub-block of the longest transform.
 _TILE = 8192
@@ -36,7 +34,7 @@ _TILE = 8192
 ])  # fmt: skip
 def score_kernel(w, step, bias, out, keys, dim, size, groups, batch, sub_blocks, first, last, span, programs,
                  width, seed_low, seed_high, P: tl.constexpr, B: tl.constexpr, N: tl.constexpr,
-                 LOG: tl.constexpr, CALLS: tl.constexpr, SCALE: tl.constexpr, MODE: tl.constexpr,
+                 LOG: tl.constexpr, CALLS: tl.constexpr, SCALE: tl.constexpr, SEARCH: tl.constexpr,
                  SIGNED: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
     """Scores of all atoms of P pairs for B images, w (B, D) float32 in codebook order.
 
@@ -74,7 +72,7 @@ def score_kernel(w, step, bias, out, keys, dim, size, groups, batch, sub_blocks,
         score = tl.reshape(mixed, (P, B, N))
         # Places within the tile are 32 bits wide: keys or addresses of every entry would fill two registers each.
         exists = at < tl.minimum(last - base, P * N).to(tl.int32)
-        if MODE == _BEST:
+        if SEARCH:
             value = rank_value(score, base + at, g, last, size, bias, SIGNED, BIAS)
             value = tl.where(exists, value, -(2**31))
             top = tl.max(tl.max(value, axis=2), axis=0)
@@ -91,10 +89,7 @@ def score_kernel(w, step, bias, out, keys, dim, size, groups, batch, sub_blocks,
             where = where[None, :, None]
             stored = exists & (image < batch)[None, :, None]
             tl.store(out + where + at, score, mask=stored)
-            if MODE == _RANK:
-                value = rank_value(score, base + at, g, last, size, bias, SIGNED, BIAS)
-                tl.store(keys + where + at, make_key(value, base + at), mask=stored)
-    if MODE == _BEST:
+    if SEARCH:
         row = image.to(tl.int64) * groups + g
         tl.store(keys + row * programs + p, best_key, mask=image < batch)
         tl.store(out + row * programs + p, best_score, mask=image < batch)
@@ -149,8 +144,13 @@ def _transform(spec: CodebookSpec) -> dict[str, int]:
     return {"N": n, "LOG": n.bit_length() - 1, "CALLS": max(1, n // 128)}
 
 
-def _warps(n: int) -> int:
-    return max(1, min(16, n // 512))
+def _warps(entries: int, most: int = 8) -> int:
+    """Warps of a program that transforms so many entries: 16 entries a lane, or more with `most` warps.
+
+    16384 entries need 16 warps and the 128 registers these leave a lane, or 8 and twice as many: which of the two
+    spills nothing differs from kernel to kernel (tests/test_triton_compile.py).
+    """
+    return max(1, min(most, entries // 512))
 
 
 def norms(spec: CodebookSpec, step: Tensor) -> Tensor:
@@ -171,8 +171,8 @@ def norms(spec: CodebookSpec, step: Tensor) -> Tensor:
     return out
 
 
-class Residual:
-    """A batch of residuals to be scored against any ranges of atoms that begin at a multiple of `align`."""
+class Residual(residual.Residual):
+    """Residuals in codebook order as they are, scored by whole transforms."""
 
     def __init__(self, spec: CodebookSpec, w: Tensor, peak: Tensor) -> None:
         self.spec, self.w, self.batch = spec, w, len(w)
@@ -181,33 +181,26 @@ class Residual:
         pairs = power_of_2(ceil_div(spec.size, n))
         self.images = min(power_of_2(len(w)), max(1, vectors // min(pairs, vectors), min(4, vectors)))
         self.pairs = min(pairs, vectors // self.images)
-        self.align = self.pairs * n
+        self.align = self.tile = self.pairs * n
 
-    def score(
+    def launch(
         self,
         step: Tensor,
         bias: Optional[Tensor],
         signed: bool,
-        mode: int,
         first: int,
         last: int,
-        out: Optional[Tensor] = None,
-        keys: Optional[Tensor] = None,
-    ) -> tuple[Optional[Tensor], Optional[Tensor]]:
-        """Score atoms first .. last - 1 of every group; see sign.Residual.score."""
+        span: int,
+        out: Tensor,
+        keys: Optional[Tensor],
+        norms: Optional[Tensor],
+    ) -> None:
+        """See residual.Residual.launch."""
         spec = self.spec
         n = spec.hadamard_n
-        blocks = ceil_div(self.batch, self.images)
-        span = atom_span(spec, blocks, first, last, self.align)
         programs = ceil_div(last - first, span)
-        if mode == BEST:
-            shape = (self.batch, spec.groups, programs)
-            out = self.w.new_empty(shape)
-            keys = step.new_empty(shape)
-        width = out.shape[-1] if out is not None else 0
-        launch(score_kernel, programs * spec.groups * blocks, self.w, step, bias, out, keys, spec.dim,
-               spec.size, spec.groups, self.batch, spec.sub_blocks, first, last, span, programs, width,
+        launch(score_kernel, programs * spec.groups * self.blocks, self.w, step, bias, out, keys, spec.dim,
+               spec.size, spec.groups, self.batch, spec.sub_blocks, first, last, span, programs, last - first,
                *seed_words(spec.seed), **_transform(spec), P=self.pairs, B=self.images, SCALE=n**-0.5,
-               MODE=mode, SIGNED=signed, BIAS=bias_layout(bias),
-               num_warps=_warps(n * self.pairs * self.images))  # fmt: skip
-        return out, keys
+               SEARCH=keys is not None, SIGNED=signed, BIAS=bias_layout(bias),
+               num_warps=_warps(n * self.pairs * self.images, 8 if keys is not None else 16))  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..law import CodebookSpec
 from . import gaussian, hadamard_search
 from . import sign as sign_search
-from .ranking import BEST, RANK, STORE, finish, peaks
+from .ranking import finish, peaks, rank
 from .rotation import to_codebook_order, to_image_order
 from .synthesis import combine
 
@@ -40,7 +40,7 @@ def search(
     """
     peak, group_peak = peaks(spec, w)
     residual = _RESIDUALS[spec.kind](spec, w, group_peak)
-    score, key = residual.score(step, bias, signed, BEST, 0, spec.size)
+    score, key = residual.best(step, bias, signed)
     return finish(spec, key, score, peak, signed)
 
 
@@ -62,8 +62,8 @@ def topk(
     for first in range(0, spec.size, chunk):
         last = min(spec.size, first + chunk)
         score = w.new_empty(batch, groups, last - first)
-        key = torch.empty_like(score, dtype=torch.int64)
-        residual.score(step, bias, signed, RANK, first, last, score, key)
+        residual.scores(step, first, last, score)
+        key = rank(spec, score, first, bias, signed)
         if first:
             key = torch.cat((best_key, key), dim=-1)
             score = torch.cat((best_score, score), dim=-1)
@@ -80,7 +80,7 @@ def topk(
 def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
     """All scores (B, G, K) float32; see ddcm_fast.reference.scores."""
     out = w.new_empty(len(w), spec.groups, spec.size)
-    _RESIDUALS[spec.kind](spec, w, peaks(spec, w)[1]).score(step, None, False, STORE, 0, spec.size, out)
+    _RESIDUALS[spec.kind](spec, w, peaks(spec, w)[1]).scores(step, 0, spec.size, out)
     return out
 
 
@@ -89,7 +89,7 @@ def scores_and_norms(spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tenso
     if spec.kind == "gaussian":
         out, norms = w.new_empty(len(w), spec.groups, spec.size), w.new_empty(spec.groups, spec.size)
         residual = gaussian.Residual(spec, w, peaks(spec, w)[1])
-        residual.score(step, None, False, STORE, 0, spec.size, out, norms=norms)
+        residual.scores(step, 0, spec.size, out, norms)
         return out, norms
     if spec.kind == "hadamard":
         return scores(spec, w, step), hadamard_search.norms(spec, step)

@@ -13,16 +13,8 @@ from ..law import CodebookSpec
 from .launch import ceil_div, launch, power_of_2
 from .layout import group_range
 
-#: What a scoring kernel does with the scores of its atoms.
-BEST, STORE, RANK = 0, 1, 2
-_RANK: tl.constexpr = tl.constexpr(RANK)
-
 #: Below the key of every atom.
 LOWEST: tl.constexpr = tl.constexpr(-(2**63))
-
-#: Programs that share the atoms of one group: enough to fill a GPU several times over, and the bound on what a
-#: search writes, O(B * G * PROGRAMS).
-_PROGRAMS = 2048
 
 
 @triton.jit
@@ -70,16 +62,13 @@ def keep_best(score, k, g, last, size, bias, best_key, best_score, SIGNED: tl.co
 
 
 @triton.jit
-def store_scores(score, k, b, g, batch, groups, first, last, size, width, bias, out, keys,
-                 MODE: tl.constexpr, SIGNED: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
-    """Write a tile of scores to out[b, g, k - first], a (B, G, width) float32 array, and for RANK their keys
-    to keys, an int64 array of the same layout. k and b broadcast to the shape of score.
+def store_scores(score, k, b, g, batch, groups, first, last, width, out):
+    """Write a tile of scores to out[b, g, k - first], a (B, G, width) float32 array.
+
+    k and b broadcast to the shape of score.
     """
     where = (b.to(tl.int64) * groups + g) * width + (k - first)
-    inside = (b < batch) & (k < last)
-    tl.store(out + where, score, mask=inside)
-    if MODE == _RANK:
-        tl.store(keys + where, rank_key(score, k, g, last, size, bias, SIGNED, BIAS), mask=inside)
+    tl.store(out + where, score, mask=(b < batch) & (k < last))
 
 
 @triton.jit
@@ -90,6 +79,18 @@ def emit_best(best_key, best_score, AXIS: tl.constexpr):
     # atom was scored for has LOWEST everywhere and its sum is not used.
     here = best_key == tl.expand_dims(key, AXIS)
     return key, tl.sum(tl.where(here, best_score, 0.0), axis=AXIS)
+
+
+@triton.jit(do_not_specialize=["groups", "first", "size", "width", "tiles"])
+def keys_kernel(scores, bias, keys, groups, first, size, width, tiles, N: tl.constexpr, SIGNED: tl.constexpr,
+                BIAS: tl.constexpr):  # fmt: skip
+    """keys (B * G, width) int64 of the scores (B * G, width) float32 of atoms first .. first + width - 1."""
+    pid = tl.program_id(0)
+    row = (pid // tiles).to(tl.int64)
+    i = (pid % tiles).to(tl.int64) * N + tl.arange(0, N)
+    score = tl.load(scores + row * width + i, mask=i < width, other=0.0)
+    key = rank_key(score, first + i, row % groups, first + width, size, bias, SIGNED, BIAS)
+    tl.store(keys + row * width + i, key, mask=i < width)
 
 
 @triton.jit(do_not_specialize=["groups", "programs"])
@@ -158,10 +159,14 @@ def bias_layout(bias: Optional[Tensor]) -> int:
     return 0 if bias is None else bias.dim()
 
 
-def atom_span(spec: CodebookSpec, images: int, first: int, last: int, tile: int) -> int:
-    """Atoms one program scores, a multiple of the tile, so that about _PROGRAMS share the range."""
-    share = max(1, _PROGRAMS // (spec.groups * images))
-    return ceil_div(ceil_div(last - first, share), tile) * tile
+def rank(spec: CodebookSpec, scores: Tensor, first: int, bias: Optional[Tensor], signed: bool) -> Tensor:
+    """Keys int64 of scores (B, G, width), both contiguous, of the atoms from `first` on."""
+    batch, groups, width = scores.shape
+    keys = torch.empty_like(scores, dtype=torch.int64)
+    tiles = ceil_div(width, 1024)
+    launch(keys_kernel, batch * groups * tiles, scores, bias, keys, groups, first, spec.size, width, tiles,
+           N=1024, SIGNED=signed, BIAS=bias_layout(bias))  # fmt: skip
+    return keys
 
 
 def finish(

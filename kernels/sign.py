@@ -22,12 +22,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..law import CodebookSpec
+from . import residual
 from .launch import PTX, ceil_div, launch, power_of_2, seed_words, tuned
 from .layout import group_range, power_scale, word_of
 from .philox import SIGN, philox
-from .ranking import BEST, LOWEST, atom_span, bias_layout, emit_best, keep_best, rank_key, store_scores
+from .ranking import LOWEST, bias_layout, emit_best, keep_best, rank_key, store_scores
 
-_BEST: tl.constexpr = tl.constexpr(BEST)
 _SIZES = [
     "dim", "size", "groups", "batch", "calls", "first", "last", "span", "programs", "width",
     "seed_low", "seed_high",
@@ -120,12 +120,12 @@ def pack_kernel(w, peak, packed, total, dim, groups, tiles, batch, C: tl.constex
         triton.Config({"K": 32}, num_warps=4, maxnreg=168 if PTX else None),
         triton.Config({"K": 64}, num_warps=4),
     ],
-    key=["C", "B", "MODE", "span"],
+    key=["C", "B", "SEARCH", "span"],
 )
 @triton.jit(do_not_specialize=_SIZES)
 def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, batch, calls, first, last, span,
                  programs, width, seed_low, seed_high, B: tl.constexpr, SHARE: tl.constexpr,
-                 K: tl.constexpr, C: tl.constexpr, MODE: tl.constexpr, SIGNED: tl.constexpr,
+                 K: tl.constexpr, C: tl.constexpr, SEARCH: tl.constexpr, SIGNED: tl.constexpr,
                  BIAS: tl.constexpr, PTX: tl.constexpr):  # fmt: skip
     """Scores of up to B images at once, on the dot product of four bytes.
 
@@ -135,8 +135,9 @@ def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, 
     costs 45 / 128 instructions of Philox and 11 / 32 of masks and shifts for all images, and 3 / 4 of dp4a for each.
 
     packed (as int64), total: of pack_kernel; peak (B, G) float32, step () int64. The program's atoms are
-    the `span` from first + p * span on, below last. For BEST, out and keys are (B, G, programs); otherwise
-    (B, G, width), see ranking.store_scores. A tile has K / SHARE atoms, so that the sums of B images stay in registers.
+    the `span` from first + p * span on, below last. With SEARCH, the best score and key of these go to out and keys
+    (B, G, programs); otherwise all scores to out (B, G, width). A tile has K / SHARE atoms, so that the sums of B
+    images stay in registers.
     """
     A: tl.constexpr = K // SHARE
     pid = tl.program_id(0)
@@ -183,12 +184,11 @@ def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, 
                         )  # fmt: skip
             ones += tl.sum((high.to(tl.int64) << 16) + (middle.to(tl.int64) << 8) + low, axis=2)
         score = (whole[:, None] - 2 * ones).to(tl.float32) * inverse[:, None]
-        if MODE == _BEST:
+        if SEARCH:
             best_key, best_score = keep_best(score, k[None, :], g, last, size, bias, best_key, best_score, SIGNED, BIAS)
         else:
-            store_scores(score, k[None, :], image[:, None], g, batch, groups, first, last, size, width, bias, out,
-                         keys, MODE, SIGNED, BIAS)  # fmt: skip
-    if MODE == _BEST:
+            store_scores(score, k[None, :], image[:, None], g, batch, groups, first, last, width, out)
+    if SEARCH:
         key, score = emit_best(best_key, best_score, 1)
         tl.store(keys + row * programs + p, key, mask=real)
         tl.store(out + row * programs + p, score, mask=real)
@@ -231,7 +231,7 @@ def planes_kernel(w, peak, planes, total, dim, groups, tiles, batch, padded, ima
 @triton.jit(do_not_specialize=_SIZES)
 def large_kernel(planes, total, peak, step, bias, out, keys, dim, size, groups, batch, calls, padded, images,
                  first, last, span, programs, width, seed_low, seed_high, B: tl.constexpr,
-                 K: tl.constexpr, C: tl.constexpr, MODE: tl.constexpr, SIGNED: tl.constexpr,
+                 K: tl.constexpr, C: tl.constexpr, SEARCH: tl.constexpr, SIGNED: tl.constexpr,
                  BIAS: tl.constexpr):  # fmt: skip
     """Scores of B images at once on the integer matrix product, one of depth C calls for each bit.
 
@@ -275,7 +275,7 @@ def large_kernel(planes, total, peak, step, bias, out, keys, dim, size, groups, 
                         low = tl.dot(x, tl.trans(tl.load(at + 2 * plane)), low, out_dtype=tl.int32)
             ones += (high.to(tl.int64) << 16) + (middle.to(tl.int64) << 8) + low
         score = (whole[None, :] - 2 * ones).to(tl.float32) * inverse[None, :]
-        if MODE == _BEST:
+        if SEARCH:
             # Reduced tile by tile: a best of every entry would take three registers for each of them.
             key = rank_key(score, k[:, None], g, last, size, bias, SIGNED, BIAS)
             key, score = emit_best(key, score, 0)
@@ -283,9 +283,8 @@ def large_kernel(planes, total, peak, step, bias, out, keys, dim, size, groups, 
             best_key = tl.where(better, key, best_key)
             best_score = tl.where(better, score, best_score)
         else:
-            store_scores(score, k[:, None], image[None, :], g, batch, groups, first, last, size, width, bias, out,
-                         keys, MODE, SIGNED, BIAS)  # fmt: skip
-    if MODE == _BEST:
+            store_scores(score, k[:, None], image[None, :], g, batch, groups, first, last, width, out)
+    if SEARCH:
         tl.store(keys + row * programs + p, best_key, mask=real)
         tl.store(out + row * programs + p, best_score, mask=real)
 
@@ -293,16 +292,14 @@ def large_kernel(planes, total, peak, step, bias, out, keys, dim, size, groups, 
 # ---- host ----------------------------------------------------------------------------------------
 
 
-class Residual:
-    """A batch of residuals laid out for the search, to be scored against any ranges of atoms."""
-
-    #: A range of atoms may begin anywhere; for the hadamard kind it may not.
-    align = 1
+class Residual(residual.Residual):
+    """Residuals as the kernels above read them."""
 
     def __init__(self, spec: CodebookSpec, w: Tensor, peak: Tensor) -> None:
         self.spec, self.peak, self.batch = spec, peak, len(w)
         calls = spec.calls_per_group
         self.small = len(w) <= SMALL_BATCH
+        self.tile = 64 if self.small else 128
         if self.small:
             self.images = power_of_2(len(w))
             self.depth = min(32, power_of_2(calls))
@@ -323,35 +320,25 @@ class Residual:
         launch(planes_kernel, self.rows * spec.groups * tiles, w, peak, self.packed, self.total, spec.dim,
                spec.groups, tiles, len(w), self.padded, self.rows, C=self.depth)  # fmt: skip
 
-    def score(
+    def launch(
         self,
         step: Tensor,
         bias: Optional[Tensor],
         signed: bool,
-        mode: int,
         first: int,
         last: int,
-        out: Optional[Tensor] = None,
-        keys: Optional[Tensor] = None,
-    ) -> tuple[Optional[Tensor], Optional[Tensor]]:
-        """Score atoms first .. last - 1 of every group.
-
-        Mode BEST makes and returns partial scores and keys (B, G, programs); STORE fills out and RANK fills out and
-        keys, both contiguous (B, G, width) with last - first <= width.
-        """
+        span: int,
+        out: Tensor,
+        keys: Optional[Tensor],
+        norms: Optional[Tensor],
+    ) -> None:
+        """See residual.Residual.launch."""
         spec = self.spec
-        blocks = ceil_div(self.batch, self.images)
-        span = atom_span(spec, blocks, first, last, 64 if self.small else 128)
         programs = ceil_div(last - first, span)
-        if mode == BEST:
-            shape = (self.batch, spec.groups, programs)
-            out = self.peak.new_empty(shape)
-            keys = self.total.new_empty(shape)
-        width = out.shape[-1] if out is not None else 0
         head = (self.packed, self.total, self.peak, step, bias, out, keys, spec.dim, spec.size, spec.groups)
-        tail = (first, last, span, programs, width, *seed_words(spec.seed))
-        meta = {"C": self.depth, "MODE": mode, "SIGNED": signed, "BIAS": bias_layout(bias)}
-        grid = programs * spec.groups * blocks
+        tail = (first, last, span, programs, last - first, *seed_words(spec.seed))
+        meta = {"C": self.depth, "SEARCH": keys is not None, "SIGNED": signed, "BIAS": bias_layout(bias)}
+        grid = programs * spec.groups * self.blocks
         calls = spec.calls_per_group
         if self.small:
             launch(small_kernel, grid, *head, self.batch, calls, *tail, B=self.images,
@@ -359,4 +346,3 @@ class Residual:
         else:
             launch(large_kernel, grid, *head, self.batch, calls, self.padded, self.rows, *tail, B=self.images,
                    K=LARGE_TILES[self.images], **meta, num_warps=8, num_stages=1)  # fmt: skip
-        return out, keys

@@ -123,7 +123,7 @@ def combine(spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor
         tiles = ceil_div(spec.sub_blocks, blocks)
         launch(hadamard_kernel, batch * groups * tiles, *data, y, *sizes, spec.sub_blocks, terms, tiles,
                *seed_words(spec.seed), V=blocks, N=n, LOG=n.bit_length() - 1, CALLS=max(1, n // 128),
-               SCALE=n**-0.5, num_warps=max(1, min(16, n // 512)), **meta)  # fmt: skip
+               SCALE=n**-0.5, num_warps=max(1, min(8, n // 512)), **meta)  # fmt: skip
         return y
     calls = spec.calls_per_group
     depth = min(8 if spec.kind == "sign" else 128, power_of_2(calls))

@@ -60,7 +60,7 @@ class Compiler:
     def __call__(self, kernel, programs, *args, **meta):
         meta.setdefault("enable_fp_fusion", True)
         configs = getattr(kernel, "configs", [None])
-        if meta.get("MODE", ranking.BEST) != ranking.BEST:
+        if not meta.get("SEARCH", True):
             configs = configs[:1]  # only the ends differ from the search
         function = kernel.fn if hasattr(kernel, "configs") else kernel
         for config in configs:

@@ -1,0 +1,74 @@
+"""What the kinds' residuals share: cutting a codebook among programs, and the two things asked of them."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from ..law import CodebookSpec
+from .launch import ceil_div
+
+#: Programs that share the atoms of one group: enough to fill a GPU several times over, and the bound on what a
+#: search writes, O(B * G * PROGRAMS).
+_PROGRAMS = 2048
+
+
+class Residual:
+    """A batch of residuals laid out for a kind's kernels, to be scored against any ranges of atoms.
+
+    Attributes:
+        spec: the codebook.
+        batch: number of residuals B.
+        images: how many of them a program scores.
+        tile: atoms that a program scores are a multiple of.
+        align: a range of atoms begins at a multiple of this.
+    """
+
+    spec: CodebookSpec
+    batch: int
+    images: int
+    tile: int
+    align = 1
+
+    def best(self, step: Tensor, bias: Optional[Tensor], signed: bool) -> tuple[Tensor, Tensor]:
+        """Scores and keys (B, G, programs) of the best atom that each program saw, for ranking.finish."""
+        span = self._span(0, self.spec.size)
+        shape = (self.batch, self.spec.groups, ceil_div(self.spec.size, span))
+        out = torch.empty(shape, device=step.device)
+        keys = torch.empty(shape, dtype=torch.int64, device=step.device)
+        self.launch(step, bias, signed, 0, self.spec.size, span, out, keys, None)
+        return out, keys
+
+    def scores(self, step: Tensor, first: int, last: int, out: Tensor, norms: Optional[Tensor] = None) -> None:
+        """Scores of atoms first .. last - 1 of every group -> out, contiguous (B, G, last - first) float32.
+
+        `gaussian` fills norms (G, K) float32 too, if given.
+        """
+        self.launch(step, None, False, first, last, self._span(first, last), out, None, norms)
+
+    @property
+    def blocks(self) -> int:
+        """Programs that share the batch."""
+        return ceil_div(self.batch, self.images)
+
+    def _span(self, first: int, last: int) -> int:
+        """Atoms one program scores, a multiple of the tile, so that about _PROGRAMS share the range."""
+        share = max(1, _PROGRAMS // (self.spec.groups * self.blocks))
+        return ceil_div(ceil_div(last - first, share), self.tile) * self.tile
+
+    def launch(
+        self,
+        step: Tensor,
+        bias: Optional[Tensor],
+        signed: bool,
+        first: int,
+        last: int,
+        span: int,
+        out: Tensor,
+        keys: Optional[Tensor],
+        norms: Optional[Tensor],
+    ) -> None:
+        """Score atoms first .. last - 1, `span` a program: its best to out and keys or, without keys, all."""
+        raise NotImplementedError
