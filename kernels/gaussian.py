@@ -20,30 +20,32 @@ from . import residual
 from .launch import ceil_div, launch, power_of_2, seed_words, shared_memory, tuned
 from .layout import group_range, power_scale, word_of
 from .philox import GAUSSIAN, philox
-from .ranking import LOWEST, bias_layout, emit_best, keep_best, rank_key, store_scores
+from .ranking import LOWEST, bias_stride, emit_best, keep_best, rank_key, store_scores
 
 _SIZES = [
-    "dim", "size", "groups", "batch", "calls", "first", "last", "span", "programs", "width",
+    "bias_stride", "dim", "size", "groups", "batch", "calls", "first", "last", "span", "programs", "width",
     "seed_low", "seed_high",
 ]  # fmt: skip
 
 #: Up to this many images share one program of the small-batch kernel; more take the matrix product.
 SMALL_BATCH = 4
 
-#: Images that share a program of the large-batch kernel -> how it is compiled: tiles that keep all sums in registers
-#: on sm_80 and sm_90 (tests/test_triton_compile.py). More images would have to give up atoms or spill.
-LARGE_TILES: dict[int, dict[str, int]] = {
-    16: {"K": 64, "num_warps": 8, "num_stages": 1},
-    32: {"K": 64, "num_warps": 8, "num_stages": 1},
-    64: {"K": 32, "num_warps": 8, "num_stages": 2},
-    128: {"K": 32, "num_warps": 8, "num_stages": 2},
+#: Calls of a step of the large-batch kernel.
+DEPTH = 16
+
+#: (Images that share a program of the large-batch kernel, whether it squares the entries too) -> its atoms and warps:
+#: the tiles of fewest instructions that keep all sums in registers on sm_80 and sm_90 (tests/test_triton_compile.py).
+LARGE_TILES: dict[tuple[int, bool], dict[str, int]] = {
+    **{(images, norms): {"K": 64, "num_warps": 4} for images in (16, 32) for norms in (False, True)},
+    **{(images, norms): {"K": 32, "num_warps": 8} for images in (64, 128, 256) for norms in (False, True)},
+    (256, True): {"K": 16, "num_warps": 8},
 }
 
 
 def _most_images(device: torch.device) -> int:
-    """Images a program can have: residuals of two stages wait in shared memory, 1 KB for each."""
+    """Images a program can have: residuals of the next DEPTH calls wait in shared memory, half a KB for each."""
     memory = shared_memory(device)
-    return next(images for images in (128, 64, 32) if images == 32 or memory >= 1060 * images)
+    return next(images for images in (256, 128, 64) if images == 64 or memory >= 530 * images)
 
 
 @lru_cache(maxsize=16)
@@ -108,8 +110,8 @@ def arrange_kernel(w, arranged, dim, groups, tiles, batch, C: tl.constexpr):
     key=["C", "B", "SEARCH", "span"],
 )
 @triton.jit(do_not_specialize=_SIZES)
-def small_kernel(arranged, table, step, bias, out, keys, norms, dim, size, groups, batch, calls, first, last,
-                 span, programs, width, seed_low, seed_high, B: tl.constexpr, K: tl.constexpr,
+def small_kernel(arranged, table, step, bias, out, keys, norms, bias_stride, dim, size, groups, batch, calls,
+                 first, last, span, programs, width, seed_low, seed_high, B: tl.constexpr, K: tl.constexpr,
                  C: tl.constexpr, SEARCH: tl.constexpr, SIGNED: tl.constexpr, BIAS: tl.constexpr,
                  NORMS: tl.constexpr):  # fmt: skip
     """Scores of up to B images at once: sum_i y_i w_i in float32.
@@ -129,6 +131,8 @@ def small_kernel(arranged, table, step, bias, out, keys, norms, dim, size, group
     tiles = tl.cdiv(calls, C)
     lane = tl.arange(0, C)
     _, length = group_range(g, dim, groups)
+    if BIAS:
+        bias += g.to(tl.int64) * bias_stride
     begin = first + p.to(tl.int64) * span
     best_key = tl.full((B, K), LOWEST, tl.int64)
     best_score = tl.zeros((B, K), tl.float32)
@@ -159,7 +163,7 @@ def small_kernel(arranged, table, step, bias, out, keys, norms, dim, size, group
             store_norms(squares, k, g, last, size, norms)
         score = tl.sum(total, axis=2)
         if SEARCH:
-            best_key, best_score = keep_best(score, k[None, :], g, last, size, bias, best_key, best_score, SIGNED, BIAS)
+            best_key, best_score = keep_best(score, k[None, :], last, bias, best_key, best_score, SIGNED, BIAS)
         else:
             store_scores(score, k[None, :], image[:, None], g, batch, groups, first, last, width, out)
     if SEARCH:
@@ -172,11 +176,12 @@ def small_kernel(arranged, table, step, bias, out, keys, norms, dim, size, group
 
 
 @triton.jit(do_not_specialize=["dim", "groups", "tiles", "batch"])
-def planes_kernel(w, peak, planes, dim, groups, tiles, batch, padded, images, C: tl.constexpr):
-    """w (B, D) float32 -> planes (G, 8, 2, images, padded) float16, rows past the batch 0.
+def planes_kernel(w, peak, planes, dim, groups, tiles, batch, B: tl.constexpr, C: tl.constexpr):
+    """w (B, D) float32 -> planes (rows / B, G, tiles, 8, 2, B, C) float16, rows past the batch 0.
 
     x = w * 2^q, |x| < 2^13, is split as high + low / 2^11: high = float16(x), low = float16((x - high) * 2^11),
-    together within 2^-23 |x| of x. planes[g, i, s, b, c] belongs to entry 8 c + i of group g.
+    together within 2^-23 |x| of x. planes[n, g, t, i, s, b, c] belongs to image n B + b and entry 8 (t C + c) + i of
+    group g: what a program multiplies at once lies together, at distances known at compile time.
     """
     pid = tl.program_id(0)
     tile, row = pid % tiles, (pid // tiles).to(tl.int64)
@@ -185,23 +190,22 @@ def planes_kernel(w, peak, planes, dim, groups, tiles, batch, padded, images, C:
     start, length = group_range(g, dim, groups)
     length = tl.where(real, length, 0)
     scale, _ = power_scale(tl.load(peak + row, mask=real, other=1.0), 13)
-    c = (tile * C + tl.arange(0, C))[:, None]
+    c = tl.arange(0, C)[:, None]
     half = tl.arange(0, 8)[None, :]
-    i = c.to(tl.int64) * 8 + half
+    i = (tile.to(tl.int64) * C + c) * 8 + half
     x = tl.load(w + b * dim + start + i, mask=i < length, other=0.0) * scale
     high = x.to(tl.float16)
     low = ((x - high.to(tl.float32)) * 2048.0).to(tl.float16)
-    plane = images.to(tl.int64) * padded
-    at = planes + ((g * 8 + half) * 2) * plane + b * padded + c
-    tl.store(at, high, mask=c < padded)
-    tl.store(at + plane, low, mask=c < padded)
+    at = planes + ((b // B * groups + g) * tiles + tile) * (16 * B * C) + b % B * C + 2 * B * C * half + c
+    tl.store(at, high)
+    tl.store(at + B * C, low)
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def large_kernel(planes, table, peak, step, bias, out, keys, norms, dim, size, groups, batch, calls, padded,
-                 images, first, last, span, programs, width, seed_low, seed_high, B: tl.constexpr,
-                 K: tl.constexpr, C: tl.constexpr, SEARCH: tl.constexpr, SIGNED: tl.constexpr,
-                 BIAS: tl.constexpr, NORMS: tl.constexpr):  # fmt: skip
+def large_kernel(planes, table, peak, step, bias, out, keys, norms, bias_stride, dim, size, groups, batch, calls,
+                 first, last, span, programs, width, seed_low, seed_high, B: tl.constexpr, K: tl.constexpr,
+                 C: tl.constexpr, SEARCH: tl.constexpr, SIGNED: tl.constexpr, BIAS: tl.constexpr,
+                 NORMS: tl.constexpr):  # fmt: skip
     """Scores of B images at once: the noise of K atoms and C calls is made once for all of them.
 
     Products of a float16 entry and a float16 half residual are exact; the eight products of C calls are
@@ -216,31 +220,34 @@ def large_kernel(planes, table, peak, step, bias, out, keys, norms, dim, size, g
     row = image.to(tl.int64) * groups + g
     now = tl.load(step)
     _, inverse = power_scale(tl.load(peak + row, mask=real, other=1.0), 13)
+    if BIAS:
+        bias += g.to(tl.int64) * bias_stride
     begin = first + p.to(tl.int64) * span
-    plane = images.to(tl.int64) * padded
     column = tl.arange(0, C)
     _, length = group_range(g, dim, groups)
-    corner = planes + g.to(tl.int64) * 16 * plane + image.to(tl.int64)[:, None] * padded + column[None, :]
+    # pid // programs counts blocks of B images first, then groups: the order of planes.
+    corner = (pid // programs).to(tl.int64) * (tl.cdiv(calls, C) * C)
+    cell = tl.arange(0, B)[:, None] * C + column[None, :]
     best_key = tl.full((B,), LOWEST, tl.int64)
     best_score = tl.zeros((B,), tl.float32)
     for k0 in range(begin, tl.minimum(begin + span, last), K):
         k = k0 + tl.arange(0, K).to(tl.int64)
         total = tl.zeros((K, B), tl.float32)
         squares = tl.zeros((K, C), tl.int64)
-        for c0 in range(0, padded, C):
+        for c0 in range(0, calls, C):
             block = g.to(tl.int64) * calls + c0 + column
             w0, w1, w2, w3 = philox(block[None, :], k[:, None], now, GAUSSIAN, seed_low, seed_high)
             high = tl.zeros((K, B), tl.float32)
             low = tl.zeros((K, B), tl.float32)
-            at = corner + c0
+            at = planes + (corner + c0) * (16 * B)
             for v in tl.static_range(4):
                 word = word_of(v, w0, w1, w2, w3)
                 y = entry(word & 0xFFFF, table)
-                high = tl.dot(y, tl.trans(tl.load(at + 4 * v * plane)), high)
-                low = tl.dot(y, tl.trans(tl.load(at + (4 * v + 1) * plane)), low)
+                high = tl.dot(y, tl.trans(tl.load(at + 4 * v * B * C + cell)), high)
+                low = tl.dot(y, tl.trans(tl.load(at + (4 * v + 1) * B * C + cell)), low)
                 y = entry(word >> 16, table)
-                high = tl.dot(y, tl.trans(tl.load(at + (4 * v + 2) * plane)), high)
-                low = tl.dot(y, tl.trans(tl.load(at + (4 * v + 3) * plane)), low)
+                high = tl.dot(y, tl.trans(tl.load(at + (4 * v + 2) * B * C + cell)), high)
+                low = tl.dot(y, tl.trans(tl.load(at + (4 * v + 3) * B * C + cell)), low)
             total += high + low * 0.00048828125
             if NORMS:
                 part = tl.zeros((K, C), tl.float32)
@@ -255,7 +262,7 @@ def large_kernel(planes, table, peak, step, bias, out, keys, norms, dim, size, g
         score = total * inverse[None, :]
         if SEARCH:
             # Reduced tile by tile: a best of every entry would take three registers for each of them.
-            key = rank_key(score, k[:, None], g, last, size, bias, SIGNED, BIAS)
+            key = rank_key(score, k[:, None], last, bias, SIGNED, BIAS)
             key, score = emit_best(key, score, 0)
             better = key > best_key
             best_key = tl.where(better, key, best_key)
@@ -288,13 +295,12 @@ class Residual(residual.Residual):
                    tiles, len(w), C=self.depth)  # fmt: skip
             return
         self.images = min(_most_images(w.device), max(16, power_of_2(len(w))))
-        self.depth = min(32, max(16, power_of_2(calls)))
-        self.padded = ceil_div(calls, self.depth) * self.depth
-        self.rows = ceil_div(len(w), self.images) * self.images
-        self.arranged = torch.empty(spec.groups * 16 * self.rows * self.padded, dtype=torch.float16, device=w.device)
-        tiles = self.padded // self.depth
-        launch(planes_kernel, self.rows * spec.groups * tiles, w, peak, self.arranged, spec.dim, spec.groups,
-               tiles, len(w), self.padded, self.rows, C=self.depth)  # fmt: skip
+        self.depth = DEPTH
+        tiles = ceil_div(calls, self.depth)
+        items = self.blocks * self.images * spec.groups * tiles
+        self.arranged = torch.empty(items * 16 * self.depth, dtype=torch.float16, device=w.device)
+        launch(planes_kernel, items, w, peak, self.arranged, spec.dim, spec.groups, tiles, len(w),
+               B=self.images, C=self.depth)  # fmt: skip
 
     def launch(
         self,
@@ -311,14 +317,15 @@ class Residual(residual.Residual):
         """See residual.Residual.launch."""
         spec = self.spec
         programs = ceil_div(last - first, span)
-        data = (step, bias, out, keys, norms, spec.dim, spec.size, spec.groups, self.batch, spec.calls_per_group)
+        data = (step, bias, out, keys, norms, bias_stride(bias), spec.dim, spec.size, spec.groups, self.batch,
+                spec.calls_per_group)  # fmt: skip
         tail = (first, last, span, programs, last - first, *seed_words(spec.seed))
         meta = {"B": self.images, "C": self.depth, "SEARCH": keys is not None, "SIGNED": signed,
-                "BIAS": bias_layout(bias), "NORMS": norms is not None}  # fmt: skip
+                "BIAS": bias is not None, "NORMS": norms is not None}  # fmt: skip
         grid = programs * spec.groups * self.blocks
         entries = table(step.device)
         if self.small:
             launch(small_kernel, grid, self.arranged, entries, *data, *tail, **meta)
         else:
-            launch(large_kernel, grid, self.arranged, entries, self.peak, *data, self.padded, self.rows,
-                   *tail, **meta, **LARGE_TILES[self.images])  # fmt: skip
+            launch(large_kernel, grid, self.arranged, entries, self.peak, *data, *tail, **meta,
+                   **LARGE_TILES[self.images, norms is not None], num_stages=2)  # fmt: skip

@@ -22,17 +22,17 @@ from .hadamard import hadamard
 from .launch import ceil_div, launch, power_of_2, seed_words
 from .layout import group_range
 from .philox import INNER, OUTER, flip, sign_masks
-from .ranking import LOWEST, bias_layout, make_key, rank_value
+from .ranking import LOWEST, bias_stride, make_key, rank_value
 
 #: Entries of a program's tile; one sub-block of the longest transform.
 _TILE = 8192
 
 
 @triton.jit(do_not_specialize=[
-    "dim", "size", "groups", "batch", "sub_blocks", "first", "last", "span", "programs", "width",
+    "bias_stride", "dim", "groups", "batch", "sub_blocks", "first", "last", "span", "programs", "width",
     "seed_low", "seed_high",
 ])  # fmt: skip
-def score_kernel(w, step, bias, out, keys, dim, size, groups, batch, sub_blocks, first, last, span, programs,
+def score_kernel(w, step, bias, out, keys, bias_stride, dim, groups, batch, sub_blocks, first, last, span, programs,
                  width, seed_low, seed_high, P: tl.constexpr, B: tl.constexpr, N: tl.constexpr,
                  LOG: tl.constexpr, CALLS: tl.constexpr, SCALE: tl.constexpr, SEARCH: tl.constexpr,
                  SIGNED: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
@@ -51,6 +51,8 @@ def score_kernel(w, step, bias, out, keys, dim, size, groups, batch, sub_blocks,
     at = (tl.arange(0, P)[:, None] * N + lane[None, :])[:, None, :]
     n64 = tl.full((), N, tl.int64)
     here = w + image.to(tl.int64)[None, :, None] * dim + start
+    if BIAS:
+        bias += g.to(tl.int64) * bias_stride
     begin = first + p.to(tl.int64) * span
     best_key = tl.full((B,), LOWEST, tl.int64)
     best_score = tl.zeros((B,), tl.float32)
@@ -73,7 +75,7 @@ def score_kernel(w, step, bias, out, keys, dim, size, groups, batch, sub_blocks,
         # Places within the tile are 32 bits wide: keys or addresses of every entry would fill two registers each.
         exists = at < tl.minimum(last - base, P * N).to(tl.int32)
         if SEARCH:
-            value = rank_value(score, base + at, g, last, size, bias, SIGNED, BIAS)
+            value = rank_value(score, base + at, last, bias, SIGNED, BIAS)
             value = tl.where(exists, value, -(2**31))
             top = tl.max(tl.max(value, axis=2), axis=0)
             place = tl.where(value == top[None, :, None], at, P * N)
@@ -145,12 +147,12 @@ def _transform(spec: CodebookSpec) -> dict[str, int]:
 
 
 def _warps(entries: int, most: int = 8) -> int:
-    """Warps of a program that transforms so many entries: 16 entries a lane, or more with `most` warps.
+    """Warps of a program that transforms so many entries: 8 entries a lane, or more with `most` warps.
 
     16384 entries need 16 warps and the 128 registers these leave a lane, or 8 and twice as many: which of the two
     spills nothing differs from kernel to kernel (tests/test_triton_compile.py).
     """
-    return max(1, min(most, entries // 512))
+    return max(1, min(most, entries // 256))
 
 
 def norms(spec: CodebookSpec, step: Tensor) -> Tensor:
@@ -199,8 +201,8 @@ class Residual(residual.Residual):
         spec = self.spec
         n = spec.hadamard_n
         programs = ceil_div(last - first, span)
-        launch(score_kernel, programs * spec.groups * self.blocks, self.w, step, bias, out, keys, spec.dim,
-               spec.size, spec.groups, self.batch, spec.sub_blocks, first, last, span, programs, last - first,
+        launch(score_kernel, programs * spec.groups * self.blocks, self.w, step, bias, out, keys, bias_stride(bias),
+               spec.dim, spec.groups, self.batch, spec.sub_blocks, first, last, span, programs, last - first,
                *seed_words(spec.seed), **_transform(spec), P=self.pairs, B=self.images, SCALE=n**-0.5,
-               SEARCH=keys is not None, SIGNED=signed, BIAS=bias_layout(bias),
+               SEARCH=keys is not None, SIGNED=signed, BIAS=bias is not None,
                num_warps=_warps(n * self.pairs * self.images, 8 if keys is not None else 16))  # fmt: skip

@@ -18,18 +18,16 @@ LOWEST: tl.constexpr = tl.constexpr(-(2**63))
 
 
 @triton.jit
-def rank_value(score, k, g, last, size, bias, SIGNED: tl.constexpr, BIAS: tl.constexpr):
-    """|score| + bias (signed) or score + bias as an int32 of the same order; k is read for the bias only.
+def rank_value(score, k, last, bias, SIGNED: tl.constexpr, BIAS: tl.constexpr):
+    """|score| + bias (signed) or score + bias as an int32 of the same order.
 
-    BIAS is 0 (none), 1 (bias (K,)) or 2 (bias (G, K)).
+    With BIAS, bias points to the (K,) floats of the group; k and last are read for it only.
     """
     value = score
     if SIGNED:
         value = tl.abs(score)
-    if BIAS == 1:
+    if BIAS:
         value += tl.load(bias + k, mask=k < last, other=0.0)
-    if BIAS == 2:
-        value += tl.load(bias + g.to(tl.int64) * size + k, mask=k < last, other=0.0)
     value = tl.where(value == 0, 0.0, value)  # -0 ties with +0
     bits = value.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
@@ -42,21 +40,20 @@ def make_key(value, k):
 
 
 @triton.jit
-def rank_key(score, k, g, last, size, bias, SIGNED: tl.constexpr, BIAS: tl.constexpr):
-    """Sortable key of atoms k (...) int64 of group g with scores (...) float32; LOWEST for k >= last.
+def rank_key(score, k, last, bias, SIGNED: tl.constexpr, BIAS: tl.constexpr):
+    """Sortable key of atoms k (...) int64 of a group with scores (...) float32; LOWEST for k >= last.
 
     Of equal values the lower index has the larger key and no two keys are equal: a maximum over any
     tiling is then the same.
     """
-    value = rank_value(score, k, g, last, size, bias, SIGNED, BIAS)
+    value = rank_value(score, k, last, bias, SIGNED, BIAS)
     return tl.where(k < last, make_key(value, k), LOWEST)
 
 
 @triton.jit
-def keep_best(score, k, g, last, size, bias, best_key, best_score, SIGNED: tl.constexpr,
-              BIAS: tl.constexpr):  # fmt: skip
+def keep_best(score, k, last, bias, best_key, best_score, SIGNED: tl.constexpr, BIAS: tl.constexpr):
     """The better of (best_key, best_score) and a tile of scores of atoms k < last, entry by entry."""
-    key = rank_key(score, k, g, last, size, bias, SIGNED, BIAS)
+    key = rank_key(score, k, last, bias, SIGNED, BIAS)
     better = key > best_key
     return tl.where(better, key, best_key), tl.where(better, score, best_score)
 
@@ -81,15 +78,17 @@ def emit_best(best_key, best_score, AXIS: tl.constexpr):
     return key, tl.sum(tl.where(here, best_score, 0.0), axis=AXIS)
 
 
-@triton.jit(do_not_specialize=["groups", "first", "size", "width", "tiles"])
-def keys_kernel(scores, bias, keys, groups, first, size, width, tiles, N: tl.constexpr, SIGNED: tl.constexpr,
+@triton.jit(do_not_specialize=["bias_stride", "groups", "first", "width", "tiles"])
+def keys_kernel(scores, bias, keys, bias_stride, groups, first, width, tiles, N: tl.constexpr, SIGNED: tl.constexpr,
                 BIAS: tl.constexpr):  # fmt: skip
     """keys (B * G, width) int64 of the scores (B * G, width) float32 of atoms first .. first + width - 1."""
     pid = tl.program_id(0)
     row = (pid // tiles).to(tl.int64)
     i = (pid % tiles).to(tl.int64) * N + tl.arange(0, N)
     score = tl.load(scores + row * width + i, mask=i < width, other=0.0)
-    key = rank_key(score, first + i, row % groups, first + width, size, bias, SIGNED, BIAS)
+    if BIAS:
+        bias += row % groups * bias_stride
+    key = rank_key(score, first + i, first + width, bias, SIGNED, BIAS)
     tl.store(keys + row * width + i, key, mask=i < width)
 
 
@@ -154,9 +153,9 @@ def peaks(spec: CodebookSpec, w: Tensor) -> tuple[Tensor, Tensor]:
     return values[:batch], values[batch:].view(batch, groups)
 
 
-def bias_layout(bias: Optional[Tensor]) -> int:
-    """The BIAS of rank_key."""
-    return 0 if bias is None else bias.dim()
+def bias_stride(bias: Optional[Tensor]) -> int:
+    """From one group's entries of a contiguous bias to the next's: K for (G, K), 0 for (K,) or none."""
+    return bias.shape[-1] if bias is not None and bias.dim() == 2 else 0
 
 
 def rank(spec: CodebookSpec, scores: Tensor, first: int, bias: Optional[Tensor], signed: bool) -> Tensor:
@@ -164,8 +163,8 @@ def rank(spec: CodebookSpec, scores: Tensor, first: int, bias: Optional[Tensor],
     batch, groups, width = scores.shape
     keys = torch.empty_like(scores, dtype=torch.int64)
     tiles = ceil_div(width, 1024)
-    launch(keys_kernel, batch * groups * tiles, scores, bias, keys, groups, first, spec.size, width, tiles,
-           N=1024, SIGNED=signed, BIAS=bias_layout(bias))  # fmt: skip
+    launch(keys_kernel, batch * groups * tiles, scores, bias, keys, bias_stride(bias), groups, first, width, tiles,
+           N=1024, SIGNED=signed, BIAS=bias is not None)  # fmt: skip
     return keys
 
 

@@ -26,19 +26,29 @@ from . import residual
 from .launch import PTX, ceil_div, launch, power_of_2, seed_words, tuned
 from .layout import group_range, power_scale, word_of
 from .philox import SIGN, philox
-from .ranking import LOWEST, bias_layout, emit_best, keep_best, rank_key, store_scores
+from .ranking import LOWEST, bias_stride, emit_best, keep_best, rank_key, store_scores
 
 _SIZES = [
-    "dim", "size", "groups", "batch", "calls", "first", "last", "span", "programs", "width",
+    "bias_stride", "dim", "groups", "batch", "calls", "first", "last", "span", "programs", "width",
     "seed_low", "seed_high",
 ]  # fmt: skip
 
 #: Up to this many images share a program of the small-batch kernel; more take the matrix product.
 SMALL_BATCH = 8
 
-#: Images that share a program of the large-batch kernel -> its atoms, the most that keep all sums in registers on
-#: sm_80 and sm_90 (tests/test_triton_compile.py). A step of 64 images and 32 atoms costs little more than one of 32.
-LARGE_TILES = {16: 64, 64: 32, 128: 32}
+#: Images that share a program of the large-batch kernel -> atoms of its tile in a search, for scores, and in either
+#: with more than _SEGMENT calls; warps, stages. These tiles keep all sums in registers on sm_80 and sm_90
+#: (tests/test_triton_compile.py).
+LARGE_TILES = {
+    16: (64, 64, 64, 8, 1),
+    32: (64, 64, 64, 8, 1),
+    64: (32, 32, 16, 4, 2),
+    128: (32, 32, 32, 8, 2),
+    256: (32, 16, 16, 8, 2),
+}
+
+#: Calls whose sums of a digit, 128 * 128 each at most, cannot overflow 31 bits.
+_SEGMENT: tl.constexpr = tl.constexpr(65536)
 
 
 @triton.jit
@@ -123,7 +133,7 @@ def pack_kernel(w, peak, packed, total, dim, groups, tiles, batch, C: tl.constex
     key=["C", "B", "SEARCH", "span"],
 )
 @triton.jit(do_not_specialize=_SIZES)
-def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, batch, calls, first, last, span,
+def small_kernel(packed, total, peak, step, bias, out, keys, bias_stride, dim, groups, batch, calls, first, last, span,
                  programs, width, seed_low, seed_high, B: tl.constexpr, SHARE: tl.constexpr,
                  K: tl.constexpr, C: tl.constexpr, SEARCH: tl.constexpr, SIGNED: tl.constexpr,
                  BIAS: tl.constexpr, PTX: tl.constexpr):  # fmt: skip
@@ -151,6 +161,8 @@ def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, 
     lane = tl.arange(0, C)
     _, inverse = power_scale(tl.load(peak + row, mask=real, other=1.0), 22)
     whole = tl.load(total + row, mask=real, other=0)
+    if BIAS:
+        bias += g.to(tl.int64) * bias_stride
     begin = first + p.to(tl.int64) * span
     best_key = tl.full((B, A), LOWEST, tl.int64)
     best_score = tl.zeros((B, A), tl.float32)
@@ -185,7 +197,7 @@ def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, 
             ones += tl.sum((high.to(tl.int64) << 16) + (middle.to(tl.int64) << 8) + low, axis=2)
         score = (whole[:, None] - 2 * ones).to(tl.float32) * inverse[:, None]
         if SEARCH:
-            best_key, best_score = keep_best(score, k[None, :], g, last, size, bias, best_key, best_score, SIGNED, BIAS)
+            best_key, best_score = keep_best(score, k[None, :], last, bias, best_key, best_score, SIGNED, BIAS)
         else:
             store_scores(score, k[None, :], image[:, None], g, batch, groups, first, last, width, out)
     if SEARCH:
@@ -198,11 +210,11 @@ def small_kernel(packed, total, peak, step, bias, out, keys, dim, size, groups, 
 
 
 @triton.jit(do_not_specialize=["dim", "groups", "tiles", "batch"])
-def planes_kernel(w, peak, planes, total, dim, groups, tiles, batch, padded, images, C: tl.constexpr):
-    """Lay residuals out for `large_kernel`: w (B, D) float32 -> planes (G, 128, 3, images, padded) int8.
+def planes_kernel(w, peak, planes, total, dim, groups, tiles, batch, B: tl.constexpr, C: tl.constexpr):
+    """Lay residuals out for `large_kernel`: w (B, D) float32 -> planes (rows / B, G, tiles, 128, 3, B, C) int8.
 
-    planes[g, i, d, b, c] is digit d of the coordinate of bit i of call c; rows past the batch are 0.
-    total (B, G) int64 gathers the sums of V.
+    planes[n, g, t, i, d, b, c] is digit d of the coordinate of bit i of call t C + c of image n B + b; images past the
+    batch are 0. total (B, G) int64 gathers the sums of V.
     """
     pid = tl.program_id(0)
     tile, row = pid % tiles, (pid // tiles).to(tl.int64)
@@ -211,32 +223,53 @@ def planes_kernel(w, peak, planes, total, dim, groups, tiles, batch, padded, ima
     start, length = group_range(g, dim, groups)
     length = tl.where(real, length, 0)
     scale, _ = power_scale(tl.load(peak + row, mask=real, other=1.0), 22)
-    c = (tile * C + tl.arange(0, C))[None, :]
+    c = tl.arange(0, C)[None, :]
     count = tl.zeros((), tl.int64)
-    plane = images.to(tl.int64) * padded
+    corner = planes + ((b // B * groups + g) * tiles + tile) * (384 * B * C) + b % B * C + c
     for word in range(4):
         bit = 32 * word + tl.arange(0, 32)[:, None]
-        i = c.to(tl.int64) * 128 + bit
+        i = (tile.to(tl.int64) * C + c) * 128 + bit
         x = tl.load(w + b * dim + start + i, mask=i < length, other=0.0)
         v = tl.floor(x * scale + 0.5).to(tl.int32)
         count += tl.sum(tl.sum(v.to(tl.int64), axis=1), axis=0)
         high, middle, low = _digits(v)
-        at = planes + (g * 128 + bit) * 3 * plane + b * padded + c
-        tl.store(at, high.to(tl.int8), mask=c < padded)
-        tl.store(at + plane, middle.to(tl.int8), mask=c < padded)
-        tl.store(at + 2 * plane, low.to(tl.int8), mask=c < padded)
+        at = corner + bit * (3 * B * C)
+        tl.store(at, high.to(tl.int8))
+        tl.store(at + B * C, middle.to(tl.int8))
+        tl.store(at + 2 * B * C, low.to(tl.int8))
     tl.atomic_add(total + row, count, mask=real)
 
 
+@triton.jit
+def _count_ones(planes, corner, cell, k, g, calls, start, stop, now, seed_low, seed_high, B: tl.constexpr,
+                K: tl.constexpr, C: tl.constexpr):  # fmt: skip
+    """sum_i x_i V_i over the bits x of calls start .. stop - 1 of atoms k (K): (K, B) int64. See large_kernel."""
+    high = tl.zeros((K, B), tl.int32)
+    middle = tl.zeros((K, B), tl.int32)
+    low = tl.zeros((K, B), tl.int32)
+    for c0 in range(start, stop, C):
+        block = g.to(tl.int64) * calls + c0 + tl.arange(0, C)
+        w0, w1, w2, w3 = philox(block[None, :], k[:, None], now, SIGN, seed_low, seed_high)
+        here = planes + (corner + c0) * (384 * B)
+        for v in tl.static_range(4):
+            word = word_of(v, w0, w1, w2, w3)
+            for bit in range(32):
+                x = ((word >> bit) & 1).to(tl.int8)
+                at = here + (v * 32 + bit) * (3 * B * C) + cell
+                high = tl.dot(x, tl.trans(tl.load(at)), high, out_dtype=tl.int32)
+                middle = tl.dot(x, tl.trans(tl.load(at + B * C)), middle, out_dtype=tl.int32)
+                low = tl.dot(x, tl.trans(tl.load(at + 2 * B * C)), low, out_dtype=tl.int32)
+    return (high.to(tl.int64) << 16) + (middle.to(tl.int64) << 8) + low
+
+
 @triton.jit(do_not_specialize=_SIZES)
-def large_kernel(planes, total, peak, step, bias, out, keys, dim, size, groups, batch, calls, padded, images,
-                 first, last, span, programs, width, seed_low, seed_high, B: tl.constexpr,
-                 K: tl.constexpr, C: tl.constexpr, SEARCH: tl.constexpr, SIGNED: tl.constexpr,
-                 BIAS: tl.constexpr):  # fmt: skip
+def large_kernel(planes, total, peak, step, bias, out, keys, bias_stride, dim, groups, batch, calls, first, last, span,
+                 programs, width, seed_low, seed_high, B: tl.constexpr, K: tl.constexpr, C: tl.constexpr,
+                 LONG: tl.constexpr, SEARCH: tl.constexpr, SIGNED: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
     """Scores of B images at once on the integer matrix product, one of depth C calls for each bit.
 
     The noise of K atoms and C calls is made once and multiplied with three digits of all B images.
-    Arguments as small_kernel's; planes of planes_kernel.
+    Arguments as small_kernel's; planes of planes_kernel. LONG: calls > _SEGMENT.
     """
     pid = tl.program_id(0)
     p = pid % programs
@@ -248,36 +281,27 @@ def large_kernel(planes, total, peak, step, bias, out, keys, dim, size, groups, 
     real = image < batch
     _, inverse = power_scale(tl.load(peak + row, mask=real, other=1.0), 22)
     whole = tl.load(total + row, mask=real, other=0)
+    if BIAS:
+        bias += g.to(tl.int64) * bias_stride
     begin = first + p.to(tl.int64) * span
-    plane = images.to(tl.int64) * padded
-    column = tl.arange(0, C)
-    corner = planes + g.to(tl.int64) * 384 * plane + image.to(tl.int64)[:, None] * padded + column[None, :]
+    # pid // programs counts blocks of B images first, then groups: the order of planes.
+    corner = (pid // programs).to(tl.int64) * (tl.cdiv(calls, C) * C)
+    cell = tl.arange(0, B)[:, None] * C + tl.arange(0, C)[None, :]
     best_key = tl.full((B,), LOWEST, tl.int64)
     best_score = tl.zeros((B,), tl.float32)
     for k0 in range(begin, tl.minimum(begin + span, last), K):
         k = k0 + tl.arange(0, K).to(tl.int64)
-        ones = tl.zeros((K, B), tl.int64)
-        # A call adds at most 128 * 128 to a digit's sum: 2^16 calls cannot overflow 31 bits.
-        for outer in range(0, padded, 65536):
-            high = tl.zeros((K, B), tl.int32)
-            middle = tl.zeros((K, B), tl.int32)
-            low = tl.zeros((K, B), tl.int32)
-            for c0 in range(outer, tl.minimum(padded, outer + 65536), C):
-                block = g.to(tl.int64) * calls + c0 + column
-                w0, w1, w2, w3 = philox(block[None, :], k[:, None], now, SIGN, seed_low, seed_high)
-                for v in tl.static_range(4):
-                    word = word_of(v, w0, w1, w2, w3)
-                    for bit in range(32):
-                        x = ((word >> bit) & 1).to(tl.int8)
-                        at = corner + (v * 32 + bit) * 3 * plane + c0
-                        high = tl.dot(x, tl.trans(tl.load(at)), high, out_dtype=tl.int32)
-                        middle = tl.dot(x, tl.trans(tl.load(at + plane)), middle, out_dtype=tl.int32)
-                        low = tl.dot(x, tl.trans(tl.load(at + 2 * plane)), low, out_dtype=tl.int32)
-            ones += (high.to(tl.int64) << 16) + (middle.to(tl.int64) << 8) + low
+        if LONG:
+            ones = tl.zeros((K, B), tl.int64)
+            for start in range(0, calls, _SEGMENT):
+                stop = tl.minimum(calls, start + _SEGMENT)
+                ones += _count_ones(planes, corner, cell, k, g, calls, start, stop, now, seed_low, seed_high, B, K, C)
+        else:  # no sums of 64 bits beside those of the loop
+            ones = _count_ones(planes, corner, cell, k, g, calls, 0, calls, now, seed_low, seed_high, B, K, C)
         score = (whole[None, :] - 2 * ones).to(tl.float32) * inverse[None, :]
         if SEARCH:
             # Reduced tile by tile: a best of every entry would take three registers for each of them.
-            key = rank_key(score, k[:, None], g, last, size, bias, SIGNED, BIAS)
+            key = rank_key(score, k[:, None], last, bias, SIGNED, BIAS)
             key, score = emit_best(key, score, 0)
             better = key > best_key
             best_key = tl.where(better, key, best_key)
@@ -312,13 +336,12 @@ class Residual(residual.Residual):
             return
         self.images = next((images for images in LARGE_TILES if images >= len(w)), max(LARGE_TILES))
         self.depth = 32
-        self.padded = ceil_div(calls, self.depth) * self.depth
-        self.rows = ceil_div(len(w), self.images) * self.images
+        tiles = ceil_div(calls, self.depth)
+        items = self.blocks * self.images * spec.groups * tiles
         self.total = torch.zeros(len(w) * spec.groups, dtype=torch.int64, device=w.device)
-        self.packed = torch.empty(spec.groups * 384 * self.rows * self.padded, dtype=torch.int8, device=w.device)
-        tiles = self.padded // self.depth
-        launch(planes_kernel, self.rows * spec.groups * tiles, w, peak, self.packed, self.total, spec.dim,
-               spec.groups, tiles, len(w), self.padded, self.rows, C=self.depth)  # fmt: skip
+        self.packed = torch.empty(items * 384 * self.depth, dtype=torch.int8, device=w.device)
+        launch(planes_kernel, items, w, peak, self.packed, self.total, spec.dim, spec.groups, tiles, len(w),
+               B=self.images, C=self.depth)  # fmt: skip
 
     def launch(
         self,
@@ -335,14 +358,17 @@ class Residual(residual.Residual):
         """See residual.Residual.launch."""
         spec = self.spec
         programs = ceil_div(last - first, span)
-        head = (self.packed, self.total, self.peak, step, bias, out, keys, spec.dim, spec.size, spec.groups)
+        head = (self.packed, self.total, self.peak, step, bias, out, keys, bias_stride(bias), spec.dim, spec.groups)
         tail = (first, last, span, programs, last - first, *seed_words(spec.seed))
-        meta = {"C": self.depth, "SEARCH": keys is not None, "SIGNED": signed, "BIAS": bias_layout(bias)}
+        meta = {"C": self.depth, "SEARCH": keys is not None, "SIGNED": signed, "BIAS": bias is not None}
         grid = programs * spec.groups * self.blocks
         calls = spec.calls_per_group
         if self.small:
             launch(small_kernel, grid, *head, self.batch, calls, *tail, B=self.images,
                    SHARE={1: 1, 2: 2, 4: 16, 8: 8}[self.images], **meta, PTX=PTX)  # fmt: skip
         else:
-            launch(large_kernel, grid, *head, self.batch, calls, self.padded, self.rows, *tail, B=self.images,
-                   K=LARGE_TILES[self.images], **meta, num_warps=8, num_stages=1)  # fmt: skip
+            long = calls > _SEGMENT.value
+            in_search, in_scores, in_long, warps, stages = LARGE_TILES[self.images]
+            atoms = in_long if long else in_scores if keys is None else in_search
+            launch(large_kernel, grid, *head, self.batch, calls, *tail, B=self.images, K=atoms, LONG=long, **meta,
+                   num_warps=warps, num_stages=stages)  # fmt: skip

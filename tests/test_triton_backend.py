@@ -25,7 +25,9 @@ SHAPES = [
     ("gaussian", 257, 70, 2, 5),
     ("gaussian", 40, 70, 2, 20),
     ("gaussian", 257, 40, 1, 50),
+    ("gaussian", 40, 40, 1, 100),
     ("gaussian", 40, 70, 1, 130),
+    ("gaussian", 140, 20, 2, 260),
     ("sign", 1, 1, 1, 1),
     ("sign", 130, 20, 2, 2),
     ("sign", 40, 10, 2, 3),
@@ -33,7 +35,9 @@ SHAPES = [
     ("sign", 40, 10, 1, 9),
     ("sign", 40, 70, 1, 9),
     ("sign", 140, 40, 1, 20),
+    ("sign", 40, 33, 1, 40),
     ("sign", 40, 33, 1, 70),
+    ("sign", 40, 20, 2, 260),
     ("hadamard", 1, 1, 1, 1),
     ("hadamard", 300, 1000, 3, 2),
     ("hadamard", 140, 70, 2, 5),
@@ -94,6 +98,17 @@ def test_search_and_topk(case):
     expected = reference.topk(spec, w, STEP, m, False, bias)
     assert torch.equal(found[0].cpu(), expected[0])
     assert (found[2].cpu() - expected[2]).abs().max() <= tolerance
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a compiled kernel keeps its constants")
+def test_sums_of_more_than_31_bits_are_made_in_segments(monkeypatch):
+    import triton.language as tl
+
+    monkeypatch.setattr(kernels.sign, "_SEGMENT", tl.constexpr(32))
+    spec, w = CodebookSpec("sign", 128 * 33, 7, 1, SEED), torch.randn(9, 128 * 33)
+    index, sign, _ = kernels.search(spec, w, step_tensor(), True, None)
+    expected = reference.search(spec, w, STEP, True)
+    assert torch.equal(index, expected[0]) and torch.equal(sign, expected[1])
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "hadamard"])

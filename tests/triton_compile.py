@@ -34,6 +34,21 @@ from ddcm_fast.law import CodebookSpec
 _BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
+#: (K, D) that between them reach every kernel; the second of `sign` has sums of more than 31 bits.
+SHAPES = {
+    "gaussian": [(70000, 5000)],
+    "sign": [(70000, 5000), (1000, 128 * 65536 + 5)],
+    "hadamard": [(70000, 17000), (1000, 1500)],
+}
+
+#: Batches that between them reach every tile.
+BATCHES = {
+    "gaussian": (1, 2, 4, 9, 32, 50, 100, 256),
+    "sign": (1, 2, 3, 8, 9, 20, 50, 100, 256),
+    "hadamard": (1, 2, 4),
+}
+
+
 class _Driver:
     """As much of a driver as compiling asks for."""
 
@@ -98,18 +113,19 @@ def main(kind: str, capability: str, directory: str | None = None) -> None:
     compiler = Compiler(Path(directory) if directory else None)
     for module in (gaussian, hadamard_search, ranking, rotation, sign, synthesis):
         module.launch = compiler
-    step = torch.tensor(5)
-    for size, dim in ((70000, 5000),) if kind != "hadamard" else ((70000, 17000), (1000, 1500)):
+    torch.set_default_device("meta")  # only shapes and types are looked at
+    step = torch.empty((), dtype=torch.int64)
+    for size, dim in SHAPES[kind]:
         spec = CodebookSpec(kind, dim, size, seed=7)
-        for batch in {"gaussian": (1, 4, 9, 32, 50, 200), "sign": (1, 3, 8, 9, 20, 200), "hadamard": (1, 4)}[kind]:
-            w = torch.randn(batch, dim)
+        for batch in BATCHES[kind]:
+            w = torch.empty(batch, dim)
             operations.search(spec, w, step, True, None)
-        operations.scores(spec, w[:1], step)
-        operations.topk(spec, w[:1], step, 3, True, torch.zeros(size))
-        operations.to_image_order(spec, operations.to_codebook_order(spec, w[:1]))
-        for batch in (2, 9, 32, 50, 200) if kind == "gaussian" else (1,):
-            operations.scores_and_norms(spec, torch.randn(batch, dim), step)
-        operations.combine(spec, torch.zeros(1, 1, 2, dtype=torch.int64), torch.ones(1, 1, 2), step)
+            operations.scores(spec, w, step)
+            operations.scores_and_norms(spec, w, step)
+        operations.search(spec, w, step, False, torch.empty(1, size))
+        operations.topk(spec, w, step, 3, True, torch.empty(size))
+        operations.to_image_order(spec, operations.to_codebook_order(spec, w))
+        operations.combine(spec, torch.empty(1, 1, 2, dtype=torch.int64), torch.empty(1, 1, 2), step)
     print(json.dumps(list(compiler.kernels.values())))
 
 

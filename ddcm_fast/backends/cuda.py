@@ -16,8 +16,10 @@ import ctypes
 import hashlib
 import logging
 import os
-import shutil
+import re
+import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -287,14 +289,13 @@ def sources() -> Path:
 
 
 def nvcc() -> str | None:
-    """Path of nvcc, found as torch's extension builder finds CUDA, or None."""
+    """Path of the nvcc that torch's extension builder uses, or None (always so where torch is built without CUDA)."""
     from torch.utils import cpp_extension
 
-    if cpp_extension.CUDA_HOME is not None:
-        candidate = Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"
-        if candidate.is_file():
-            return str(candidate)
-    return shutil.which("nvcc")
+    if cpp_extension.CUDA_HOME is None:
+        return None
+    candidate = Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"
+    return str(candidate) if candidate.is_file() else None
 
 
 def _cache_folder() -> Path:
@@ -314,13 +315,34 @@ def source_hash(*extra: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(capability: tuple[int, int]) -> Path:
-    """Compile the kernels for a compute capability unless they are cached; returns the library.
+@contextlib.contextmanager
+def _own_programs_first() -> Iterator[None]:
+    """Let torch's extension builder find the ninja that pip put beside this Python, activated or not."""
+    path = os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), path))
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = path
 
-    Raises BackendError with a summary when there is no nvcc or it fails.
+
+def _link_flags(compiler: str, source: Path) -> list[str]:
+    """Link nvcc's own static CUDA runtime and, of the libraries that torch's builder adds, none that is not needed."""
+    plan = subprocess.run([compiler, "--dryrun", str(source)], capture_output=True, text=True, check=False).stderr
+    found = re.search(r"LIBRARIES=(.*)", plan)
+    folders = shlex.split(found[1]) if found else []
+    return [*folders, "-Wl,--as-needed", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+
+
+def build(capability: tuple[int, int]) -> Path:
+    """Compile the kernels for a compute capability, unless they are cached, with torch's extension builder.
+
+    Returns the library. Raises BackendError with a summary when there is no nvcc or ninja, or one fails.
     """
+    from torch.utils import cpp_extension
+
     target = f"{capability[0]}{capability[1]}"
-    flags = (*NVCC_FLAGS, f"-gencode=arch=compute_{target},code=sm_{target}", "-shared")
+    flags = (*NVCC_FLAGS, f"-gencode=arch=compute_{target},code=sm_{target}")
     folder = _cache_folder()
     library = folder / f"kernels-sm{target}-{source_hash(*flags)}.so"
     if library.is_file():
@@ -331,20 +353,26 @@ def build(capability: tuple[int, int]) -> Path:
             "nvcc was not found: install the CUDA toolkit or set CUDA_HOME to compile the CUDA kernels"
         )
     _log.info("compiling the CUDA kernels for sm_%s, once", target)
+    source = sources() / "cuda" / "kernels.cu"
     folder.mkdir(parents=True, exist_ok=True)
-    # Several processes may build at once: each writes its own file, and the rename is atomic.
-    handle, name = tempfile.mkstemp(suffix=".so", dir=folder)
-    os.close(handle)
-    command = [compiler, *flags, str(sources() / "cuda" / "kernels.cu"), "-o", name]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-            summary = next((line for line in lines if "error" in line), lines[-1] if lines else "")
-            raise BackendError(f"nvcc could not compile the CUDA kernels: {summary.strip()}")
-        os.replace(name, library)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    # Several processes may build at once, and one may be killed while it does: the builder would leave a lock on which
+    # the next waits forever. In a folder of its own no build meets another's, and the rename is atomic.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch, _own_programs_first():
+        try:
+            cpp_extension.load(
+                name="ddcm_fast_cuda",
+                sources=[str(source)],
+                extra_cuda_cflags=list(flags),
+                extra_ldflags=_link_flags(compiler, source),
+                build_directory=scratch,
+                with_cuda=True,
+                is_python_module=False,
+            )
+        except (RuntimeError, OSError) as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            summary = next((line for line in lines if "error:" in line), lines[-1] if lines else repr(error))
+            raise BackendError(f"the CUDA kernels could not be compiled: {summary}") from error
+        os.replace(next(Path(scratch).glob("*.so")), library)
     return library
 
 
