@@ -184,5 +184,7 @@ def ensure_library(rebuild: bool = False) -> Path:
     target = cached_library()
     if rebuild or not target.is_file():
         _LOG.info("compiling the cpu backend to %s", target)
+        if sys.stderr.isatty():
+            print("ddcm-fast: compiling its cpu backend, once (some 15 seconds)", file=sys.stderr)
         compile_library(target)
     return target

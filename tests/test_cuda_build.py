@@ -66,6 +66,11 @@ def test_a_failure_gives_the_compiler_s_reason(toolkit: Path, monkeypatch: pytes
         assert not list(toolkit.iterdir())
 
 
+def test_an_unknown_architecture_is_named(toolkit: Path) -> None:
+    with pytest.raises(BackendError, match="Unsupported gpu architecture"):
+        cuda.build((99, 9))
+
+
 def test_missing_ninja_is_named(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpp_extension, "is_ninja_available", lambda: False)
     with pytest.raises(BackendError, match="Ninja is required"):

@@ -1,8 +1,8 @@
 """The cuda backend: kernels of csrc/cuda behind their plain C interface (docs/kernels.md).
 
-The shared library is compiled by nvcc at first use, for the GPU at hand, and cached by a hash of its
-sources and flags; it contains no torch code, so one library serves every torch version. Where it cannot be
-built, `unavailable` says why and the triton backend serves.
+The shared library is compiled by torch's extension builder at first use, for the GPU at hand, and cached by a
+hash of its sources and flags; it contains no torch code, so one library serves every torch version. Where it cannot
+be built, `unavailable` says why and the triton backend serves.
 
 Every operation runs on torch's current stream, takes its workspace from torch's caching allocator and reads the
 step on the device: nothing waits for the GPU, and calls can be captured in a CUDA graph (after one call
@@ -352,7 +352,9 @@ def build(capability: tuple[int, int]) -> Path:
         raise BackendError(
             "nvcc was not found: install the CUDA toolkit or set CUDA_HOME to compile the CUDA kernels"
         )
-    _log.info("compiling the CUDA kernels for sm_%s, once", target)
+    _log.info("compiling the CUDA kernels for sm_%s to %s", target, library)
+    if sys.stderr.isatty():
+        print("ddcm-fast: compiling its CUDA kernels, once (about half a minute)", file=sys.stderr)
     source = sources() / "cuda" / "kernels.cu"
     folder.mkdir(parents=True, exist_ok=True)
     # Several processes may build at once, and one may be killed while it does: the builder would leave a lock on which
@@ -370,7 +372,8 @@ def build(capability: tuple[int, int]) -> Path:
             )
         except (RuntimeError, OSError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            summary = next((line for line in lines if "error:" in line), lines[-1] if lines else repr(error))
+            telling = (line for line in lines if re.search("error:|nvcc fatal|cannot find", line))
+            summary = next(telling, lines[-1] if lines else repr(error))
             raise BackendError(f"the CUDA kernels could not be compiled: {summary}") from error
         os.replace(next(Path(scratch).glob("*.so")), library)
     return library
