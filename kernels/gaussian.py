@@ -38,6 +38,7 @@ DEPTH = 16
 LARGE_TILES: dict[tuple[int, bool], dict[str, int]] = {
     **{(images, norms): {"K": 64, "num_warps": 4} for images in (16, 32) for norms in (False, True)},
     **{(images, norms): {"K": 32, "num_warps": 8} for images in (64, 128, 256) for norms in (False, True)},
+    (32, True): {"K": 64, "num_warps": 8},
     (256, True): {"K": 16, "num_warps": 8},
 }
 

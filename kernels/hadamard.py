@@ -14,9 +14,9 @@ def hadamard(x, ROWS: tl.constexpr, N: tl.constexpr, LOG: tl.constexpr):
     in constant geometry (Pease 1968). The longest transform runs its stages in two rounds of a loop: unrolled, the
     addresses of all its exchanges would be kept in registers, which are full.
     """
-    ROUNDS: tl.constexpr = 2 if LOG == 14 else 1
-    for _ in range(ROUNDS):
-        for _ in tl.static_range(LOG // ROUNDS):
+    ROUNDS: tl.constexpr = 1 + LOG // 14
+    for _round in range(ROUNDS):
+        for _stage in tl.static_range(LOG // ROUNDS):
             a, b = tl.split(tl.reshape(x, (ROWS, N // 2, 2)))
             x = tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), (ROWS, N))
     return x

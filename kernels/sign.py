@@ -34,7 +34,7 @@ _SIZES = [
 ]  # fmt: skip
 
 #: Up to this many images share a program of the small-batch kernel; more take the matrix product.
-SMALL_BATCH = 8
+SMALL_BATCH = 4
 
 #: Images that share a program of the large-batch kernel -> atoms of its tile in a search, for scores, and in either
 #: with more than _SEGMENT calls; warps, stages. These tiles keep all sums in registers on sm_80 and sm_90
@@ -126,9 +126,9 @@ def pack_kernel(w, peak, packed, total, dim, groups, tiles, batch, C: tl.constex
 
 @tuned(
     [
-        # Left alone, ptxas gives the tile of 8 images 96 registers and a little stack.
+        # Left alone, ptxas gives some of the tiles 72 or 96 registers and a little stack.
         triton.Config({"K": 32}, num_warps=4, maxnreg=168 if PTX else None),
-        triton.Config({"K": 64}, num_warps=4),
+        triton.Config({"K": 64}, num_warps=4, maxnreg=224 if PTX else None),
     ],
     key=["C", "B", "SEARCH", "span"],
 )
@@ -365,7 +365,7 @@ class Residual(residual.Residual):
         calls = spec.calls_per_group
         if self.small:
             launch(small_kernel, grid, *head, self.batch, calls, *tail, B=self.images,
-                   SHARE={1: 1, 2: 2, 4: 16, 8: 8}[self.images], **meta, PTX=PTX)  # fmt: skip
+                   SHARE={1: 1, 2: 2, 4: 8}[self.images], **meta, PTX=PTX)  # fmt: skip
         else:
             long = calls > _SEGMENT.value
             in_search, in_scores, in_long, warps, stages = LARGE_TILES[self.images]

@@ -44,7 +44,7 @@ SHAPES = {
 #: Batches that between them reach every tile.
 BATCHES = {
     "gaussian": (1, 2, 4, 9, 32, 50, 100, 256),
-    "sign": (1, 2, 3, 8, 9, 20, 50, 100, 256),
+    "sign": (1, 2, 4, 9, 20, 50, 100, 256),
     "hadamard": (1, 2, 4),
 }
 
