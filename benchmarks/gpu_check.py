@@ -669,14 +669,18 @@ def one_configuration() -> Iterator[None]:
     from ddcm_fast.kernels import gaussian, sign
 
     kernels = [k for m in (gaussian, sign) for k in (m.small_kernel, m.large_kernel) if hasattr(k, "configs")]
-    before = [kernel.configs for kernel in kernels]
-    for kernel in kernels:
-        kernel.configs = kernel.configs[:1]
+    before = [kernel.early_config_prune for kernel in kernels]
+
+    def first_of(prune: Any) -> Any:
+        return lambda configs, arguments, **meta: (prune(configs, arguments, **meta) if prune else configs)[:1]
+
+    for kernel, prune in zip(kernels, before, strict=True):
+        kernel.early_config_prune = first_of(prune)
     try:
         yield
     finally:
-        for kernel, configs in zip(kernels, before, strict=True):
-            kernel.configs = configs
+        for kernel, prune in zip(kernels, before, strict=True):
+            kernel.early_config_prune = prune
 
 
 def run(report: Report, device: str, quick: bool) -> None:

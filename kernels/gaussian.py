@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..law import GAUSSIAN_SCALE, CodebookSpec, gaussian_table
 from . import residual
-from .launch import ceil_div, launch, power_of_2, seed_words, shared_memory, tuned
+from .launch import ceil_div, launch, power_of_2, seed_words, shared_memory, tile, tuned
 from .layout import group_range, power_scale, word_of
 from .philox import GAUSSIAN, philox
 from .ranking import LOWEST, bias_stride, emit_best, keep_best, rank_key, store_scores
@@ -33,13 +33,20 @@ SMALL_BATCH = 4
 #: Calls of a step of the large-batch kernel.
 DEPTH = 16
 
-#: (Images that share a program of the large-batch kernel, whether it squares the entries too) -> its atoms and warps:
-#: the tiles of fewest instructions that keep all sums in registers on sm_80 and sm_90 (tests/test_triton_compile.py).
-LARGE_TILES: dict[tuple[int, bool], dict[str, int]] = {
-    **{(images, norms): {"K": 64, "num_warps": 4} for images in (16, 32) for norms in (False, True)},
-    **{(images, norms): {"K": 32, "num_warps": 8} for images in (64, 128, 256) for norms in (False, True)},
-    (32, True): {"K": 64, "num_warps": 8},
-    (256, True): {"K": 16, "num_warps": 8},
+#: (Images that share a program of the large-batch kernel, whether it squares the entries too) -> tiles to choose from.
+#: Each keeps all sums in registers on sm_80 and sm_90 (tests/test_triton_compile.py). Those of one line use the same
+#: instruction: on sm_90, 64 atoms take the warp group's product and fewer the warp's, which need not round alike.
+LARGE_TILES: dict[tuple[int, bool], list[triton.Config]] = {
+    (16, False): [tile(64, 4, 2), tile(64, 8, 2), tile(64, 4, 1)],
+    (32, False): [tile(64, 4, 2), tile(64, 8, 2), tile(64, 4, 1)],
+    (64, False): [tile(32, 8, 2), tile(32, 8, 1)],
+    (128, False): [tile(32, 8, 2), tile(32, 16, 2)],
+    (256, False): [tile(32, 8, 2), tile(16, 8, 2)],
+    (16, True): [tile(64, 4, 2), tile(64, 8, 2)],
+    (32, True): [tile(64, 8, 2), tile(64, 8, 1)],
+    (64, True): [tile(32, 8, 2), tile(32, 8, 1)],
+    (128, True): [tile(32, 8, 2), tile(32, 16, 2)],
+    (256, True): [tile(16, 8, 2), tile(16, 16, 2)],
 }
 
 
@@ -202,6 +209,11 @@ def planes_kernel(w, peak, planes, dim, groups, tiles, batch, B: tl.constexpr, C
     tl.store(at + B * C, low)
 
 
+@tuned(
+    [config for tiles in LARGE_TILES.values() for config in tiles],
+    key=["B", "SEARCH", "NORMS", "span"],
+    choose=lambda meta: LARGE_TILES[meta["B"], meta["NORMS"]],
+)
 @triton.jit(do_not_specialize=_SIZES)
 def large_kernel(planes, table, peak, step, bias, out, keys, norms, bias_stride, dim, size, groups, batch, calls,
                  first, last, span, programs, width, seed_low, seed_high, B: tl.constexpr, K: tl.constexpr,
@@ -328,5 +340,4 @@ class Residual(residual.Residual):
         if self.small:
             launch(small_kernel, grid, self.arranged, entries, *data, *tail, **meta)
         else:
-            launch(large_kernel, grid, self.arranged, entries, self.peak, *data, *tail, **meta,
-                   **LARGE_TILES[self.images, norms is not None], num_stages=2)  # fmt: skip
+            launch(large_kernel, grid, self.arranged, entries, self.peak, *data, *tail, **meta)

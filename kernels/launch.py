@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,18 +22,31 @@ INTERPRETED = not isinstance(_probe, triton.runtime.JITFunction)
 PTX = not INTERPRETED and torch.version.hip is None
 
 
-def tuned(configs: Sequence[triton.Config], key: list[str]) -> Any:
+def tile(atoms: int, warps: int, stages: int) -> triton.Config:
+    """A configuration of a large-batch kernel."""
+    return triton.Config({"K": atoms}, num_warps=warps, num_stages=stages)
+
+
+def tuned(
+    configs: Sequence[triton.Config],
+    key: list[str],
+    choose: Callable[[dict[str, Any]], Sequence[triton.Config]] | None = None,
+) -> Any:
     """triton.autotune, or in the interpreter (which has nothing to time) the first configuration.
 
-    Configurations differ in tile and warp counts only. Whatever decides the order of a float sum is fixed
-    by the problem, so results do not depend on which configuration won.
+    With `choose`, among those it picks for the launch's meta-parameters. Configurations differ in tile, warp and stage
+    counts only. Whatever decides the order of a float sum is fixed by the problem, so results do not depend on
+    which configuration won.
     """
 
     def decorate(kernel: Any) -> Any:
         if INTERPRETED:
-            kernel.default_meta = configs[0].kwargs
+            kernel.choose = choose or (lambda meta: configs)
             return kernel
-        return triton.autotune(configs=list(configs), key=key)(kernel)
+        prune = None
+        if choose is not None:
+            prune = {"early_config_prune": lambda configs, arguments, **meta: list(choose(meta))}
+        return triton.autotune(configs=list(configs), key=key, prune_configs_by=prune)(kernel)
 
     return decorate
 
@@ -46,8 +59,8 @@ def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
     meta.setdefault("enable_fp_fusion", True)
     if programs == 0:
         return
-    if INTERPRETED:
-        meta = {**getattr(kernel, "default_meta", {}), **meta}
+    if INTERPRETED and hasattr(kernel, "choose"):
+        meta.update(kernel.choose(meta)[0].kwargs)
     first: Tensor = args[0]
     if first.is_cuda:
         with torch.cuda.device(first.device):

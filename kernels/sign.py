@@ -14,7 +14,7 @@ digits, each an int8.
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 import triton
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..law import CodebookSpec
 from . import residual
-from .launch import PTX, ceil_div, launch, power_of_2, seed_words, tuned
+from .launch import PTX, ceil_div, launch, power_of_2, seed_words, tile, tuned
 from .layout import group_range, power_scale, word_of
 from .philox import SIGN, philox
 from .ranking import LOWEST, bias_stride, emit_best, keep_best, rank_key, store_scores
@@ -36,15 +36,24 @@ _SIZES = [
 #: Up to this many images share a program of the small-batch kernel; more take the matrix product.
 SMALL_BATCH = 4
 
-#: Images that share a program of the large-batch kernel -> atoms of its tile in a search, for scores, and in either
-#: with more than _SEGMENT calls; warps, stages. These tiles keep all sums in registers on sm_80 and sm_90
-#: (tests/test_triton_compile.py).
-LARGE_TILES = {
-    16: (64, 64, 64, 8, 1),
-    32: (64, 64, 64, 8, 1),
-    64: (32, 32, 16, 4, 2),
-    128: (32, 32, 32, 8, 2),
-    256: (32, 16, 16, 8, 2),
+#: Images that share a program of the large-batch kernel -> tiles to choose from. Each keeps all sums in registers on
+#: sm_80 and sm_90 (tests/test_triton_compile.py).
+LARGE_TILES: dict[int, list[triton.Config]] = {
+    16: [tile(64, 8, 1), tile(32, 16, 2)],
+    32: [tile(64, 8, 1), tile(32, 8, 2), tile(32, 4, 2)],
+    64: [tile(32, 4, 2), tile(32, 16, 2)],
+    128: [tile(32, 8, 2), tile(32, 16, 2)],
+    256: [tile(32, 8, 2), tile(16, 8, 2)],
+}
+
+#: Tiles for all scores, whose addresses take registers too, and for more than _SEGMENT calls: those that differ.
+SCORES_TILES = {256: [tile(16, 8, 2)]}
+LONG_TILES = {
+    16: [tile(64, 8, 1)],
+    32: [tile(64, 8, 1)],
+    64: [tile(16, 4, 2)],
+    128: [tile(32, 8, 2)],
+    256: [tile(16, 8, 2)],
 }
 
 #: Calls whose sums of a digit, 128 * 128 each at most, cannot overflow 31 bits.
@@ -262,6 +271,18 @@ def _count_ones(planes, corner, cell, k, g, calls, start, stop, now, seed_low, s
     return (high.to(tl.int64) << 16) + (middle.to(tl.int64) << 8) + low
 
 
+def _large_tiles(meta: dict[str, Any]) -> list[triton.Config]:
+    images = meta["B"]
+    if meta["LONG"]:
+        return LONG_TILES[images]
+    return LARGE_TILES[images] if meta["SEARCH"] else SCORES_TILES.get(images, LARGE_TILES[images])
+
+
+@tuned(
+    [config for table in (LARGE_TILES, LONG_TILES) for tiles in table.values() for config in tiles],
+    key=["B", "SEARCH", "LONG", "span"],
+    choose=_large_tiles,
+)
 @triton.jit(do_not_specialize=_SIZES)
 def large_kernel(planes, total, peak, step, bias, out, keys, bias_stride, dim, groups, batch, calls, first, last, span,
                  programs, width, seed_low, seed_high, B: tl.constexpr, K: tl.constexpr, C: tl.constexpr,
@@ -367,8 +388,5 @@ class Residual(residual.Residual):
             launch(small_kernel, grid, *head, self.batch, calls, *tail, B=self.images,
                    SHARE={1: 1, 2: 2, 4: 8}[self.images], **meta, PTX=PTX)  # fmt: skip
         else:
-            long = calls > _SEGMENT.value
-            in_search, in_scores, in_long, warps, stages = LARGE_TILES[self.images]
-            atoms = in_long if long else in_scores if keys is None else in_search
-            launch(large_kernel, grid, *head, self.batch, calls, *tail, B=self.images, K=atoms, LONG=long, **meta,
-                   num_warps=warps, num_stages=stages)  # fmt: skip
+            launch(large_kernel, grid, *head, self.batch, calls, *tail, B=self.images,
+                   LONG=calls > _SEGMENT.value, **meta)  # fmt: skip

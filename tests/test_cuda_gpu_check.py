@@ -138,14 +138,22 @@ def test_missing_curand_header_skips_its_baseline(tmp_path: Path, monkeypatch: p
     assert "skipped baseline (c" in gpu_check.summary(report)
 
 
-def test_triton_gets_its_configurations_back() -> None:
+def test_triton_gets_its_configurations_back(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from ddcm_fast.kernels import sign
+    from ddcm_fast.kernels import gaussian, sign
 
-    before = getattr(sign.small_kernel, "configs", None)
+    def prune(configs: list[int], arguments: dict, **meta: int) -> list[int]:
+        return [config for config in configs if config > meta["B"]]
+
+    # The interpreter's kernels have nothing to choose from.
+    pruned, free = (SimpleNamespace(configs=[1, 2, 3], early_config_prune=p) for p in (prune, None))
+    for module in (gaussian, sign):
+        monkeypatch.setattr(module, "large_kernel", pruned)
+        monkeypatch.setattr(module, "small_kernel", free)
     with gpu_check.one_configuration():
-        assert before is None or len(sign.small_kernel.configs) == 1
-    assert getattr(sign.small_kernel, "configs", None) is before
+        assert pruned.early_config_prune(pruned.configs, {}, B=1) == [2]
+        assert free.early_config_prune(free.configs, {}, B=1) == [1]
+    assert pruned.early_config_prune is prune and free.early_config_prune is None
 
 
 def test_reach_reads_the_names_that_are_measured(tmp_path: Path) -> None:

@@ -75,7 +75,9 @@ class Compiler:
     def __call__(self, kernel, programs, *args, **meta):
         meta.setdefault("enable_fp_fusion", True)
         configs = getattr(kernel, "configs", [None])
-        if not meta.get("SEARCH", True):
+        if getattr(kernel, "early_config_prune", None) is not None:
+            configs = kernel.early_config_prune(configs, {}, **meta)
+        elif not meta.get("SEARCH", True):
             configs = configs[:1]  # only the ends differ from the search
         function = kernel.fn if hasattr(kernel, "configs") else kernel
         for config in configs:
