@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddcm_fast.errors import ModelError
 from ddcm_fast.models.base import DiffusionModel, eps_from_x0
-from ddcm_fast.models.levels import Levels, levels_of
+from ddcm_fast.models.levels import Levels, _quantile, levels_of
 from ddcm_fast.schedule import Step, plan
 
 SHAPE = (2, 3, 8, 8)
@@ -242,3 +242,10 @@ def test_zero_terminal_snr() -> None:
 def test_unknown_schedulers_are_named() -> None:
     with pytest.raises(ModelError, match="ScoreSdeVeScheduler is not supported"):
         levels_of(diffusers.ScoreSdeVeScheduler())
+
+
+@pytest.mark.parametrize("entries", [1, 2, 201, 3 * 64 * 64, 100_003])
+def test_quantile_is_torch_s(entries: int) -> None:
+    x = torch.randn(3, entries, generator=torch.Generator().manual_seed(entries)).abs()
+    for q in (0.0, 0.5, 0.95, 0.995, 1.0):
+        assert torch.equal(_quantile(x, q), torch.quantile(x, q, dim=1))

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from ..errors import ModelError
@@ -77,6 +77,18 @@ class Levels(ABC):
         """Everything that makes these levels what they are, for the fingerprint."""
 
 
+def _quantile(x: Tensor, q: float) -> Tensor:
+    """Quantile q of each row of x (B, N) float32, to the bit torch.quantile's.
+
+    That one refuses rows of more than 2^24 entries and cannot be traced by every version of torch.compile.
+    """
+    rank = np.float32(q) * np.float32(x.shape[1] - 1)
+    below = int(rank)
+    ordered = x.sort(dim=1).values
+    above = ordered[:, min(below + 1, x.shape[1] - 1)]
+    return ordered[:, below].lerp(above, float(rank - np.float32(below)))
+
+
 class Clip:
     """clip_sample and dynamic thresholding (Imagen, Saharia et al. 2022) as in diffusers' schedulers."""
 
@@ -89,7 +101,7 @@ class Clip:
         """x0_hat (B, C, H, W) -> clipped."""
         if self.quantile is not None:
             # Each image's own quantile of |x0| becomes 1, if it is larger than 1.
-            top = torch.quantile(x0.abs().flatten(1), self.quantile, dim=1).clamp(1.0, max(1.0, self.most))
+            top = _quantile(x0.abs().flatten(1), self.quantile).clamp(1.0, max(1.0, self.most))
             top = top.view(-1, *[1] * (x0.dim() - 1))
             return x0.clamp(-top, top) / top
         return x0 if self.range is None else x0.clamp(-self.range, self.range)
