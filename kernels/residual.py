@@ -36,7 +36,7 @@ class Residual:
         """Scores and keys (B, G, programs) of the best atom that each program saw, for ranking.finish."""
         span = self._span(0, self.spec.size)
         shape = (self.batch, self.spec.groups, ceil_div(self.spec.size, span))
-        out = torch.empty(shape, device=step.device)
+        out = torch.empty(shape, dtype=torch.float32, device=step.device)
         keys = torch.empty(shape, dtype=torch.int64, device=step.device)
         self.launch(step, bias, signed, 0, self.spec.size, span, out, keys, None)
         return out, keys

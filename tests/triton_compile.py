@@ -2,8 +2,9 @@
 
     python tests/triton_compile.py KIND CAPABILITY [DIRECTORY]
 
-The host code runs as ever, on CPU tensors, with launches replaced by compilations. Prints a JSON list of the kernels'
-registers, stack, local and shared memory; writes their cubins into DIRECTORY if given.
+The host code runs as ever, on meta tensors, with launches replaced by compilations. Prints a JSON list of the kernels'
+registers, stack, local and shared memory, and whether they multiply by warp groups; writes their cubins into DIRECTORY
+if given.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class Compiler:
             "stack": stack,
             "local": local,
             "shared": compiled.metadata.shared,
+            "warp_group": "wgmma.mma_async" in compiled.asm["ptx"],
         }
 
 
