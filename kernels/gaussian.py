@@ -8,7 +8,6 @@ product of float16, the residual split in two of them, which keep 22 bits.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Optional
 
 import torch
 import triton
@@ -315,29 +314,15 @@ class Residual(residual.Residual):
         launch(planes_kernel, items, w, peak, self.arranged, spec.dim, spec.groups, tiles, len(w),
                B=self.images, C=self.depth)  # fmt: skip
 
-    def launch(
-        self,
-        step: Tensor,
-        bias: Optional[Tensor],
-        signed: bool,
-        first: int,
-        last: int,
-        span: int,
-        out: Tensor,
-        keys: Optional[Tensor],
-        norms: Optional[Tensor],
-    ) -> None:
+    def launch(self, work: residual.Work) -> None:
         """See residual.Residual.launch."""
         spec = self.spec
-        programs = ceil_div(last - first, span)
-        data = (step, bias, out, keys, norms, bias_stride(bias), spec.dim, spec.size, spec.groups, self.batch,
-                spec.calls_per_group)  # fmt: skip
-        tail = (first, last, span, programs, last - first, *seed_words(spec.seed))
-        meta = {"B": self.images, "C": self.depth, "SEARCH": keys is not None, "SIGNED": signed,
-                "BIAS": bias is not None, "NORMS": norms is not None}  # fmt: skip
-        grid = programs * spec.groups * self.blocks
-        entries = table(step.device)
+        grid = work.programs * spec.groups * self.blocks
+        arguments = (*work.targets, work.norms, bias_stride(work.bias), spec.dim, spec.size, spec.groups, self.batch,
+                     spec.calls_per_group, *work.atoms, *seed_words(spec.seed))  # fmt: skip
+        meta = {"B": self.images, "C": self.depth, "NORMS": work.norms is not None, **work.meta}
+        entries = table(work.step.device)
         if self.small:
-            launch(small_kernel, grid, self.arranged, entries, *data, *tail, **meta)
+            launch(small_kernel, grid, self.arranged, entries, *arguments, **meta)
         else:
-            launch(large_kernel, grid, self.arranged, entries, self.peak, *data, *tail, **meta)
+            launch(large_kernel, grid, self.arranged, entries, self.peak, *arguments, **meta)

@@ -9,8 +9,6 @@ O(D log n) a pair instead of O(D n). Cross-polytope hashing's trick (Andoni et a
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 import triton
 import triton.language as tl
@@ -185,24 +183,11 @@ class Residual(residual.Residual):
         self.pairs = min(pairs, vectors // self.images)
         self.align = self.tile = self.pairs * n
 
-    def launch(
-        self,
-        step: Tensor,
-        bias: Optional[Tensor],
-        signed: bool,
-        first: int,
-        last: int,
-        span: int,
-        out: Tensor,
-        keys: Optional[Tensor],
-        norms: Optional[Tensor],
-    ) -> None:
+    def launch(self, work: residual.Work) -> None:
         """See residual.Residual.launch."""
         spec = self.spec
         n = spec.hadamard_n
-        programs = ceil_div(last - first, span)
-        launch(score_kernel, programs * spec.groups * self.blocks, self.w, step, bias, out, keys, bias_stride(bias),
-               spec.dim, spec.groups, self.batch, spec.sub_blocks, first, last, span, programs, last - first,
-               *seed_words(spec.seed), **_transform(spec), P=self.pairs, B=self.images, SCALE=n**-0.5,
-               SEARCH=keys is not None, SIGNED=signed, BIAS=bias is not None,
-               num_warps=_warps(n * self.pairs * self.images, 8 if keys is not None else 16))  # fmt: skip
+        launch(score_kernel, work.programs * spec.groups * self.blocks, self.w, *work.targets, bias_stride(work.bias),
+               spec.dim, spec.groups, self.batch, spec.sub_blocks, *work.atoms, *seed_words(spec.seed),
+               **_transform(spec), P=self.pairs, B=self.images, SCALE=n**-0.5, **work.meta,
+               num_warps=_warps(n * self.pairs * self.images, 8 if work.keys is not None else 16))  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from dataclasses import dataclass
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -13,6 +14,45 @@ from .launch import ceil_div
 #: Programs that share the atoms of one group: enough to fill a GPU several times over, and the bound on what a
 #: search writes, O(B * G * PROGRAMS).
 _PROGRAMS = 2048
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a launch of a scoring kernel is to do, with `span` of the atoms first .. last - 1 for each program.
+
+    With keys, each program's best goes to out and keys (B, G, programs); without, all scores to out
+    (B, G, last - first) and, if given, squared norms to norms (G, K).
+    """
+
+    step: Tensor
+    bias: Optional[Tensor]
+    signed: bool
+    first: int
+    last: int
+    span: int
+    out: Tensor
+    keys: Optional[Tensor]
+    norms: Optional[Tensor] = None
+
+    @property
+    def programs(self) -> int:
+        """Programs that share the atoms of one group."""
+        return ceil_div(self.last - self.first, self.span)
+
+    @property
+    def targets(self) -> tuple[Any, ...]:
+        """Kernel arguments step, bias, out, keys."""
+        return self.step, self.bias, self.out, self.keys
+
+    @property
+    def atoms(self) -> tuple[int, ...]:
+        """Kernel arguments first, last, span, programs, width."""
+        return self.first, self.last, self.span, self.programs, self.last - self.first
+
+    @property
+    def meta(self) -> dict[str, bool]:
+        """The kernels' meta-parameters SEARCH, SIGNED, BIAS."""
+        return {"SEARCH": self.keys is not None, "SIGNED": self.signed, "BIAS": self.bias is not None}
 
 
 class Residual:
@@ -38,7 +78,7 @@ class Residual:
         shape = (self.batch, self.spec.groups, ceil_div(self.spec.size, span))
         out = torch.empty(shape, dtype=torch.float32, device=step.device)
         keys = torch.empty(shape, dtype=torch.int64, device=step.device)
-        self.launch(step, bias, signed, 0, self.spec.size, span, out, keys, None)
+        self.launch(Work(step, bias, signed, 0, self.spec.size, span, out, keys))
         return out, keys
 
     def scores(self, step: Tensor, first: int, last: int, out: Tensor, norms: Optional[Tensor] = None) -> None:
@@ -46,7 +86,7 @@ class Residual:
 
         `gaussian` fills norms (G, K) float32 too, if given.
         """
-        self.launch(step, None, False, first, last, self._span(first, last), out, None, norms)
+        self.launch(Work(step, None, False, first, last, self._span(first, last), out, None, norms))
 
     @property
     def blocks(self) -> int:
@@ -58,17 +98,6 @@ class Residual:
         share = max(1, _PROGRAMS // (self.spec.groups * self.blocks))
         return ceil_div(ceil_div(last - first, share), self.tile) * self.tile
 
-    def launch(
-        self,
-        step: Tensor,
-        bias: Optional[Tensor],
-        signed: bool,
-        first: int,
-        last: int,
-        span: int,
-        out: Tensor,
-        keys: Optional[Tensor],
-        norms: Optional[Tensor],
-    ) -> None:
-        """Score atoms first .. last - 1, `span` a program: its best to out and keys or, without keys, all."""
+    def launch(self, work: Work) -> None:
+        """Run the kind's scoring kernel."""
         raise NotImplementedError

@@ -14,7 +14,7 @@ digits, each an int8.
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import triton
@@ -364,29 +364,15 @@ class Residual(residual.Residual):
         launch(planes_kernel, items, w, peak, self.packed, self.total, spec.dim, spec.groups, tiles, len(w),
                B=self.images, C=self.depth)  # fmt: skip
 
-    def launch(
-        self,
-        step: Tensor,
-        bias: Optional[Tensor],
-        signed: bool,
-        first: int,
-        last: int,
-        span: int,
-        out: Tensor,
-        keys: Optional[Tensor],
-        norms: Optional[Tensor],
-    ) -> None:
+    def launch(self, work: residual.Work) -> None:
         """See residual.Residual.launch."""
-        spec = self.spec
-        programs = ceil_div(last - first, span)
-        head = (self.packed, self.total, self.peak, step, bias, out, keys, bias_stride(bias), spec.dim, spec.groups)
-        tail = (first, last, span, programs, last - first, *seed_words(spec.seed))
-        meta = {"C": self.depth, "SEARCH": keys is not None, "SIGNED": signed, "BIAS": bias is not None}
-        grid = programs * spec.groups * self.blocks
-        calls = spec.calls_per_group
+        spec, calls = self.spec, self.spec.calls_per_group
+        grid = work.programs * spec.groups * self.blocks
+        arguments = (self.packed, self.total, self.peak, *work.targets, bias_stride(work.bias), spec.dim, spec.groups,
+                     self.batch, calls, *work.atoms, *seed_words(spec.seed))  # fmt: skip
         if self.small:
-            launch(small_kernel, grid, *head, self.batch, calls, *tail, B=self.images,
-                   SHARE={1: 1, 2: 2, 4: 8}[self.images], **meta, PTX=PTX)  # fmt: skip
+            launch(small_kernel, grid, *arguments, B=self.images, C=self.depth,
+                   SHARE={1: 1, 2: 2, 4: 8}[self.images], PTX=PTX, **work.meta)  # fmt: skip
         else:
-            launch(large_kernel, grid, *head, self.batch, calls, *tail, B=self.images,
-                   LONG=calls > _SEGMENT.value, **meta)  # fmt: skip
+            launch(large_kernel, grid, *arguments, B=self.images, C=self.depth,
+                   LONG=calls > _SEGMENT.value, **work.meta)  # fmt: skip
