@@ -65,6 +65,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from ddcm_fast import backends, reference  # noqa: E402
+from ddcm_fast.backends import cuda  # noqa: E402
 from ddcm_fast.codebook import Codebook  # noqa: E402
 from ddcm_fast.law import CodebookSpec  # noqa: E402
 
@@ -359,6 +360,22 @@ def measure_search(
     report.measure(label, seconds, peak_bytes=peak, **extra)
 
 
+def measure_clusters(report: Report, shape: tuple[int, int, int] = (16384, 16384, 256)) -> None:
+    """`sign` with a large batch of shape (D, K, B), one generation of the noise shared by 1, 2, 4 and 8 blocks."""
+    capability = torch.cuda.get_device_capability()
+    if capability < (9, 0):
+        report.skip("clusters", "the GPU has none")
+        return
+    library = cuda.build(capability)
+    dim, size, batch = shape
+    spec, at = CodebookSpec("sign", dim, size, 1, SEED), torch.tensor(1, device=DEVICE)
+    w = torch.randn(batch, dim, device=DEVICE)
+    for blocks in (1, 2, 4, 8):
+        kernels = cuda.Kernels(library, max_cluster=blocks)
+        seconds = timed(graphed(partial(kernels.search, spec, w, at, True, None)))[0]
+        report.measure(f"cuda sign K={size} D={dim} B={batch}, clusters of {blocks}", seconds)
+
+
 def measure_others(
     report: Report, name: str, dim: int = 16384, size: int = 16384, rotations: tuple[int, ...] = (16384, 2**18)
 ) -> None:
@@ -440,9 +457,8 @@ def curand_includes() -> list[str]:
 
 def compile_library(source: str, folder: Path) -> ctypes.CDLL:
     """Build a .cu file of benchmarks/ for the GPU at hand."""
-    from ddcm_fast.backends.cuda import nvcc
 
-    compiler = nvcc()
+    compiler = cuda.nvcc()
     if compiler is None:
         raise RuntimeError("nvcc was not found")
     major, minor = torch.cuda.get_device_capability()
@@ -533,15 +549,13 @@ def count_instructions(report: Report) -> None:
     """Instructions an entry of this build's kernels, where cuobjdump is here."""
     import sass
 
-    from ddcm_fast.backends import cuda
 
     if sass.find_cuobjdump() is None or "cuda" in report.data.get("missing", {}):
         report.data["instructions_per_entry"] = {**INSTRUCTIONS, "counted": False}
         return
-    for row in sass.analyse(cuda.build(torch.cuda.get_device_capability())):
-        for kind in INSTRUCTIONS:
-            if row["kernel"] == f"SearchKernel<{kind.capitalize()}, 1, 1, 0>":
-                INSTRUCTIONS[kind] = row["step"]["instructions_per_entry"]
+    kernels = {f"SearchKernel<{kind.capitalize()}, 1, 1, 0>": kind for kind in INSTRUCTIONS}
+    for row in sass.analyse(cuda.build(torch.cuda.get_device_capability()), kernels):
+        INSTRUCTIONS[kernels[row["kernel"]]] = row["step"]["instructions_per_entry"]
     report.data["instructions_per_entry"] = {**INSTRUCTIONS, "counted": True}
 
 
@@ -593,7 +607,7 @@ def summary(report: Report) -> str:
         if "bytes_per_s" in m:
             extra = f"{m['bytes_per_s']:11.3e} bytes/s"
         peak = f"{m['peak_bytes'] / 2**20:9.1f} MiB" if "peak_bytes" in m else ""
-        lines.append(f"{m['name']:52}{m['ms']:10.4f} ms {peak:>14} {extra}")
+        lines.append(f"{m['name']:54}{m['ms']:10.4f} ms {peak:>14} {extra}")
     for row in report.data.get("reach", []):
         value = "not measured" if row["value"] is None else f"{row['value']:.4g}"
         verdict = {None: "", True: "met", False: "NOT MET"}[row["met"]]
@@ -705,6 +719,7 @@ def run(report: Report, device: str, quick: bool) -> None:
         check_backend(report, "cuda", device, QUICK_SHAPES if quick else SHAPES, 40)
         report.guard("instruction count", partial(count_instructions, report), 60)
         measure_backend(report, "cuda")
+        report.guard("clusters", partial(measure_clusters, report), 20)
     else:
         data["errors"].append({"section": "build", "error": data["missing"]["cuda"]})
     measure_baselines(report)

@@ -4,9 +4,9 @@
 
 Compiles csrc/cuda/kernels.cu to a cubin, disassembles it and finds, in each search kernel, the loop over the k steps of
 a warp. Its instruction count over the entries a lane makes in it is the number to watch; where warps exchange entries,
-a lane makes those of one step and multiplies those of all the warps that share them. Rates are estimates, not
-measurements: one warp instruction a scheduler and clock, and half of that for instructions of one 16 lane pipe (ALU or
-IMAD).
+a lane makes those of one step and multiplies those of all the warps that share them. Where a cluster of blocks shares
+them there are two rows, of a block alone and of MAX_CLUSTER. Rates are estimates, not measurements: one warp
+instruction a scheduler and clock, and half of that for instructions of one 16 lane pipe (ALU or IMAD).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,14 @@ KERNELS = REPOSITORY / "csrc" / "cuda" / "kernels.cu"
 #: H100 SXM: multiprocessors, boost clock in Hz, schedulers a multiprocessor.
 MULTIPROCESSORS, CLOCK, SCHEDULERS = 132, 1.755e9, 4
 
+#: Blocks of the largest cluster that shares entries.
+MAX_CLUSTER = 8
+
 #: Entries of a Philox call, products of a row tile and column tile in a k step.
 CALL_ENTRIES = {"Sign": 128, "Gaussian": 8}
 PRODUCTS = {"Sign": 16, "Gaussian": 2}
+
+Body = list[tuple[int, str]]  #: addresses and instructions
 
 _MMA = re.compile(r"^(IMMA|HMMA|BMMA)")
 _MULTIPLY = re.compile(r"^(IMAD|FMUL|FFMA|FADD)")
@@ -105,10 +110,10 @@ def resources(cubin: Path) -> dict[str, dict[str, int]]:
     return out
 
 
-def instructions(cubin: Path) -> dict[str, list[tuple[int, str]]]:
+def instructions(cubin: Path) -> dict[str, Body]:
     """(address, instruction without its predicate) of every kernel, by mangled name."""
-    out: dict[str, list[tuple[int, str]]] = {}
-    body: list[tuple[int, str]] = []
+    out: dict[str, Body] = {}
+    body: Body = []
     for line in _dump(cubin, "-sass").splitlines():
         if found := re.search(r"Function : (\S+)", line):
             body = out.setdefault(found.group(1), [])
@@ -117,33 +122,57 @@ def instructions(cubin: Path) -> dict[str, list[tuple[int, str]]]:
     return out
 
 
-def matrix_loops(body: list[tuple[int, str]]) -> list[list[str]]:
-    """Instructions of the loops with matrix instructions, the shortest first."""
-    loops = []
+def loops(body: Body) -> list[Body]:
+    """Instructions of every loop, the shortest first."""
+    found = set()
     for address, text in body:
-        if not text.startswith("BRA") or (found := re.search(r"0x([0-9a-f]+)", text)) is None:
-            continue
-        target = int(found.group(1), 16)
-        loop = [t for a, t in body if target <= a <= address]
-        if any(_MMA.match(t) for t in loop):
-            loops.append(loop)
-    return sorted(loops, key=len)
+        target = re.search(r"0x([0-9a-f]+)", text) if text.startswith("BRA") else None
+        if target is not None and int(target.group(1), 16) < address:
+            found.add((int(target.group(1), 16), address))
+    return sorted(([line for line in body if low <= line[0] <= high] for low, high in found), key=len)
 
 
-def _step(name: str, body: list[tuple[int, str]]) -> dict[str, Any]:
+def _has_matrix(body: Body) -> bool:
+    return any(_MMA.match(text) for _, text in body)
+
+
+def _without(body: Body, *parts: Body) -> Body:
+    """What a body has outside of loops that it contains."""
+    inside = {address for part in parts for address, _ in part}
+    return [line for line in body if line[0] not in inside]
+
+
+def _sharing_warps(row_groups: int, body: Body) -> Body:
+    """What a warp does to make one step's entries and to multiply those of its team."""
+    inner, *outer = filter(_has_matrix, loops(body))
+    # The inner loop multiplies one step's entries and the loop around it also makes one step's.
+    return inner if row_groups == 1 else outer[0] + inner * (row_groups - 1)
+
+
+def _sharing_blocks(columns: int, cluster: int, body: Body) -> Body:
+    """The same where a cluster shares the words: a step's products are two loops, making a row tile's words is one."""
+    first, second, step, stage, *_ = filter(_has_matrix, loops(body))
+    row_tiles = sum(text.startswith("LDS") for _, text in step) // 2  # words of each in two vectors
+    products = sum(bool(_MMA.match(text)) for _, text in step)
+    times = PRODUCTS["Sign"] * columns * row_tiles // products
+    multiply = _without(step, first, second) + (first + second) * times
+    *copies, make = (loop for loop in loops(stage) if not _has_matrix(loop))
+    make_one = _without(make, *copies) + [line for copy in copies for line in copy] * cluster
+    return make_one * row_tiles + multiply * cluster
+
+
+def _step(name: str, body: Body, cluster: int = 1) -> dict[str, Any]:
     """What a warp of a search kernel does to make one k step's entries and to multiply all it is given for them."""
     kind, *numbers = re.findall(r"Sign|Gaussian|\d+", name)
     columns, row_groups, writes = map(int, numbers)
-    inner, *outer = matrix_loops(body)
-    # Where entries are exchanged, the inner loop multiplies one step's and the loop around it also makes one step's.
-    step = inner if row_groups == 1 else outer[0] + inner * (row_groups - 1)
+    lines = _sharing_blocks(columns, cluster, body) if in_clusters(name) else _sharing_warps(row_groups, body)
+    step = [text for _, text in lines]
 
     def count(pattern: str | re.Pattern[str]) -> int:
         return sum(bool(re.match(pattern, text)) for text in step)
 
-    products = sum(bool(_MMA.match(text)) for text in inner)
-    squares = 2 if writes == 2 and row_groups == 1 else 0
-    row_tiles = products // (PRODUCTS[kind] * (columns + squares))
+    squares = 2 if writes == 2 else 0
+    row_tiles = count(_MMA) // (PRODUCTS[kind] * (columns * row_groups * cluster + squares))
     entries = 2 * row_tiles * CALL_ENTRIES[kind]  # a lane makes two calls of each row tile
     rows = columns // 3 * 8 if columns % 3 == 0 else columns * 2
     alu, multiply = count(_ALU), count(_MULTIPLY)
@@ -158,19 +187,26 @@ def _step(name: str, body: list[tuple[int, str]]) -> dict[str, Any]:
         "shared_loads": count("LDS"),
         "row_tiles": row_tiles,
         "lane_entries": entries,
-        "batch_rows": rows * row_groups,
+        "batch_rows": rows * row_groups * cluster,
         "instructions_per_entry": round(len(step) / entries, 3),
         "estimate_entries_per_s_issue": lanes * entries / len(step),
         "estimate_entries_per_s_pipes": lanes * entries / cycles,
     }
 
 
-def analyse(cubin: Path) -> list[dict[str, Any]]:
-    """One row a kernel; search kernels get the numbers of a k step."""
+def in_clusters(name: str) -> bool:
+    """Whether clusters of blocks share the entries of a kernel."""
+    return re.match(r"SearchKernel<Sign, (9|12),", name) is not None
+
+
+def analyse(cubin: Path, only: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """One row a kernel, of all or of those named; search kernels get the numbers of a k step."""
     usage = resources(cubin)
     rows = []
     for mangled, body in instructions(cubin).items():
         name = kernel_name(mangled)
+        if only is not None and name not in only:
+            continue
         opcodes = Counter(text.split()[0].split(".")[0] for _, text in body)
         row: dict[str, Any] = {
             "kernel": name,
@@ -181,6 +217,8 @@ def analyse(cubin: Path) -> list[dict[str, Any]]:
         }
         if name.startswith("SearchKernel"):
             row["step"] = _step(name, body)
+        if in_clusters(name):
+            row["step_of_cluster"] = _step(name, body, MAX_CLUSTER)
         rows.append(row)
     return sorted(rows, key=lambda r: ("step" not in r, r["kernel"]))
 
@@ -196,13 +234,13 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['kernel']:34}{row['registers']:5}{row['stack_bytes']:6}"
             f"{row['local_memory_instructions']:6}"
         )
-        if step := row.get("step"):
-            line += (
-                f"{step['batch_rows']:5}{step['matrix']:5}{step['instructions']:6}{step['alu']:5}{step['multiply']:5}"
-                f"{step['instructions_per_entry']:8.3f}{step['estimate_entries_per_s_issue']:12.2e}"
-                f"{step['estimate_entries_per_s_pipes']:12.2e}"
-            )
-        lines.append(line)
+        steps = [row[name] for name in ("step", "step_of_cluster") if name in row]
+        lines += [
+            f"{line}{step['batch_rows']:5}{step['matrix']:5}{step['instructions']:6}{step['alu']:5}{step['multiply']:5}"
+            f"{step['instructions_per_entry']:8.3f}{step['estimate_entries_per_s_issue']:12.2e}"
+            f"{step['estimate_entries_per_s_pipes']:12.2e}"
+            for step in steps
+        ] or [line]
     return "\n".join(lines)
 
 

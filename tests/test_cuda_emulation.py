@@ -23,7 +23,7 @@ from ddcm_fast.law import CodebookSpec
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
-FLAGS = ("-O2", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fPIC", "-shared")
+FLAGS = ("-O2", "-std=c++17", "-pthread", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fPIC", "-shared")
 SEED = 2**63 + 12345
 KINDS = ("gaussian", "sign", "hadamard")
 
@@ -43,14 +43,14 @@ def library() -> Path:
 
 @pytest.fixture(scope="module")
 def kernels(library: Path) -> cuda.Kernels:
-    """As on a GPU of many multiprocessors: small problems are split among a block's warps."""
-    return cuda.Kernels(library, multiprocessors=132)
+    """As on a GPU of many multiprocessors, with clusters: small problems are split among a block's warps."""
+    return cuda.Kernels(library, multiprocessors=132, max_cluster=8)
 
 
 @pytest.fixture(scope="module")
 def narrow(library: Path) -> cuda.Kernels:
-    """As on a tiny GPU: a block takes many atoms and several tiles."""
-    return cuda.Kernels(library, multiprocessors=1)
+    """As on a tiny GPU without clusters: a block takes many atoms and several tiles."""
+    return cuda.Kernels(library, multiprocessors=1, max_cluster=1)
 
 
 def residual(spec: CodebookSpec, batch: int, seed: int = 0) -> Tensor:
@@ -129,9 +129,9 @@ def test_operations(
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "sign"])
-@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65, 100, 128, 129, 256, 300])
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65, 100, 128, 129, 190, 200, 256, 300])
 def test_rows_of_every_column_tile(kernels: cuda.Kernels, narrow: cuda.Kernels, kind: str, batch: int) -> None:
-    """1 to 12 column tiles, rows of 1 to 8 warps, whole and cut: a row's scores are the same alone and in any batch."""
+    """1 to 12 column tiles, 1 to 8 warps or blocks, whole and cut: a row scores the same alone and in any batch."""
     spec = CodebookSpec(kind, 141, 67, 2, SEED)
     w, at = residual(spec, batch, batch), torch.tensor(2**31)
     alone = torch.cat([kernels.scores(spec, row.unsqueeze(0), at) for row in w])
@@ -144,7 +144,10 @@ def test_rows_of_every_column_tile(kernels: cuda.Kernels, narrow: cuda.Kernels, 
         assert torch.equal(sign * score, alone.gather(-1, index.unsqueeze(-1)).squeeze(-1))
 
 
-@pytest.mark.parametrize(("kind", "batch"), [("sign", 16), *(("gaussian", b) for b in (16, 32, 64, 128, 256))])
+@pytest.mark.parametrize(
+    ("kind", "batch"),
+    [*(("sign", b) for b in (16, 24, 32, 40)), *(("gaussian", b) for b in (16, 32, 64, 128, 256))],
+)
 def test_long_rows_of_large_batches(kernels: cuda.Kernels, narrow: cuda.Kernels, kind: str, batch: int) -> None:
     """Several k steps a warp, split and unsplit, several tiles of atoms, uneven groups; norms beside the scores."""
     spec = CodebookSpec(kind, 2201, 390 if batch <= 32 else 130, 2, SEED)
@@ -159,6 +162,20 @@ def test_long_rows_of_large_batches(kernels: cuda.Kernels, narrow: cuda.Kernels,
         both = engine.scores_and_norms(spec, w, at)
         assert torch.equal(both[0], scores)
         torch.testing.assert_close(both[1], norms, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("batch", [20, 40, 70, 256, 300])
+def test_clusters_share_words_for_many_steps(library: Path, batch: int) -> None:
+    """Words take turns in two places, stage after stage and tile after tile, in clusters of 1, 2, 3, 8 and 5 blocks."""
+    one = cuda.Kernels(library, multiprocessors=1, max_cluster=8)
+    spec = CodebookSpec("sign", 3 * 3200, 300, 3, SEED)  # 7 steps a group, 2 tiles; 3 groups leave few blocks
+    w, at = residual(spec, batch), torch.tensor(6)
+    scores, expected = one.scores(spec, w, at), reference.scores(spec, w, 6)
+    scale = w.norm(dim=1).view(-1, 1, 1) * spec.max_group_dim**0.5
+    assert ((scores - expected).abs() <= 3e-7 * scale).all()
+    index, sign, score = one.search(spec, w, at, True, None)
+    assert torch.equal(index, scores.abs().argmax(-1))
+    assert torch.equal(sign * score, scores.gather(-1, index.unsqueeze(-1)).squeeze(-1))
 
 
 def test_groups_too_long_to_share_among_all_rows(narrow: cuda.Kernels) -> None:

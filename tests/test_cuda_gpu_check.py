@@ -81,11 +81,20 @@ def test_checks_fail_on_wrong_kernels(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @needs_compiler
 @pytest.mark.usefixtures("emulated")
-def test_measurements_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurements_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    library: Path,  # noqa: F811
+) -> None:
+    properties = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(cuda, "build", lambda capability: library)
     report = gpu_check.Report(tmp_path, 600)
     for kind in gpu_check.KINDS:
         report.guard(kind, lambda k=kind: gpu_check.measure_search(report, "cuda", k, 64, 50, 2))
     report.guard("others", lambda: gpu_check.measure_others(report, "cuda", 8, 1030, (100,)))
+    report.guard("clusters", lambda: gpu_check.measure_clusters(report, (64, 50, 40)))
     report.guard("baselines", lambda: gpu_check.measure_torch_baselines(report, 40, 30))
     report.guard("chunks", lambda: gpu_check.measure_torch_baselines(report, 2000, 3, False))
     monkeypatch.setattr(torch, "compile", lambda function: function)
@@ -94,7 +103,7 @@ def test_measurements_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     report.data["reach"] = gpu_check.reach(report)
     text = gpu_check.summary(report)
     assert [e["section"] for e in report.data["errors"]] == ["broken"]
-    assert len(report.data["measurements"]) == 3 + 15 + 2 + 6 + 2 + 1
+    assert len(report.data["measurements"]) == 3 + 15 + 4 + 2 + 6 + 2 + 1
     assert "not measured" in text and "of issue bound" in text and "section broken" in text
     json.loads((tmp_path / "gpu_check.json").read_text())
 
@@ -117,7 +126,7 @@ def test_every_section_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     baselines = order.index(("measure_bounds",))
     assert order.index(("count_instructions",)) < order.index(("measure_search", "cuda")) < baselines
     assert baselines < order.index(("check_shape", "triton")) < order.index(("measure_search", "triton"))
-    for name in ("torch_baselines", "curand_baseline", "compiled_baseline", "sign_b1"):
+    for name in ("clusters", "torch_baselines", "curand_baseline", "compiled_baseline", "sign_b1"):
         assert any(n == f"measure_{name}" for n, *_ in order)
     searched = {tuple(case) for name, *case in called if name == "measure_search"}
     for kind in gpu_check.KINDS:

@@ -24,12 +24,15 @@ pytestmark = pytest.mark.skipif(
 ARCHITECTURES = (80, 90)
 
 #: Instructions of a warp's k step over the entries a lane makes in it, measured plus about 8 % headroom, by kind,
-#: column tiles and row groups: batches up to 2, 4, 8, 16 (sign) and 2, 4, 8, 16, 32, 64, 128, 256 rows (gaussian).
+#: column tiles and row groups: batches up to 2, 4, 8, 16, 24, 32 (sign) and 2, 4, 8, 16, 32, 64, 128, 256 rows
+#: (gaussian).
 BOUNDS = {
     ("Sign", 1, 1): 0.66,
     ("Sign", 2, 1): 0.74,
     ("Sign", 3, 1): 1.07,
     ("Sign", 6, 1): 1.33,
+    ("Sign", 9, 1): 2.1,
+    ("Sign", 12, 1): 2.35,
     ("Gaussian", 1, 1): 9.4,
     ("Gaussian", 2, 1): 9.6,
     ("Gaussian", 3, 1): 10.6,
@@ -40,16 +43,19 @@ BOUNDS = {
     ("Gaussian", 12, 8): 45.0,
 }
 
+#: The same of a cluster's 8 blocks, 192 and 256 rows: one generation and the products of all.
+CLUSTER_BOUNDS = {9: 12.7, 12: 14.8}
+
 #: More where squared norms are made beside the scores.
 NORMS = 3.5
 
 #: Row tiles of a warp; warps a multiprocessor is to hold, by kind and column tiles.
 ROW_TILES = {
-    **{("Sign", tiles): rows for tiles, rows in ((1, 4), (2, 4), (3, 2), (6, 2))},
+    **{("Sign", tiles): rows for tiles, rows in ((1, 4), (2, 4), (3, 2), (6, 2), (9, 2), (12, 2))},
     **{("Gaussian", tiles): rows for tiles, rows in ((1, 4), (2, 4), (3, 2), (6, 2), (12, 3))},
 }
 WARPS = {
-    **{("Sign", tiles): warps for tiles, warps in ((1, 16), (2, 12), (3, 12), (6, 12))},
+    **{("Sign", tiles): warps for tiles, warps in ((1, 16), (2, 12), (3, 12), (6, 12), (9, 8), (12, 8))},
     **{("Gaussian", tiles): 16 if tiles < 12 else 8 for tiles in (1, 2, 3, 6, 12)},
 }
 
@@ -94,6 +100,16 @@ def test_search_step(
     assert step["global_loads"] == products // 2 * tiles * row_groups
     # The warps that a multiprocessor is to hold share 64 K registers.
     assert row["registers"] <= min(255, 65536 // (32 * WARPS[kind, tiles]) // 8 * 8)
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+@pytest.mark.parametrize("tiles", CLUSTER_BOUNDS)
+def test_step_of_a_cluster(reports: dict[int, dict[str, dict[str, Any]]], tiles: int, writes: int) -> None:
+    row = reports[90][f"SearchKernel<Sign, {tiles}, 1, {writes}>"]
+    alone, together = row["step"], row["step_of_cluster"]
+    assert together["batch_rows"] == 8 * alone["batch_rows"] == 8 * tiles // 3 * 8
+    assert together["matrix"] == 8 * alone["matrix"] and together["lane_entries"] == alone["lane_entries"]
+    assert together["instructions_per_entry"] <= CLUSTER_BOUNDS[tiles]
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -3,10 +3,12 @@
 // A kernel is a functor with a `State` (what a thread keeps in registers), `kThreads`, `kMinBlocks` and
 // `template <class Block> void operator()(Block& block) const`. Its body is written in phases:
 // `block.each(f)` runs f(thread, state) for every thread, `block.sync()` is __syncthreads(), `block.sync_part<N>()` is
-// that among each N consecutive threads, `block.mma<Op>(f)` is one warp-wide matrix instruction for every warp. On the
+// that among each N consecutive threads, `block.mma<Op>(f)` is one warp-wide matrix instruction for every warp. Blocks
+// launched as a cluster (consecutive ones, compute capability 9.0 and later) meet at `block.sync_cluster()` and reach each
+// other's shared memory, `block.shared_of(rank)`. On the
 // device each thread runs its own share; on the host `HostBlock` loops over the threads and over the 32 lanes of a
 // warp, so that the very code whose maps, tails and reductions matter is tested without a GPU (tests/test_cuda_emulation.py).
-// Phases that pass data through shared memory must be separated by sync(); tests/races finds those that are not.
+// Phases that pass data through shared memory must be separated by a barrier; tests/races finds those that are not.
 
 #pragma once
 
@@ -18,10 +20,15 @@
 
 #if defined(__CUDACC__)
 #define DDCM_UNROLL _Pragma("unroll")
+#define DDCM_UNROLL_BY(N) DDCM_PRAGMA(unroll(N))
 #define DDCM_NO_UNROLL _Pragma("unroll 1")
+#define DDCM_PRAGMA(TEXT) _Pragma(#TEXT)
 #else
 #define DDCM_UNROLL
+#define DDCM_UNROLL_BY(N)
 #define DDCM_NO_UNROLL
+#include <condition_variable>
+#include <mutex>
 #include <utility>
 #include <vector>
 #endif
@@ -288,6 +295,21 @@ struct DeviceBlock {
     asm volatile("bar.sync %0, %1;" ::"r"(1 + static_cast<int>(threadIdx.x) / N), "n"(N) : "memory");
   }
 
+#if __CUDA_ARCH__ >= 900
+  __device__ __forceinline__ void sync_cluster() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  }
+
+  __device__ __forceinline__ char* shared_of(int rank) {
+    char* at;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(at) : "l"(shared_memory), "r"(rank));
+    return at;
+  }
+#else  // a block is its cluster
+  __device__ __forceinline__ void sync_cluster() { __syncthreads(); }
+  __device__ __forceinline__ char* shared_of(int) { return shared_memory; }
+#endif
+
   template <class F>
   __device__ __forceinline__ void each(F f) {
     f(static_cast<int>(threadIdx.x), state);
@@ -303,6 +325,32 @@ struct DeviceBlock {
 
 #else
 
+// What the blocks of a cluster share, each run by a thread of its own.
+class HostCluster {
+ public:
+  std::vector<char*> shared;  // of the blocks
+
+  explicit HostCluster(int size) : shared(size) {}
+
+  void wait() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const uint64_t generation = generation_;
+    if (++arrived_ == shared.size()) {
+      arrived_ = 0;
+      ++generation_;
+      all_.notify_all();
+    } else {
+      all_.wait(lock, [&] { return generation_ != generation; });
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable all_;
+  size_t arrived_ = 0;
+  uint64_t generation_ = 0;
+};
+
 // Shared memory and thread states start as garbage, as on a device, so that reading what nothing
 // wrote shows. Threads of a phase run backwards: a phase that relies on their order fails.
 template <class State, int Threads>
@@ -310,9 +358,11 @@ struct HostBlock {
   std::vector<State> states;
   std::vector<Vec4> memory;
   int block_index;
+  HostCluster& cluster;
 
-  HostBlock(int index, int64_t shared_bytes)
-      : states(Threads), memory(shared_bytes / sizeof(Vec4) + 1), block_index(index) {
+  HostBlock(int index, int64_t shared_bytes, HostCluster& cluster_)
+      : states(Threads), memory(shared_bytes / sizeof(Vec4) + 1), block_index(index), cluster(cluster_) {
+    cluster.shared[index % cluster.shared.size()] = shared();
     std::memset(static_cast<void*>(states.data()), 0xA5, states.size() * sizeof(State));
     std::memset(static_cast<void*>(memory.data()), 0xA5, memory.size() * sizeof(Vec4));
   }
@@ -323,6 +373,9 @@ struct HostBlock {
 
   template <int N>
   void sync_part() {}
+
+  void sync_cluster() { cluster.wait(); }
+  char* shared_of(int rank) { return cluster.shared[rank]; }
 
   template <class F>
   void each(F f) {

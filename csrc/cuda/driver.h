@@ -12,9 +12,9 @@
 
 namespace ddcm {
 
-// What Python passes: a codebook and the device's number of multiprocessors.
+// What Python passes: a codebook, the device's number of multiprocessors and the most blocks of a cluster (1: it has none).
 struct Spec {
-  int32_t kind, multiprocessors;
+  int32_t kind, multiprocessors, max_cluster;
   int64_t dim, size, groups;
   uint64_t seed;
 };
@@ -50,7 +50,8 @@ inline int64_t topk_chunk(const Geometry& geometry, int64_t rows) {
   return smaller(larger(wanted, kSliceAtoms), ceil_div(geometry.size, kSliceAtoms) * kSliceAtoms);
 }
 
-// Launch is how a kernel runs: template <class K> int run(const K&, int64_t blocks), int zero(void*, int64_t).
+// Launch is how a kernel runs: template <class K> int run(const K&, int64_t blocks, int cluster) in clusters of so many
+// blocks, int zero(void*, int64_t).
 // The first error ends an operation.
 template <class Launch>
 struct Driver {
@@ -69,9 +70,9 @@ struct Driver {
         tables{static_cast<const int16_t*>(tables_)} {}
 
   template <class Kernel>
-  void run(const Kernel& kernel, int64_t blocks) {
+  void run(const Kernel& kernel, int64_t blocks, int cluster = 1) {
     if (error != 0 || blocks == 0) return;
-    error = blocks > 0x7fffffff ? kTooLarge : launch.run(kernel, blocks);
+    error = blocks > 0x7fffffff ? kTooLarge : launch.run(kernel, blocks, cluster);
   }
 
   void zero(void* at, int64_t bytes) {
@@ -153,9 +154,9 @@ struct Driver {
     int64_t* correction;
     void* fragments;
     int64_t batch;
-    int column_tiles, row_groups;  // of SearchKernel
+    int column_tiles, row_groups, cluster;  // of SearchKernel
     int split, warp_steps;
-    int64_t batch_tiles;
+    int64_t batch_tiles;  // a multiple of cluster
   };
 
   // f of the codebook's Traits (search.h).
@@ -170,20 +171,18 @@ struct Driver {
 
   int64_t steps() const { return ceil_div(geometry.calls_per_group, kCallsPerStep); }
 
-  // Sets how many rows share a generation of the noise.
+  // Sets how many rows share a generation of the noise, and so the batch tiles.
   void choose_rows(Prepared& p) const {
-    p.row_groups = 1;
+    p.row_groups = p.cluster = 1;
     if (geometry.kind == kSign) {
-      // The fewest products and generations together, a generation being about as dear as the products of 2 column
-      // tiles (estimate, docs/kernels.md); of equals, the most rows.
-      int64_t best_cost = 0;
-      for (const int tiles : {1, 2, 3, 6}) {
-        const int64_t cost = ceil_div(p.batch, rows_of(tiles)) * (tiles + 2);
-        if (tiles == 1 || cost <= best_cost) {
-          p.column_tiles = tiles;
-          best_cost = cost;
-        }
+      // The smallest kernel for all rows; from 17 on, clusters of as few blocks as hold them, with as few rows each.
+      const int64_t rounds = ceil_div(p.batch, int64_t{rows_of(12)} * spec.max_cluster), rows = ceil_div(p.batch, rounds);
+      p.cluster = static_cast<int>(ceil_div(rows, rows_of(12)));
+      for (const int tiles : {1, 2, 3, 6, 9, 12}) {
+        p.column_tiles = tiles;
+        if (int64_t{rows_of(tiles)} * p.cluster >= rows) break;
       }
+      p.batch_tiles = rounds * p.cluster;
       return;
     }
     // The smallest kernel for all rows: making the entries is dearer than multiplying them with any number of rows.
@@ -192,9 +191,12 @@ struct Driver {
            ceil_div(steps(), warps(p) / (2 * p.row_groups)) <= GaussianTraits::segment(12)) {
       p.row_groups *= 2;
     }
+    p.batch_tiles = ceil_div(p.batch, rows_of(p.column_tiles) * p.row_groups);
   }
 
-  int64_t batch_tile_rows(const Prepared& p) const { return rows_of(p.column_tiles) * p.row_groups; }
+  bool in_clusters(const Prepared& p) const {
+    return with_traits([&](auto traits) { return traits.in_clusters(p.column_tiles); });
+  }
 
   // Atoms of a block's tile.
   int64_t tile_atoms(const Prepared& p) const {
@@ -211,13 +213,12 @@ struct Driver {
     p.correction = arena.take<int64_t>(rows);
     if (geometry.kind == kHadamard) return p;
     choose_rows(p);
-    p.batch_tiles = ceil_div(batch, batch_tile_rows(p));
     const int teams = warps(p) / p.row_groups;
     const int segment = with_traits([&](auto traits) { return traits.segment(p.column_tiles); });
     // Split the k steps among warps until there are enough blocks to fill the device several times over (once with the
-    // kernels of exchanged entries: their blocks read the whole residual for few atoms), and whenever a warp would need
-    // more than one segment.
-    const int64_t wanted_blocks = int64_t{p.row_groups > 1 ? 1 : 8} * spec.multiprocessors;
+    // kernels of shared entries: one block fills a multiprocessor and reads the whole residual for its atoms), and
+    // whenever a warp would need more than one segment.
+    const int64_t wanted_blocks = int64_t{p.row_groups > 1 || in_clusters(p) ? 1 : 8} * spec.multiprocessors;
     p.split = 1;
     while (p.split < teams &&
            ((p.split < steps() && ceil_div(count, tile_atoms(p)) * geometry.groups * p.batch_tiles < wanted_blocks) ||
@@ -275,8 +276,8 @@ struct Driver {
         static_cast<const typename Traits::Fragment*>(p.fragments),
         p.max_bits, p.correction, target.results, target.scores, target.norms, target.score_stride,
         target.first, target.last, static_cast<int32_t>(p.batch), static_cast<int32_t>(tiles),
-        static_cast<int32_t>(chunks), split_bits, p.warp_steps};
-    run(kernel, chunks * geometry.groups * p.batch_tiles);
+        static_cast<int32_t>(chunks), p.cluster, split_bits, p.warp_steps};
+    run(kernel, chunks * geometry.groups * p.batch_tiles, p.cluster);
   }
 
   template <int Writes>
@@ -285,7 +286,9 @@ struct Driver {
       case 1: score_products<SignTraits, Writes, 1>(p, target); break;
       case 2: score_products<SignTraits, Writes, 2>(p, target); break;
       case 3: score_products<SignTraits, Writes, 3>(p, target); break;
-      default: score_products<SignTraits, Writes, 6>(p, target); break;
+      case 6: score_products<SignTraits, Writes, 6>(p, target); break;
+      case 9: score_products<SignTraits, Writes, 9>(p, target); break;
+      default: score_products<SignTraits, Writes, 12>(p, target); break;
     }
   }
 

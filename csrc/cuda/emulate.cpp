@@ -2,6 +2,8 @@
 // reductions and ties without a GPU, not speed.
 
 #include <cstdlib>
+#include <memory>
+#include <thread>
 
 #include "block.h"
 
@@ -14,11 +16,19 @@ struct HostLaunch {
   void* stream = nullptr;
 
   template <class Kernel>
-  int run(const Kernel& kernel, int64_t blocks) const {
-    if (kernel.shared_bytes() > kSharedBytes) std::abort();
-    for (int64_t i = 0; i < blocks; ++i) {
-      HostBlock<typename Kernel::State, Kernel::kThreads> block(static_cast<int>(i), kernel.shared_bytes());
-      kernel(block);
+  int run(const Kernel& kernel, int64_t blocks, int cluster) const {
+    using Block = HostBlock<typename Kernel::State, Kernel::kThreads>;
+    if (kernel.shared_bytes() > kSharedBytes || blocks % cluster != 0) std::abort();
+    for (int64_t first = 0; first < blocks; first += cluster) {
+      HostCluster together(cluster);
+      std::vector<std::unique_ptr<Block>> team;
+      for (int rank = 0; rank < cluster; ++rank) {
+        team.push_back(std::make_unique<Block>(static_cast<int>(first) + rank, kernel.shared_bytes(), together));
+      }
+      std::vector<std::thread> others;
+      for (int rank = 1; rank < cluster; ++rank) others.emplace_back([&, rank] { kernel(*team[rank]); });
+      kernel(*team[0]);
+      for (std::thread& other : others) other.join();
     }
     return 0;
   }

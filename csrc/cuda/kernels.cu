@@ -20,15 +20,24 @@ struct DeviceLaunch {
   void* stream = nullptr;
 
   template <class Kernel>
-  int run(const Kernel& kernel, int64_t blocks) const {
+  int run(const Kernel& kernel, int64_t blocks, int cluster) const {
     const int64_t shared = kernel.shared_bytes();
     if (shared > 48 * 1024) {
       const cudaError_t error = cudaFuncSetAttribute(
           run_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
       if (error != cudaSuccess) return error;
     }
-    run_kernel<Kernel><<<static_cast<unsigned>(blocks), Kernel::kThreads, static_cast<size_t>(shared),
-                         static_cast<cudaStream_t>(stream)>>>(kernel);
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(Kernel::kThreads);
+    config.dynamicSmemBytes = static_cast<size_t>(shared);
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &attribute;
+    config.numAttrs = cluster > 1 ? 1 : 0;
+    cudaLaunchKernelEx(&config, run_kernel<Kernel>, kernel);
     return cudaGetLastError();
   }
 

@@ -4,8 +4,9 @@
 // A warp owns 2 to 4 row tiles of 16 atoms and, of one k step, 4 Philox calls of each atom: lane 4g + t makes call t of
 // the step for the atoms of rows g and g + 8 of every row tile. The A registers are the call's words themselves, masked
 // or looked up: which coordinate an A column is was settled when the residual was laid out. Where a batch has more rows
-// than a warp's accumulators hold, 2, 4 or 8 warps with the same atoms and different rows make every second (fourth,
-// eighth) k step each and give their entries to one another through shared memory (`gaussian`).
+// than a warp's accumulators hold, those with the same atoms and different rows make a part of the entries each and give
+// them to one another through shared memory: `gaussian` 2, 4 or 8 warps of a block, `sign`, whose words are 32 entries
+// each, 2 to 8 blocks of a cluster.
 
 #pragma once
 
@@ -28,13 +29,18 @@ struct SignTraits {
   static constexpr bool kSegments = true;
   // Row tiles of 16 atoms a warp: fewer where the accumulators of many column tiles need the registers.
   static DDCM_FN constexpr int row_tiles(int column_tiles) { return column_tiles >= 3 ? 2 : 4; }
-  // 16 warps of 128 registers a multiprocessor for small batches, 12 of 168 where accumulators take more.
-  static DDCM_FN constexpr int warps(int column_tiles) { return column_tiles == 1 ? 8 : 4; }
+  // Whether a cluster of blocks shares the words. Then a block's warps are many, because they share the residual.
+  static DDCM_FN constexpr bool in_clusters(int column_tiles) { return column_tiles >= 9; }
+  // 16 warps of 128 registers a multiprocessor for small batches, 12 of 168 where accumulators take more, 8 in clusters.
+  static DDCM_FN constexpr int warps(int column_tiles) {
+    return column_tiles == 1 || in_clusters(column_tiles) ? 8 : 4;
+  }
   static DDCM_FN constexpr int min_blocks(int column_tiles) {
-    return column_tiles == 1 ? 2 : 3;
+    return column_tiles == 1 ? 2 : in_clusters(column_tiles) ? 1 : 3;
   }
   static constexpr int kEntriesPerCall = kSignsPerCall, kEntriesPerRegister = 4;
   static constexpr int kProducts = 16, kVectors = 8;  // matrix products a row tile and step; B vectors
+  static constexpr int kWordPairs = 2;                // which they take in turn
   static constexpr uint32_t kStream = kStreamSign;
   static constexpr int64_t kTableBytes = 0;
 
@@ -57,8 +63,8 @@ struct SignTraits {
   static DDCM_FN int weighted(int q, int shift) { return q * (1 << (7 - shift)); }
 
   template <bool Eights>
-  static DDCM_FN uint32_t fragment(uint32_t word, int product) {
-    return Eights ? word >> shift(product) & 0x01010101u : word & (0x01010101u << shift(product));
+  static DDCM_FN uint32_t fragment(uint32_t word, int shift) {
+    return Eights ? word >> shift & 0x01010101u : word & (0x01010101u << shift);
   }
 
   static DDCM_FN int64_t shifted(int64_t value, int plane) { return value * (int64_t{1} << (8 * plane)); }
@@ -83,11 +89,12 @@ struct GaussianTraits {
   static DDCM_FN constexpr int row_tiles(int column_tiles) {
     return column_tiles >= 12 ? 3 : column_tiles >= 3 ? 2 : 4;
   }
+  static DDCM_FN constexpr bool in_clusters(int) { return false; }
   // One block a multiprocessor shares one copy of the table.
   static DDCM_FN constexpr int warps(int column_tiles) { return column_tiles >= 12 ? 8 : 16; }
   static DDCM_FN constexpr int min_blocks(int) { return 1; }
   static constexpr int kEntriesPerCall = kGaussiansPerCall, kEntriesPerRegister = 2;
-  static constexpr int kProducts = 2, kVectors = 1;
+  static constexpr int kProducts = 2, kVectors = 1, kWordPairs = 1;
   static constexpr uint32_t kStream = kStreamGaussian;
   static constexpr int64_t kTableBytes = 2 * kGaussianTableSize;
 
@@ -159,8 +166,8 @@ enum Output { kBest = 0, kScores = 1, kNorms = 2 };
 //
 // A block's warps are numbered (atom group, split, row group): RowGroups warps share atoms and k steps and have
 // different batch rows, `split` such teams share atoms and cut the k steps among them. The block's kWarpAtoms * (warps /
-// split / RowGroups) atoms are one tile, its rows_of(ColumnTiles) * RowGroups rows one batch tile. Grid: (chunks, G,
-// batch tiles).
+// split / RowGroups) atoms are one tile, its rows_of(ColumnTiles) * RowGroups rows one batch tile. The `cluster` blocks of
+// a cluster have the same atoms and consecutive batch tiles. Grid: (cluster, chunks, G, batch tiles / cluster).
 template <class Traits, int ColumnTiles, int RowGroups, int Writes>
 struct SearchKernel {
   static constexpr bool kRanks = Writes == kBest, kSquares = Writes == kNorms;
@@ -173,6 +180,7 @@ struct SearchKernel {
   static constexpr int kRowTiles = Traits::row_tiles(ColumnTiles), kWarpAtoms = 16 * kRowTiles;
   static constexpr int kStepVectors = Traits::kVectors * ColumnTiles;
   static constexpr bool kEights = in_eights(ColumnTiles), kExchanges = RowGroups > 1;
+  static constexpr bool kClusters = Traits::in_clusters(ColumnTiles);
   static constexpr int kWarpRows = rows_of(ColumnTiles), kRows = kWarpRows * RowGroups;  // batch rows
   // Column tiles whose residuals wait in registers together.
   static constexpr int kTogether = kEights ? 3 : ColumnTiles;
@@ -201,6 +209,7 @@ struct SearchKernel {
   int64_t score_stride;
   int64_t first, last;
   int32_t batch, tiles, chunks;
+  int32_t cluster;     // blocks of a cluster: 1 to 8 where kClusters, else 1
   int32_t split_bits;  // split = 2^split_bits
   int32_t warp_steps;  // k steps of a warp; the fragments hold split * warp_steps
 
@@ -228,10 +237,12 @@ struct SearchKernel {
   // Shared memory: table | exchanged entries, partial sums, then candidates | leaders | places | sums of earlier
   // segments | sums of squares of each warp's atoms. Below 99 KB: what a block may have on every GPU from 8.0 on.
   static constexpr int64_t kVectorsOfWarp = 2 * kRowTiles * 32;  // entries of a k step
+  static constexpr int kStageSteps = 2;                          // k steps whose words a cluster shares at a time
+  static constexpr int64_t kStepsHeld = kExchanges ? 1 : kClusters ? 2 * kStageSteps : 0;  // of a warp, in shared memory
   static constexpr int64_t kPartsAt = Traits::kTableBytes;
   static constexpr int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
   static constexpr int64_t kLeadersAt =
-      kPartsAt + largest(kExchanges ? kWarps * kVectorsOfWarp * static_cast<int64_t>(sizeof(Vec4)) : 0,
+      kPartsAt + largest(kStepsHeld * kWarps * kVectorsOfWarp * static_cast<int64_t>(sizeof(Vec4)),
                          largest(kRoundHalves * kHalfBytes,
                                  kRanks ? static_cast<int64_t>(sizeof(Candidate)) * kThreads : 0));
   static constexpr int64_t kPlacesAt = kLeadersAt + (kRanks ? static_cast<int64_t>(sizeof(Leader)) * kThreads : 0);
@@ -241,9 +252,11 @@ struct SearchKernel {
   static constexpr int64_t shared_bytes() {
     return kSquaresAt + (kSquares ? static_cast<int64_t>(sizeof(int64_t)) * kWarps * kWarpAtoms : 0);
   }
-  // Threads and rows are powers of two: a thread always has the same row.
-  static_assert(kThreads % kRows == 0 && kRows <= kThreads, "a thread has one batch row");
+  // Threads and slots for rows are powers of two: a thread always has the same row.
+  static constexpr int kSlots = kRows == 24 ? 32 : kRows;
+  static_assert(kThreads % kSlots == 0 && kRows <= kSlots && kSlots <= kThreads, "a thread has one batch row");
   static_assert(!(kExchanges && Traits::kSegments), "exchanged steps are not cut into segments");
+  static_assert(!kClusters || (RowGroups == 1 && Traits::kTableBytes == 0), "a cluster shares words as they are made");
 
   template <class Block>
   DDCM_FN void operator()(Block& block) const {
@@ -260,7 +273,7 @@ struct SearchKernel {
     block.sync();
 
     Place* places = reinterpret_cast<Place*>(block.shared() + kPlacesAt);
-    int tile = block.index() % chunks;
+    int tile = (kClusters ? block.index() / cluster : block.index()) % chunks;
     DDCM_NO_UNROLL
     while (tile < tiles) {
       block.each([&](int thread_, State& s) {
@@ -269,7 +282,7 @@ struct SearchKernel {
         const uint32_t row = static_cast<uint32_t>(first_atom(tile) + in_tile);
         DDCM_UNROLL
         for (int r = 0; r < 2 * kRowTiles; ++r) {
-          s.atom[r] = atom_part(keys, row + 8 * r, step_word);
+          if (!kClusters) s.atom[r] = atom_part(keys, row + 8 * r, step_word);
           if (kSquares && on_diagonal(thread)) *squares_of(block, thread, r) = 0;
         }
       });
@@ -281,6 +294,8 @@ struct SearchKernel {
         const int count = steps_of(begin);
         if constexpr (kExchanges) {
           exchange_segment(block, step_word, count / RowGroups, local_table);
+        } else if constexpr (kClusters) {
+          cluster_segment(block, step_word, places, count);
         } else {
           DDCM_NO_UNROLL
           for (int k = 0; k < count; ++k) {
@@ -299,7 +314,7 @@ struct SearchKernel {
         best[thread] = candidate_of(leaders[thread], place(block.index()).group);
       });
       block.sync();
-      reduce_candidates<kThreads>(block, best, kRows);
+      reduce_candidates<kThreads>(block, best, kSlots);
       block.each([&](int thread, State&) {
         const BlockPlace place = this->place(block.index());
         const int row = place.batch_tile * kRows + thread;
@@ -326,9 +341,14 @@ struct SearchKernel {
   };
 
   DDCM_FN BlockPlace place(int index) const {
-    const int groups = opaque(static_cast<int>(geometry.groups)), rest = index / opaque(chunks);
-    return BlockPlace{index - rest * chunks, rest % groups, rest / groups};
+    const int groups = opaque(static_cast<int>(geometry.groups));
+    const int team = kClusters ? index / cluster : index, rest = team / opaque(chunks);
+    const int batch_tile = kClusters ? rest / groups * cluster + rank(index) : rest / groups;
+    return BlockPlace{team - rest * chunks, rest % groups, batch_tile};
   }
+
+  // Of a block in its cluster.
+  DDCM_FN int rank(int index) const { return index % cluster; }
 
   DDCM_FN int64_t first_atom(int tile) const {
     return first + static_cast<int64_t>(tile) * (kWarps / RowGroups >> split_bits) * kWarpAtoms;
@@ -429,35 +449,40 @@ struct SearchKernel {
   // Products of the entries of one k step with the warp's rows; to the next step's residual.
   template <class Block>
   DDCM_FN void multiply(Block& block) const {
+    constexpr int kOfPair = Traits::kVectors / Traits::kWordPairs;
     DDCM_UNROLL
-    for (int vector = 0; vector < Traits::kVectors; ++vector) {
-      DDCM_UNROLL
-      for (int from = 0; from < ColumnTiles; from += kTogether) {
-        block.each([&](int, State& s) {
-          DDCM_UNROLL
-          for (int i = 0; i < kTogether; ++i) s.b[i] = load(s.from + (vector * ColumnTiles + from + i) * 32);
-        });
+    for (int pair = 0; pair < Traits::kWordPairs; ++pair) {
+      DDCM_UNROLL_BY(kClusters ? 2 : kOfPair)
+      for (int in_pair = 0; in_pair < kOfPair; ++in_pair) {
         DDCM_UNROLL
-        for (int product = 2 * vector; product < 2 * vector + 2; ++product) {
-          DDCM_UNROLL
-          for (int m = 0; m < kRowTiles; ++m) {
+        for (int from = 0; from < ColumnTiles; from += kTogether) {
+          block.each([&](int, State& s) {
             DDCM_UNROLL
-            for (int i = 0; i < kTogether; ++i) {
-              block.template mma<typename Traits::Mma>([&](int, State& s, auto issue) {
-                const int word = Traits::word(product);
-                const Words &upper = s.words[2 * m], &lower = s.words[2 * m + 1];
-                issue(s.sum[m][from + i], Traits::template fragment<kEights>(upper.w[word], product),
-                      Traits::template fragment<kEights>(lower.w[word], product),
-                      Traits::template fragment<kEights>(upper.w[word + 1], product),
-                      Traits::template fragment<kEights>(lower.w[word + 1], product), Traits::digits(s.b[i], 2 * (product % 2)),
-                      Traits::digits(s.b[i], 2 * (product % 2) + 1));
-              });
+            for (int i = 0; i < kTogether; ++i) s.b[i] = load(s.from + (from + i) * 32);
+          });
+          DDCM_UNROLL
+          for (int odd = 0; odd < 2; ++odd) {
+            DDCM_UNROLL
+            for (int m = 0; m < kRowTiles; ++m) {
+              DDCM_UNROLL
+              for (int i = 0; i < kTogether; ++i) {
+                block.template mma<typename Traits::Mma>([&](int, State& s, auto issue) {
+                  constexpr int kProductsOfPair = Traits::kProducts / Traits::kWordPairs;
+                  const Words &upper = s.words[2 * m], &lower = s.words[2 * m + 1];
+                  const int shift = Traits::shift(2 * in_pair + odd), word = Traits::word(kProductsOfPair * pair + odd);
+                  issue(s.sum[m][from + i], Traits::template fragment<kEights>(upper.w[word], shift),
+                        Traits::template fragment<kEights>(lower.w[word], shift),
+                        Traits::template fragment<kEights>(upper.w[word + 1], shift),
+                        Traits::template fragment<kEights>(lower.w[word + 1], shift), Traits::digits(s.b[i], 2 * odd),
+                        Traits::digits(s.b[i], 2 * odd + 1));
+                });
+              }
             }
           }
         }
+        block.each([&](int, State& s) { s.from += ColumnTiles * 32; });
       }
     }
-    block.each([&](int, State& s) { s.from += kStepVectors * 32; });
   }
 
   // The k steps of a team of RowGroups warps, RowGroups of them a stage. Each makes one step's entries and gives them to
@@ -510,6 +535,80 @@ struct SearchKernel {
     block.sync();  // other teams may still read what the partial sums will overwrite
   }
 
+  // The k steps of a segment where the blocks of a cluster share the words, kStageSteps a stage. For each of its warps a
+  // block makes one in `cluster` of the row tiles of the stage's steps, and gives the words to the warps of that number in
+  // all blocks. They take turns between two places: a stage's words are made while the one's before are multiplied.
+  template <class Block>
+  DDCM_FN void cluster_segment(Block& block, uint32_t step_word, const Place* places, int count) const {
+    sync_sharing(block);  // others may still be at the partial sums, which words overwrite, or not have started at all
+    make_stage(block, step_word, places, count, 0);
+    sync_sharing(block);
+    DDCM_NO_UNROLL
+    for (int begin = 0; begin < count; begin += kStageSteps) {
+      make_stage(block, step_word, places, count, begin + kStageSteps);
+      DDCM_NO_UNROLL
+      for (int k = begin; k < begin + kStageSteps && k < count; ++k) {
+        block.each([&](int thread, State& s) {
+          DDCM_UNROLL
+          for (int r = 0; r < 2 * kRowTiles; ++r) {
+            const Vec4 words = stage_words(block.shared(), thread, k)[r * 32];
+            s.words[r] = Words{{words.x[0], words.x[1], words.x[2], words.x[3]}};
+          }
+        });
+        multiply(block);
+      }
+      sync_sharing(block);
+    }
+    block.sync();  // other warps may still read what the partial sums will overwrite
+  }
+
+  // A barrier of those who share words: the same warp of all blocks, of which a cluster has only a barrier of all warps.
+  template <class Block>
+  DDCM_FN void sync_sharing(Block& block) const {
+    if (cluster == 1) {
+      block.template sync_part<32>();
+    } else {
+      block.sync_cluster();
+    }
+  }
+
+  // Words of half a row tile, 32 vectors further those of the next, that a thread's warp has of k step `step`.
+  static DDCM_FN Vec4* stage_words(char* shared, int thread, int step) {
+    const int slot = thread / 32 * (2 * kStageSteps) + step % (2 * kStageSteps);
+    return reinterpret_cast<Vec4*>(shared + kPartsAt) + slot * kVectorsOfWarp + thread % 32;
+  }
+
+  // Makes this block's share of the words of the steps `begin` to begin + kStageSteps - 1 of a segment of `count`.
+  template <class Block>
+  DDCM_FN void make_stage(Block& block, uint32_t step_word, const Place* places, int count, int begin) const {
+    block.each([&](int thread_, State&) {
+      const int thread = opaque(thread_), warp = thread / 32;
+      const BlockPlace place = this->place(opaque(block.index()));
+      const uint32_t atom =
+          static_cast<uint32_t>(first_atom(places[thread].tile) + (warp >> split_bits) * kWarpAtoms + thread % 32 / 4);
+      const int first_step = (warp & ((1 << split_bits) - 1)) * warp_steps + places[thread].begin;
+      const int end = begin + kStageSteps < count ? begin + kStageSteps : count;
+      // Row tiles are numbered through all steps and dealt to the blocks in turn.
+      int unit = begin * kRowTiles + (rank(block.index()) + cluster - begin * kRowTiles % cluster) % cluster;
+      DDCM_NO_UNROLL
+      for (; unit < end * kRowTiles; unit += cluster) {
+        const int step = unit / kRowTiles, m = unit % kRowTiles;
+        const int64_t call = static_cast<int64_t>(first_step + step) * kCallsPerStep + thread % 4;
+        const BlockPart part = block_part(keys, geometry.block(place.group, call), step_word, Traits::kStream);
+        DDCM_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const AtomPart own = atom_part(keys, atom + 16 * m + 8 * half, step_word);
+          const Words words = philox_split(keys, own, part);
+          DDCM_NO_UNROLL
+          for (int other = 0; other < cluster; ++other) {
+            stage_words(block.shared_of(other), thread, step)[(2 * m + half) * 32] =
+                Vec4{{words.w[0], words.w[1], words.w[2], words.w[3]}};
+          }
+        }
+      }
+    });
+  }
+
   // Adds up the digits and the split warps; after the last segment, scores and ranks the tile.
   template <class Block>
   DDCM_FN void finish_segment(Block& block, const Place* places, Leader* leaders) const {
@@ -517,7 +616,7 @@ struct SearchKernel {
     Sum* carry = reinterpret_cast<Sum*>(block.shared() + kCarryAt);
     constexpr int kRoundAtoms = 8 * kRoundHalves;  // of a warp
     auto part_at = [](int warp, int atom, int column) { return (warp * kRoundAtoms + atom) * kPartWidth + column; };
-    const int split = 1 << split_bits, outputs = (kWarps / RowGroups >> split_bits) * kRoundAtoms * kRows;
+    const int split = 1 << split_bits, outputs = (kWarps / RowGroups >> split_bits) * kRoundAtoms * kSlots;
     DDCM_UNROLL
     for (int round = 0; round < kHalves / kRoundHalves; ++round) {
       block.each([&](int thread, State& s) {
@@ -551,15 +650,15 @@ struct SearchKernel {
         const BlockPlace place = this->place(opaque(block.index()));
         const auto [tile, begin] = places[thread];
         const bool is_last = begin + steps_of(begin) == warp_steps;
-        const int slot = thread % kRows, row = place.batch_tile * kRows + slot;
-        if (row >= batch) return;
+        const int slot = thread % kSlots, row = place.batch_tile * kRows + slot;
+        if (slot >= kRows || row >= batch) return;
         const int row_group = slot / kWarpRows, column = slot % kWarpRows;
         const int64_t at = row * geometry.groups + place.group;
         const double unit = unit_of(max_bits[at]);
         const int64_t sum_of_weights = Traits::kSigns ? correction[at] : 0;
         DDCM_NO_UNROLL
         for (int o = thread; o < outputs; o += kThreads) {
-          const int atom = o / kRows, warp_atom = atom % kRoundAtoms;
+          const int atom = o / kSlots, warp_atom = atom % kRoundAtoms;
           const int first_warp = atom / kRoundAtoms * split * RowGroups;
           Sum sum = 0;
           for (int w = 0; w < split; ++w) {

@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 
 MIN_CAPABILITY = (8, 0)
 
+#: Blocks of a cluster that every GPU of compute capability 9.0 or later can hold.
+MAX_CLUSTER = 8
+
 #: Rows of a batch are searched in turn where their fragments and scores would need more than this.
 WORKSPACE_LIMIT = 60 << 20
 
@@ -47,6 +50,7 @@ class _Spec(ctypes.Structure):
     _fields_ = (
         ("kind", ctypes.c_int32),
         ("multiprocessors", ctypes.c_int32),
+        ("max_cluster", ctypes.c_int32),
         ("dim", ctypes.c_int64),
         ("size", ctypes.c_int64),
         ("groups", ctypes.c_int64),
@@ -84,11 +88,13 @@ class Kernels:
         path: shared library with the C interface of csrc/cuda/driver.h. The host emulation of the kernels
             has the same interface and takes CPU tensors; the tests use this class for both.
         multiprocessors: overrides the device's count, from which the kernels choose how to cut the work.
+        max_cluster: overrides the most blocks of a cluster: MAX_CLUSTER where the device has clusters, else 1.
     """
 
-    def __init__(self, path: Path, multiprocessors: int | None = None) -> None:
+    def __init__(self, path: Path, multiprocessors: int | None = None, max_cluster: int | None = None) -> None:
         self._library = ctypes.CDLL(str(path))
         self._multiprocessors = multiprocessors
+        self._max_cluster = max_cluster
         self._tables: dict[torch.device, Tensor] = {}
         for name, arguments in _SIGNATURES.items():
             function = getattr(self._library, name)
@@ -235,10 +241,13 @@ class Kernels:
         )
 
     def _spec(self, spec: CodebookSpec, device: torch.device) -> _Spec:
-        count = self._multiprocessors
+        count, cluster = self._multiprocessors, self._max_cluster
         if count is None:
             count = torch.cuda.get_device_properties(device).multi_processor_count
-        return _Spec(spec.kind_number, count, spec.dim, spec.size, spec.groups, spec.seed)
+        if cluster is None:
+            has_clusters = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+            cluster = MAX_CLUSTER if has_clusters else 1
+        return _Spec(spec.kind_number, count, cluster, spec.dim, spec.size, spec.groups, spec.seed)
 
     @staticmethod
     def _bias(spec: CodebookSpec, bias: Tensor | None) -> tuple[int | None, int]:

@@ -40,15 +40,27 @@ struct Shared {
   }
 };
 
+// What the blocks of a cluster share.
+template <int Threads>
+struct Together {
+  std::vector<std::unique_ptr<Shared<Threads>>> blocks;
+  Barrier all;
+
+  Together(int size, int64_t bytes) : all(size * Threads) {
+    for (int rank = 0; rank < size; ++rank) blocks.push_back(std::make_unique<Shared<Threads>>(bytes));
+  }
+};
+
 // A block as one of its threads sees it.
 template <class State, int Threads>
 struct ThreadBlock {
   State state;
+  Together<Threads>& cluster;
   Shared<Threads>& common;
   int thread, block_index;
 
-  ThreadBlock(Shared<Threads>& common_, int thread_, int index_)
-      : common(common_), thread(thread_), block_index(index_) {
+  ThreadBlock(Together<Threads>& cluster_, int thread_, int index_)
+      : cluster(cluster_), common(*cluster_.blocks[index_ % cluster_.blocks.size()]), thread(thread_), block_index(index_) {
     std::memset(static_cast<void*>(&state), 0xA5, sizeof(State));
   }
 
@@ -61,6 +73,9 @@ struct ThreadBlock {
     constexpr int kCount = Threads / N;
     common.parts[kCount - 1 + thread / N]->wait();
   }
+
+  void sync_cluster() { cluster.all.wait(); }
+  char* shared_of(int rank) { return reinterpret_cast<char*>(cluster.blocks[rank]->memory.data()); }
 
   template <class F>
   void each(F f) {
@@ -87,15 +102,16 @@ struct ThreadBlock {
 
 struct ThreadLaunch {
   template <class Kernel>
-  int run(const Kernel& kernel, int64_t blocks) const {
-    for (int64_t i = 0; i < blocks; ++i) {
-      Shared<Kernel::kThreads> shared(kernel.shared_bytes());
-      auto body = [&](int thread) {
-        ThreadBlock<typename Kernel::State, Kernel::kThreads> block(shared, thread, static_cast<int>(i));
+  int run(const Kernel& kernel, int64_t blocks, int cluster) const {
+    for (int64_t first = 0; first < blocks; first += cluster) {
+      Together<Kernel::kThreads> together(cluster, kernel.shared_bytes());
+      auto body = [&](int fiber) {
+        const int thread = fiber % Kernel::kThreads, index = static_cast<int>(first) + fiber / Kernel::kThreads;
+        ThreadBlock<typename Kernel::State, Kernel::kThreads> block(together, thread, index);
         kernel(block);
       };
       fibers::run(
-          Kernel::kThreads, [](void* at, int thread) { (*static_cast<decltype(body)*>(at))(thread); }, &body);
+          cluster * Kernel::kThreads, [](void* at, int fiber) { (*static_cast<decltype(body)*>(at))(fiber); }, &body);
     }
     return 0;
   }
@@ -135,27 +151,31 @@ struct StuckKernel {
 
 struct Case {
   const char* name;
-  int32_t kind, multiprocessors;
+  int32_t kind, multiprocessors, max_cluster;
   int64_t dim, size, groups, batch, m;
 };
 
 // Every kernel at least once, with few blocks and matrix instructions: each is a barrier here.
 constexpr Case kCases[] = {
-    {"sign-1", kSign, 1, 1100, 70, 1, 1, 3},
-    {"sign-split", kSign, 64, 2100, 40, 1, 3, 0},
-    {"sign-8", kSign, 1, 300, 33, 2, 5, 0},
-    {"sign-16", kSign, 64, 1100, 20, 1, 9, 0},
-    {"gaussian-1", kGaussian, 1, 40, 70, 2, 1, 3},
-    {"gaussian-8", kGaussian, 64, 130, 20, 1, 5, 0},
-    {"gaussian-32", kGaussian, 64, 100, 50, 1, 20, 0},
-    {"gaussian-64", kGaussian, 1, 130, 20, 1, 40, 0},
-    {"gaussian-128-split", kGaussian, 64, 600, 20, 1, 70, 0},
-    {"gaussian-256", kGaussian, 1, 600, 60, 1, 130, 0},
-    {"hadamard-64", kHadamard, 1, 130, 100, 1, 2, 3},
-    {"hadamard-256", kHadamard, 1, 500, 250, 2, 1, 0},
-    {"hadamard-1024", kHadamard, 1, 1500, 1000, 1, 1, 40},
-    {"hadamard-4096", kHadamard, 1, 5000, 4000, 1, 1, 0},
-    {"hadamard-16384", kHadamard, 1, 300, 16000, 1, 1, 5},
+    {"sign-1", kSign, 1, 1, 1100, 70, 1, 1, 3},
+    {"sign-split", kSign, 64, 1, 2100, 40, 1, 3, 0},
+    {"sign-8", kSign, 1, 1, 300, 33, 2, 5, 0},
+    {"sign-16", kSign, 64, 1, 1100, 20, 1, 9, 0},
+    {"sign-32", kSign, 1, 1, 1100, 33, 1, 20, 0},
+    {"sign-cluster-of-2", kSign, 1, 8, 2100, 33, 1, 40, 0},
+    {"sign-cluster-of-3-split", kSign, 64, 8, 1300, 20, 1, 70, 0},
+    {"sign-cluster-tiles", kSign, 1, 8, 500, 300, 8, 33, 0},
+    {"gaussian-1", kGaussian, 1, 1, 40, 70, 2, 1, 3},
+    {"gaussian-8", kGaussian, 64, 1, 130, 20, 1, 5, 0},
+    {"gaussian-32", kGaussian, 64, 1, 100, 50, 1, 20, 0},
+    {"gaussian-64", kGaussian, 1, 1, 130, 20, 1, 40, 0},
+    {"gaussian-128-split", kGaussian, 64, 1, 600, 20, 1, 70, 0},
+    {"gaussian-256", kGaussian, 1, 1, 600, 60, 1, 130, 0},
+    {"hadamard-64", kHadamard, 1, 1, 130, 100, 1, 2, 3},
+    {"hadamard-256", kHadamard, 1, 1, 500, 250, 2, 1, 0},
+    {"hadamard-1024", kHadamard, 1, 1, 1500, 1000, 1, 1, 40},
+    {"hadamard-4096", kHadamard, 1, 1, 5000, 4000, 1, 1, 0},
+    {"hadamard-16384", kHadamard, 1, 1, 300, 16000, 1, 1, 5},
 };
 
 // Everything the operations write.
@@ -173,7 +193,7 @@ template <class Launch>
 Outputs run(const Case& c) {
   std::mt19937 random(7);
   std::normal_distribution<float> normal;
-  const Spec spec{c.kind, c.multiprocessors, c.dim, c.size, c.groups, 12345};
+  const Spec spec{c.kind, c.multiprocessors, c.max_cluster, c.dim, c.size, c.groups, 12345};
   std::vector<float> w(c.batch * c.dim);
   for (float& x : w) x = normal(random);
   // Any table does: q, then q as float16, positive and below 1108 as the law's.
@@ -222,9 +242,9 @@ int main(int count, char** arguments) {
   const std::string wanted = count == 2 ? arguments[1] : "";
   if (wanted == "racy") {
     int out[RacyKernel::kThreads];
-    return ThreadLaunch{}.run(RacyKernel{out}, 1);
+    return ThreadLaunch{}.run(RacyKernel{out}, 1, 1);
   }
-  if (wanted == "stuck") return ThreadLaunch{}.run(StuckKernel{}, 1);
+  if (wanted == "stuck") return ThreadLaunch{}.run(StuckKernel{}, 1, 1);
   if (wanted == "list") {
     for (const Case& c : kCases) std::puts(c.name);
     return 0;
