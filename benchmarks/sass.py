@@ -217,7 +217,7 @@ def analyse(cubin: Path, only: Collection[str] | None = None) -> list[dict[str, 
         }
         if name.startswith("SearchKernel"):
             row["step"] = _step(name, body)
-        if in_clusters(name):
+        if in_clusters(name) and "UCGABAR_WAIT" in opcodes:
             row["step_of_cluster"] = _step(name, body, MAX_CLUSTER)
         rows.append(row)
     return sorted(rows, key=lambda r: ("step" not in r, r["kernel"]))

@@ -272,6 +272,21 @@ def test_last_pairs_of_the_largest_hadamard_codebook(kernels: cuda.Kernels) -> N
     assert (scores[0] - exact).abs().max() <= 3e-7 * w.norm() * spec.dim**0.5
 
 
+def test_hadamard_signs_of_one_range_after_another(kernels: cuda.Kernels) -> None:
+    """More pairs than the workspace holds signs of: ranges of 2^23 atoms, whose best candidates are merged."""
+    spec = CodebookSpec("hadamard", 60, 2**23 + 1000, 1, SEED)
+    w, at = residual(spec, 2), torch.tensor(1)
+    first = 2**23 - 64
+    y = reference.entries(spec, torch.arange(first, spec.size).view(-1, 1), 1)[:, 0].double()
+    w[0], w[1] = y[-5], y[10]  # the best atoms are in the last range and in the first
+    scores = kernels.scores(spec, w, at)
+    exact = w.double() @ y.T
+    assert ((scores[:, 0, first:] - exact).abs() <= 3e-7 * w.norm(dim=1, keepdim=True) * spec.dim**0.5).all()
+    index, _, score = kernels.search(spec, w, at, False, None)
+    assert torch.equal(index, scores.argmax(-1)) and torch.equal(score, scores.amax(-1))
+    assert index.flatten().tolist() == [spec.size - 5, first + 10]
+
+
 @pytest.mark.parametrize("size", [64, 200, 1000, 4000, 16000])
 def test_every_hadamard_length(kernels: cuda.Kernels, size: int) -> None:
     """n = 64 ... 16384, with a cut last sub-block, several sub-blocks and uneven groups."""

@@ -19,6 +19,8 @@ struct Spec {
   uint64_t seed;
 };
 
+constexpr int64_t kSignBytes = 4 << 20;  // of the sign words of `hadamard` at a time, unless one pair has more
+
 constexpr int kTooLarge = -1;  // a grid of more than 2^31 - 1 blocks
 
 // Tables on the device: q as int16 (64 KB), then q as float16 (64 KB).
@@ -157,6 +159,8 @@ struct Driver {
     int column_tiles, row_groups, cluster;  // of SearchKernel
     int split, warp_steps;
     int64_t batch_tiles;  // a multiple of cluster
+    Vec4* signs;          // `hadamard`: of sign_pairs pairs at a time
+    int64_t sign_pairs;
   };
 
   // f of the codebook's Traits (search.h).
@@ -211,7 +215,13 @@ struct Driver {
     p.batch = batch;
     p.max_bits = arena.take<uint32_t>(rows);
     p.correction = arena.take<int64_t>(rows);
-    if (geometry.kind == kHadamard) return p;
+    if (geometry.kind == kHadamard) {
+      const int64_t vectors = HadamardSignKernel::vectors(geometry);
+      const int64_t most = larger(1, kSignBytes / (vectors * static_cast<int64_t>(sizeof(Vec4))));
+      p.sign_pairs = smaller(most, ceil_div(count, geometry.hadamard_n));
+      p.signs = arena.take<Vec4>(p.sign_pairs * vectors);
+      return p;
+    }
     choose_rows(p);
     const int teams = warps(p) / p.row_groups;
     const int segment = with_traits([&](auto traits) { return traits.segment(p.column_tiles); });
@@ -309,12 +319,19 @@ struct Driver {
   template <int LogN, bool Scores>
   void score_hadamard(const Prepared& p, const float* w, const Target& target) {
     using T = Transform<LogN>;
-    const int64_t tiles = ceil_div(target.last - target.first, int64_t{T::kN} * T::kUnits);
-    const int64_t chunks = target.chunks == 0 ? tiles : smaller(target.chunks, tiles);
-    HadamardKernel<LogN, Scores> kernel{geometry, target.ranking, step, w, p.max_bits, target.results,
-                                        target.scores, target.score_stride, target.first, target.last,
-                                        static_cast<int32_t>(tiles), static_cast<int32_t>(chunks)};
-    run(kernel, chunks * geometry.groups * p.batch);
+    for (int64_t first = target.first; first < target.last; first += p.sign_pairs * T::kN) {
+      const int64_t last = smaller(first + p.sign_pairs * T::kN, target.last);
+      const int64_t pairs = ceil_div(last - first, int64_t{T::kN}), tiles = ceil_div(pairs, int64_t{T::kUnits});
+      const int64_t items = pairs * HadamardSignKernel::vectors(geometry);
+      HadamardSignKernel make{geometry, step, p.signs, first / T::kN, items};
+      run(make, ceil_div(items, HadamardSignKernel::kThreads));
+      const int64_t chunks = Scores ? tiles : target.chunks;
+      HadamardKernel<LogN, Scores> kernel{
+          geometry, target.ranking, w, p.max_bits, p.signs, target.results,
+          target.scores + (Scores ? first - target.first : 0), target.score_stride, first, last,
+          static_cast<int32_t>(pairs), static_cast<int32_t>(tiles), static_cast<int32_t>(chunks), first > target.first};
+      run(kernel, chunks * geometry.groups * p.batch);
+    }
   }
 
   template <bool Scores>

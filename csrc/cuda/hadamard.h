@@ -117,18 +117,54 @@ struct Transform {
     return bits_float(float_bits(x) ^ (word << top & 0x80000000u));
   }
 
-  // Makes the sign words of the units' sub-blocks; call_of(unit, block, pair) says which (false: none needed). Both
+  // Puts the sign words of the units' sub-blocks into shared memory: those of f(unit, stream, call), where it is true. Both
   // streams (inner e at `signs`, outer d after it) or only e. Needs a sync before use.
   template <class Block, class F>
-  static DDCM_FN void make_signs(Block& block, char* signs, Key key, uint32_t step, int streams, F call_of) {
-    block.each([&](int thread, auto&) {
-      for (int q = thread; q < streams * kUnits * kCalls; q += kThreads) {
-        const int stream = q / (kUnits * kCalls), unit = q / kCalls % kUnits;
-        uint32_t first = 0, pair = 0;
-        if (!call_of(unit, first, pair)) continue;
-        const Words w = philox10(key, first + q % kCalls, pair, step, kStreamInner + stream);
-        reinterpret_cast<Vec4*>(signs)[q] = Vec4{{w.w[0], w.w[1], w.w[2], w.w[3]}};
+  static DDCM_FN void put_signs(Block& block, char* signs, int streams, F f) {
+    block.each([&](int number, auto&) {
+      for (int q = fresh(number); q < streams * kUnits * kCalls; q += kThreads) {
+        Vec4 words;
+        if (f(q / kCalls % kUnits, q / (kUnits * kCalls), q % kCalls, words)) reinterpret_cast<Vec4*>(signs)[q] = words;
       }
+    });
+  }
+};
+
+// The words of one call of the signs of a sub-block; stream 0 is the inner e, 1 the outer d.
+DDCM_FN Vec4 sign_words(const Geometry& geometry, int64_t g, int64_t c, int64_t call, int64_t pair, uint32_t step, int stream) {
+  const uint32_t number = geometry.block(g, c * geometry.calls_per_sub_block() + call);
+  const Words w = philox10(geometry.key(), number, static_cast<uint32_t>(pair), step, kStreamInner + stream);
+  return Vec4{{w.w[0], w.w[1], w.w[2], w.w[3]}};
+}
+
+// The sign words of a range of pairs, for all rows of a batch: out[(pair * G + g) * ns + c][stream][call], inner e before
+// outer d. They are 2 / n bits an atom and coordinate. Flat grid over the calls.
+struct HadamardSignKernel {
+  static constexpr int kThreads = 256, kMinBlocks = 4;
+  struct State {};
+
+  Geometry geometry;
+  const int64_t* step;
+  Vec4* out;
+  int64_t first_pair, items;
+
+  static constexpr int64_t shared_bytes() { return 0; }
+
+  // Vectors of a pair.
+  static DDCM_FN int64_t vectors(const Geometry& geometry) {
+    return geometry.groups * geometry.sub_blocks * 2 * geometry.calls_per_sub_block();
+  }
+
+  template <class Block>
+  DDCM_FN void operator()(Block& block) const {
+    block.each([&](int thread, State&) {
+      const int64_t item = static_cast<int64_t>(block.index()) * kThreads + thread;
+      if (item >= items) return;
+      const int64_t calls = geometry.calls_per_sub_block(), call = item % calls, sub_block = item / calls / 2;
+      const int stream = static_cast<int>(item / calls % 2);
+      const int64_t c = sub_block % geometry.sub_blocks, rest = sub_block / geometry.sub_blocks;
+      const int64_t g = rest % geometry.groups, pair = first_pair + rest / geometry.groups;
+      out[item] = sign_words(geometry, g, c, call, pair, static_cast<uint32_t>(*step), stream);
     });
   }
 };
@@ -146,14 +182,15 @@ struct HadamardKernel {
 
   Geometry geometry;
   Ranking ranking;
-  const int64_t* step;
   const float* w;            // (B, D)
   const uint32_t* max_bits;  // (B, G)
+  const Vec4* signs;         // of HadamardSignKernel, from atom `first` on
   Candidate* results;
   float* scores;
   int64_t score_stride;
   int64_t first, last;  // atoms; first is a multiple of n
-  int32_t tiles, chunks;
+  int32_t pairs, tiles, chunks;
+  int32_t merges;  // the results hold candidates of other atoms already
 
   static constexpr int64_t kSignsAt = T::kBufferBytes;
   static constexpr int64_t kBestAt = kSignsAt + 2 * T::kSignBytes;
@@ -165,7 +202,6 @@ struct HadamardKernel {
   DDCM_FN void operator()(Block& block) const {
     const int chunk = block.index() % chunks, row = block.index() / chunks;
     const int groups = static_cast<int>(geometry.groups), g = row % groups, b = row / groups;
-    const uint32_t step_word = static_cast<uint32_t>(*step);
     const float* part = w + b * geometry.dim + geometry.group_start(g);
     const uint32_t size = static_cast<uint32_t>(geometry.group_dim(g));
     float* buffer = reinterpret_cast<float*>(block.shared());
@@ -184,12 +220,13 @@ struct HadamardKernel {
       });
       DDCM_NO_UNROLL
       for (int c = 0; c < geometry.sub_blocks; ++c) {
-        T::make_signs(block, inner, geometry.key(), step_word, 2,
-                      [&](int unit, uint32_t& first_block, uint32_t& pair) {
-                        first_block = geometry.block(g, c * T::kCalls);
-                        pair = first_pair + unit;
-                        return true;
-                      });
+        T::put_signs(block, inner, 2, [&](int unit, int stream, int call, Vec4& words) {
+          const int pair = tile * T::kUnits + unit;
+          if (pair >= pairs) return false;
+          const int64_t sub_block = (static_cast<int64_t>(pair) * geometry.groups + g) * geometry.sub_blocks + c;
+          words = load(signs + (sub_block * 2 + stream) * T::kCalls + call);
+          return true;
+        });
         block.sync();
         block.each([&](int number, State& s) {
           const int thread = T::fresh(number);
@@ -236,7 +273,9 @@ struct HadamardKernel {
       block.sync();
       reduce_candidates<kThreads>(block, best, 1);
       block.each([&](int thread, State&) {
-        if (thread == 0) results[static_cast<int64_t>(row) * chunks + chunk] = best[0];
+        if (thread != 0) return;
+        Candidate& result = results[static_cast<int64_t>(row) * chunks + chunk];
+        if (!merges || better(best[0], result)) result = best[0];
       });
     }
   }
@@ -269,12 +308,10 @@ struct HadamardNormKernel {
     float* buffer = reinterpret_cast<float*>(block.shared());
     int32_t* squares = reinterpret_cast<int32_t*>(block.shared());
     char* inner = block.shared() + T::kBufferBytes;
-    T::make_signs(block, inner, geometry.key(), static_cast<uint32_t>(*step), 1,
-                  [&](int unit, uint32_t& first_block, uint32_t& pair) {
-                    first_block = geometry.block(g, c * T::kCalls);
-                    pair = static_cast<uint32_t>(tile * T::kUnits + unit);
-                    return true;
-                  });
+    T::put_signs(block, inner, 1, [&](int unit, int stream, int call, Vec4& words) {
+      words = sign_words(geometry, g, c, call, tile * T::kUnits + unit, static_cast<uint32_t>(*step), stream);
+      return true;
+    });
     block.sync();
     block.each([&](int thread, State& s) {
       DDCM_UNROLL
@@ -362,12 +399,12 @@ struct HadamardCombineKernel {
       atom = atom < 0 ? 0 : atom >= geometry.size ? geometry.size - 1 : atom;
       const float weight = coefficient[row * m + j];
       const int rotation = static_cast<int>(atom % T::kN);
-      T::make_signs(block, inner, geometry.key(), step_word, 2,
-                    [&](int unit, uint32_t& first_block, uint32_t& pair) {
-                      first_block = geometry.block(g, (tile * T::kUnits + unit) * T::kCalls);
-                      pair = static_cast<uint32_t>(atom / T::kN);
-                      return tile * T::kUnits + unit < geometry.sub_blocks;
-                    });
+      T::put_signs(block, inner, 2, [&](int unit, int stream, int call, Vec4& words) {
+        const int64_t c = tile * T::kUnits + unit;
+        if (c >= geometry.sub_blocks) return false;
+        words = sign_words(geometry, g, c, call, atom / T::kN, step_word, stream);
+        return true;
+      });
       block.sync();
       block.each([&](int thread, State& s) {
         DDCM_UNROLL
