@@ -31,8 +31,8 @@ BOUNDS = {
     ("Sign", 2, 1): 0.74,
     ("Sign", 3, 1): 1.07,
     ("Sign", 6, 1): 1.33,
-    ("Sign", 9, 1): 2.1,
-    ("Sign", 12, 1): 2.35,
+    ("Sign", 9, 1): 2.03,
+    ("Sign", 12, 1): 2.28,
     ("Gaussian", 1, 1): 9.4,
     ("Gaussian", 2, 1): 9.6,
     ("Gaussian", 3, 1): 10.6,
@@ -44,7 +44,7 @@ BOUNDS = {
 }
 
 #: The same of a cluster's 8 blocks, 192 and 256 rows: one generation and the products of all.
-CLUSTER_BOUNDS = {9: 12.7, 12: 14.8}
+CLUSTER_BOUNDS = {9: 12.5, 12: 14.5}
 
 #: More where squared norms are made beside the scores.
 NORMS = 3.5

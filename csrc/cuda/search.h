@@ -562,14 +562,10 @@ struct SearchKernel {
     block.sync();  // other warps may still read what the partial sums will overwrite
   }
 
-  // A barrier of those who share words: the same warp of all blocks, of which a cluster has only a barrier of all warps.
+  // A barrier of those who share words. A lane takes the words that the same lane of some block made: alone, its own.
   template <class Block>
   DDCM_FN void sync_sharing(Block& block) const {
-    if (cluster == 1) {
-      block.template sync_part<32>();
-    } else {
-      block.sync_cluster();
-    }
+    if (cluster > 1) block.sync_cluster();
   }
 
   // Words of half a row tile, 32 vectors further those of the next, that a thread's warp has of k step `step`.
@@ -595,15 +591,13 @@ struct SearchKernel {
         const int step = unit / kRowTiles, m = unit % kRowTiles;
         const int64_t call = static_cast<int64_t>(first_step + step) * kCallsPerStep + thread % 4;
         const BlockPart part = block_part(keys, geometry.block(place.group, call), step_word, Traits::kStream);
-        DDCM_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          const AtomPart own = atom_part(keys, atom + 16 * m + 8 * half, step_word);
-          const Words words = philox_split(keys, own, part);
-          DDCM_NO_UNROLL
-          for (int other = 0; other < cluster; ++other) {
-            stage_words(block.shared_of(other), thread, step)[(2 * m + half) * 32] =
-                Vec4{{words.w[0], words.w[1], words.w[2], words.w[3]}};
-          }
+        const Words upper = philox_split(keys, atom_part(keys, atom + 16 * m, step_word), part);
+        const Words lower = philox_split(keys, atom_part(keys, atom + 16 * m + 8, step_word), part);
+        DDCM_NO_UNROLL
+        for (int other = 0; other < cluster; ++other) {
+          Vec4* to = stage_words(block.shared_of(other), thread, step) + 2 * m * 32;
+          to[0] = Vec4{{upper.w[0], upper.w[1], upper.w[2], upper.w[3]}};
+          to[32] = Vec4{{lower.w[0], lower.w[1], lower.w[2], lower.w[3]}};
         }
       }
     });
