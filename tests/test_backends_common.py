@@ -247,6 +247,17 @@ def test_missing_backend_says_why():
                 Codebook("sign", 8, 16, backend=name).search(torch.zeros(1, 8), 0)
 
 
+@pytest.mark.parametrize("error", [ImportError("no module"), RuntimeError("0 active drivers")])
+def test_backend_that_cannot_be_imported_is_missing(monkeypatch, error):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr(backends.importlib, "import_module", fail)
+    with pytest.raises(BackendError, match=f"'triton' cannot be imported: {error}"):
+        backends.load("triton")
+    assert str(error) in backends.why_not("triton", "cpu") and backends.available("cpu") == []
+
+
 # ---- torch ---------------------------------------------------------------------------------------
 
 

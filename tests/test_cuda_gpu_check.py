@@ -188,7 +188,9 @@ def test_curand_headers_of_wheels_are_found(tmp_path: Path, monkeypatch: pytest.
     headers = tmp_path / "nvidia" / "cu13" / "include"
     headers.mkdir(parents=True)
     (headers / "curand_kernel.h").touch()
+    (tmp_path / "nvidia" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
     assert f"-I{headers}" in gpu_check.curand_includes()
 
 

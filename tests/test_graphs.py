@@ -139,7 +139,9 @@ def test_traced_without_a_break(config: str, name: str) -> None:
         return torch.compile(work, fullgraph=True, backend="aot_eager")
 
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(recompile_limit=32):  # all forms share their code
+    config = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch 2.6
+    with config.patch({limit: 32}):  # all forms share their code
         graphs = bench.graphs(record)
         coded = bench.run(toward(bench.x0[0]))
         same(bench.run(toward(bench.x0[0]), graphs), coded)

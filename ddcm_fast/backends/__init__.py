@@ -31,7 +31,7 @@ def load(name: str) -> ModuleType:
     """The backend's module. Raises BackendError when it cannot even be imported."""
     try:
         return importlib.import_module(_MODULES[name])
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # Triton 3.2 looks for a GPU's driver already when kernels are defined
         raise BackendError(f"backend {name!r} cannot be imported: {error}") from error
 
 

@@ -325,14 +325,21 @@ def source_hash(*extra: str) -> str:
 
 
 @contextlib.contextmanager
-def _own_programs_first() -> Iterator[None]:
-    """Let torch's extension builder find the ninja that pip put beside this Python, activated or not."""
-    path = os.environ.get("PATH", "")
-    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), path))
+def _builder_environment(capability: tuple[int, int]) -> Iterator[None]:
+    """What torch's extension builder is to see: the ninja that pip put beside this Python, activated or not, and one
+    capability. That of torch 2.6 adds those of all visible GPUs to what the flags say."""
+    programs = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    wanted = {"PATH": programs, "TORCH_CUDA_ARCH_LIST": f"{capability[0]}.{capability[1]}"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
-        os.environ["PATH"] = path
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _link_flags(compiler: str, source: Path) -> list[str]:
@@ -368,7 +375,7 @@ def build(capability: tuple[int, int]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     # Several processes may build at once, and one may be killed while it does: the builder would leave a lock on which
     # the next waits forever. In a folder of its own no build meets another's, and the rename is atomic.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch, _own_programs_first():
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch, _builder_environment(capability):
         try:
             cpp_extension.load(
                 name="ddcm_fast_cuda",
@@ -379,7 +386,7 @@ def build(capability: tuple[int, int]) -> Path:
                 with_cuda=True,
                 is_python_module=False,
             )
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ValueError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             telling = (line for line in lines if re.search("error:|nvcc fatal|cannot find", line))
             summary = next(telling, lines[-1] if lines else repr(error))
