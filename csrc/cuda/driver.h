@@ -159,7 +159,7 @@ struct Driver {
     int column_tiles, row_groups, cluster;  // of SearchKernel
     int split, warp_steps;
     int64_t batch_tiles;  // a multiple of cluster
-    Vec4* signs;          // `hadamard`: of sign_pairs pairs at a time
+    Vec4* signs;          // `hadamard`: of sign_pairs pairs at a time; null for one row
     int64_t sign_pairs;
   };
 
@@ -216,10 +216,12 @@ struct Driver {
     p.max_bits = arena.take<uint32_t>(rows);
     p.correction = arena.take<int64_t>(rows);
     if (geometry.kind == kHadamard) {
-      const int64_t vectors = HadamardSignKernel::vectors(geometry);
-      const int64_t most = larger(1, kSignBytes / (vectors * static_cast<int64_t>(sizeof(Vec4))));
-      p.sign_pairs = smaller(most, ceil_div(count, geometry.hadamard_n));
-      p.signs = arena.take<Vec4>(p.sign_pairs * vectors);
+      p.sign_pairs = ceil_div(count, geometry.hadamard_n);
+      if (batch > 1) {  // one row shares its signs with no one
+        const int64_t vectors = HadamardSignKernel::vectors(geometry);
+        p.sign_pairs = smaller(larger(1, kSignBytes / (vectors * static_cast<int64_t>(sizeof(Vec4)))), p.sign_pairs);
+        p.signs = arena.take<Vec4>(p.sign_pairs * vectors);
+      }
       return p;
     }
     choose_rows(p);
@@ -322,12 +324,14 @@ struct Driver {
     for (int64_t first = target.first; first < target.last; first += p.sign_pairs * T::kN) {
       const int64_t last = smaller(first + p.sign_pairs * T::kN, target.last);
       const int64_t pairs = ceil_div(last - first, int64_t{T::kN}), tiles = ceil_div(pairs, int64_t{T::kUnits});
-      const int64_t items = pairs * HadamardSignKernel::vectors(geometry);
-      HadamardSignKernel make{geometry, step, p.signs, first / T::kN, items};
-      run(make, ceil_div(items, HadamardSignKernel::kThreads));
+      if (p.signs != nullptr) {
+        const int64_t items = pairs * HadamardSignKernel::vectors(geometry);
+        HadamardSignKernel make{geometry, step, p.signs, first / T::kN, items};
+        run(make, ceil_div(items, HadamardSignKernel::kThreads));
+      }
       const int64_t chunks = Scores ? tiles : target.chunks;
       HadamardKernel<LogN, Scores> kernel{
-          geometry, target.ranking, w, p.max_bits, p.signs, target.results,
+          geometry, target.ranking, w, p.max_bits, step, p.signs, target.results,
           target.scores + (Scores ? first - target.first : 0), target.score_stride, first, last,
           static_cast<int32_t>(pairs), static_cast<int32_t>(tiles), static_cast<int32_t>(chunks), first > target.first};
       run(kernel, chunks * geometry.groups * p.batch);

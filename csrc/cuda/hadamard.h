@@ -137,7 +137,7 @@ DDCM_FN Vec4 sign_words(const Geometry& geometry, int64_t g, int64_t c, int64_t 
   return Vec4{{w.w[0], w.w[1], w.w[2], w.w[3]}};
 }
 
-// The sign words of a range of pairs, for all rows of a batch: out[(pair * G + g) * ns + c][stream][call], inner e before
+// The sign words of a range of pairs, once for all rows of a batch: out[(pair * G + g) * ns + c][stream][call], inner e before
 // outer d. They are 2 / n bits an atom and coordinate. Flat grid over the calls.
 struct HadamardSignKernel {
   static constexpr int kThreads = 256, kMinBlocks = 4;
@@ -184,7 +184,8 @@ struct HadamardKernel {
   Ranking ranking;
   const float* w;            // (B, D)
   const uint32_t* max_bits;  // (B, G)
-  const Vec4* signs;         // of HadamardSignKernel, from atom `first` on
+  const int64_t* step;
+  const Vec4* signs;         // of HadamardSignKernel, from atom `first` on; null: made here
   Candidate* results;
   float* scores;
   int64_t score_stride;
@@ -224,7 +225,8 @@ struct HadamardKernel {
           const int pair = tile * T::kUnits + unit;
           if (pair >= pairs) return false;
           const int64_t sub_block = (static_cast<int64_t>(pair) * geometry.groups + g) * geometry.sub_blocks + c;
-          words = load(signs + (sub_block * 2 + stream) * T::kCalls + call);
+          words = signs != nullptr ? load(signs + (sub_block * 2 + stream) * T::kCalls + call)
+                                   : sign_words(geometry, g, c, call, first / T::kN + pair, static_cast<uint32_t>(*step), stream);
           return true;
         });
         block.sync();
