@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..law import GAUSSIAN_SCALE, CodebookSpec, gaussian_table
 from . import residual
-from .launch import ceil_div, launch, power_of_2, seed_words, shared_memory, tile, tuned
+from .launch import ceil_div, launch, power_of_2, register_limit, seed_words, shared_memory, tile, tuned
 from .layout import group_range, power_scale, word_of
 from .philox import GAUSSIAN, philox
 from .ranking import LOWEST, bias_stride, emit_best, keep_best, rank_key, store_scores
@@ -110,9 +110,9 @@ def arrange_kernel(w, arranged, dim, groups, tiles, batch, C: tl.constexpr):
 
 @tuned(
     [
-        triton.Config({"K": 32}, num_warps=4),
-        triton.Config({"K": 16}, num_warps=4),
-        triton.Config({"K": 64}, num_warps=8),
+        triton.Config({"K": 32}, num_warps=4, **register_limit(4)),
+        triton.Config({"K": 16}, num_warps=4, **register_limit(4)),
+        triton.Config({"K": 64}, num_warps=8, **register_limit(8)),
     ],
     key=["C", "B", "SEARCH", "span"],
 )

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..law import CodebookSpec
 from . import residual
 from .hadamard import hadamard
-from .launch import ceil_div, launch, power_of_2, seed_words
+from .launch import ceil_div, launch, power_of_2, register_limit, seed_words
 from .layout import group_range
 from .philox import INNER, OUTER, flip, sign_masks
 from .ranking import LOWEST, bias_stride, make_key, rank_value
@@ -187,7 +187,8 @@ class Residual(residual.Residual):
         """See residual.Residual.launch."""
         spec = self.spec
         n = spec.hadamard_n
+        warps = _warps(n * self.pairs * self.images, 8 if work.keys is not None else 16)
         launch(score_kernel, work.programs * spec.groups * self.blocks, self.w, *work.targets, bias_stride(work.bias),
                spec.dim, spec.groups, self.batch, spec.sub_blocks, *work.atoms, *seed_words(spec.seed),
-               **_transform(spec), P=self.pairs, B=self.images, SCALE=n**-0.5, **work.meta,
-               num_warps=_warps(n * self.pairs * self.images, 8 if work.keys is not None else 16))  # fmt: skip
+               **_transform(spec), P=self.pairs, B=self.images, SCALE=n**-0.5, **work.meta, num_warps=warps,
+               **register_limit(warps))  # fmt: skip
