@@ -17,7 +17,7 @@ from torch import Tensor
 from ..law import CodebookSpec
 from . import residual
 from .hadamard import hadamard
-from .launch import ceil_div, launch, power_of_2, register_limit, seed_words
+from .launch import PTX, ceil_div, launch, power_of_2, seed_words
 from .layout import group_range
 from .philox import INNER, OUTER, flip, sign_masks
 from .ranking import LOWEST, bias_stride, make_key, rank_value
@@ -187,8 +187,11 @@ class Residual(residual.Residual):
         """See residual.Residual.launch."""
         spec = self.spec
         n = spec.hadamard_n
-        warps = _warps(n * self.pairs * self.images, 8 if work.keys is not None else 16)
+        entries = n * self.pairs * self.images
+        warps = _warps(entries, 8 if work.keys is not None else 16)
+        # Left alone, Triton 3.7's ptxas takes 80 registers for 2048 entries, and 8 bytes of stack.
+        limit = {"maxnreg": 128} if entries == 2048 and PTX else {}
         launch(score_kernel, work.programs * spec.groups * self.blocks, self.w, *work.targets, bias_stride(work.bias),
                spec.dim, spec.groups, self.batch, spec.sub_blocks, *work.atoms, *seed_words(spec.seed),
                **_transform(spec), P=self.pairs, B=self.images, SCALE=n**-0.5, **work.meta, num_warps=warps,
-               **register_limit(warps))  # fmt: skip
+               **limit)  # fmt: skip

@@ -22,14 +22,6 @@ INTERPRETED = not isinstance(_probe, triton.runtime.JITFunction)
 PTX = not INTERPRETED and torch.version.hip is None
 
 
-def register_limit(warps: int) -> dict[str, int]:
-    """Option maxnreg of a kernel: what the hardware gives a thread of so many warps.
-
-    Stated, because without a limit ptxas spills a few bytes where that lets more warps share a multiprocessor.
-    """
-    return {"maxnreg": min(255, 65536 // (32 * warps))} if PTX else {}
-
-
 def tile(atoms: int, warps: int, stages: int) -> triton.Config:
     """A configuration of a large-batch kernel."""
     return triton.Config({"K": atoms}, num_warps=warps, num_stages=stages)
