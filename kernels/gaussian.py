@@ -20,7 +20,7 @@ from . import residual
 from .launch import ceil_div, launch, power_of_2, seed_words, shared_memory, tile, tuned
 from .layout import group_range, power_scale, word_of
 from .philox import GAUSSIAN, philox
-from .ranking import LOWEST, bias_stride, emit_best, keep_best, rank_key, store_scores
+from .ranking import LOWEST, bias_stride, emit_best, keep_best, keep_best_atom, store_scores
 
 _SIZES = [
     "bias_stride", "dim", "size", "groups", "batch", "calls", "first", "last", "span", "programs", "width",
@@ -77,6 +77,18 @@ def add_square(squares, half, i, length, table):
     """
     y = entry(half, table).to(tl.float32)
     return squares + tl.where(i < length, 1.0, 0.0)[None, :] * y * y
+
+
+@triton.jit
+def squares_of_calls(w0, w1, w2, w3, call, length, table, K: tl.constexpr, C: tl.constexpr):
+    """Sums (K, C) int32 of the squares of calls (C)'s entries, words (K, C), in 1/65536ths."""
+    part = tl.zeros((K, C), tl.float32)
+    for v in tl.static_range(4):
+        word = word_of(v, w0, w1, w2, w3)
+        i = call.to(tl.int64) * 8 + 2 * v
+        part = add_square(part, word & 0xFFFF, i, length, table)
+        part = add_square(part, word >> 16, i + 1, length, table)
+    return (part * 65536.0).to(tl.int32)
 
 
 @triton.jit
@@ -165,13 +177,7 @@ def small_kernel(arranged, table, step, bias, out, keys, norms, bias_stride, dim
                 r = (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
                 total += entry(word >> 16, table).to(tl.float32)[None, :, :] * r[:, None, :]
             if NORMS:
-                part = tl.zeros((K, C), tl.float32)
-                for v in tl.static_range(4):
-                    word = word_of(v, w0, w1, w2, w3)
-                    i = (c0 + lane).to(tl.int64) * 8 + 2 * v
-                    part = add_square(part, word & 0xFFFF, i, length, table)
-                    part = add_square(part, word >> 16, i + 1, length, table)
-                squares += (part * 65536.0).to(tl.int32)
+                squares += squares_of_calls(w0, w1, w2, w3, c0 + lane, length, table, K, C)
         if NORMS:
             store_norms(squares, k, g, last, size, norms)
         score = tl.sum(total, axis=2)
@@ -268,23 +274,12 @@ def large_kernel(planes, table, peak, step, bias, out, keys, norms, bias_stride,
                 low = tl.dot(y, tl.trans(tl.load(at + (4 * v + 3) * B * C + cell)), low)
             total += high + low * 0.00048828125
             if NORMS:
-                part = tl.zeros((K, C), tl.float32)
-                for v in tl.static_range(4):
-                    word = word_of(v, w0, w1, w2, w3)
-                    i = (c0 + column).to(tl.int64) * 8 + 2 * v
-                    part = add_square(part, word & 0xFFFF, i, length, table)
-                    part = add_square(part, word >> 16, i + 1, length, table)
-                squares += (part * 65536.0).to(tl.int32)
+                squares += squares_of_calls(w0, w1, w2, w3, c0 + column, length, table, K, C)
         if NORMS:
             store_norms(squares, k, g, last, size, norms)
         score = total * inverse[None, :]
         if SEARCH:
-            # Reduced tile by tile: a best of every entry would take three registers for each of them.
-            key = rank_key(score, k[:, None], last, bias, SIGNED, BIAS)
-            key, score = emit_best(key, score, 0)
-            better = key > best_key
-            best_key = tl.where(better, key, best_key)
-            best_score = tl.where(better, score, best_score)
+            best_key, best_score = keep_best_atom(score, k, last, bias, best_key, best_score, SIGNED, BIAS)
         else:
             store_scores(score, k[:, None], image[None, :], g, batch, groups, first, last, width, out)
     if SEARCH:

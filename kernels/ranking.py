@@ -78,6 +78,18 @@ def emit_best(best_key, best_score, AXIS: tl.constexpr):
     return key, tl.sum(tl.where(here, best_score, 0.0), axis=AXIS)
 
 
+@triton.jit
+def keep_best_atom(score, k, last, bias, best_key, best_score, SIGNED: tl.constexpr, BIAS: tl.constexpr):
+    """The better of (best_key, best_score) (B,) and a tile of scores (K, B) of atoms k (K) < last, image by image.
+
+    For tiles so large that a best of every entry, as keep_best has, would take three registers for each of them.
+    """
+    key = rank_key(score, k[:, None], last, bias, SIGNED, BIAS)
+    key, score = emit_best(key, score, 0)
+    better = key > best_key
+    return tl.where(better, key, best_key), tl.where(better, score, best_score)
+
+
 @triton.jit(do_not_specialize=["bias_stride", "groups", "first", "width", "tiles"])
 def keys_kernel(scores, bias, keys, bias_stride, groups, first, width, tiles, N: tl.constexpr, SIGNED: tl.constexpr,
                 BIAS: tl.constexpr):  # fmt: skip

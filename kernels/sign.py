@@ -26,7 +26,7 @@ from . import residual
 from .launch import PTX, ceil_div, launch, power_of_2, seed_words, tile, tuned
 from .layout import group_range, power_scale, word_of
 from .philox import SIGN, philox
-from .ranking import LOWEST, bias_stride, emit_best, keep_best, rank_key, store_scores
+from .ranking import LOWEST, bias_stride, emit_best, keep_best, keep_best_atom, store_scores
 
 _SIZES = [
     "bias_stride", "dim", "groups", "batch", "calls", "first", "last", "span", "programs", "width",
@@ -321,12 +321,7 @@ def large_kernel(planes, total, peak, step, bias, out, keys, bias_stride, dim, g
             ones = _count_ones(planes, corner, cell, k, g, calls, 0, calls, now, seed_low, seed_high, B, K, C)
         score = (whole[None, :] - 2 * ones).to(tl.float32) * inverse[None, :]
         if SEARCH:
-            # Reduced tile by tile: a best of every entry would take three registers for each of them.
-            key = rank_key(score, k[:, None], last, bias, SIGNED, BIAS)
-            key, score = emit_best(key, score, 0)
-            better = key > best_key
-            best_key = tl.where(better, key, best_key)
-            best_score = tl.where(better, score, best_score)
+            best_key, best_score = keep_best_atom(score, k, last, bias, best_key, best_score, SIGNED, BIAS)
         else:
             store_scores(score, k[:, None], image[None, :], g, batch, groups, first, last, width, out)
     if SEARCH:
