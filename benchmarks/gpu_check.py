@@ -457,7 +457,6 @@ def curand_includes() -> list[str]:
 
 def compile_library(source: str, folder: Path) -> ctypes.CDLL:
     """Build a .cu file of benchmarks/ for the GPU at hand."""
-
     compiler = cuda.nvcc()
     if compiler is None:
         raise RuntimeError("nvcc was not found")
@@ -548,7 +547,6 @@ def measure_bounds(report: Report) -> None:
 def count_instructions(report: Report) -> None:
     """Instructions an entry of this build's kernels, where cuobjdump is here."""
     import sass
-
 
     if sass.find_cuobjdump() is None or "cuda" in report.data.get("missing", {}):
         report.data["instructions_per_entry"] = {**INSTRUCTIONS, "counted": False}

@@ -47,7 +47,7 @@ def test_dry_run_needs_neither_the_package_nor_diffusers(tmp_path: Path) -> None
 @pytest.fixture
 def emulated(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """The cuda backend on CPU tensors; clocks and graphs replaced."""
-    kernels = cuda.Kernels(library, multiprocessors=4)
+    kernels = cuda.Kernels(library, multiprocessors=4, max_cluster=8)
     monkeypatch.setattr(cuda, "_for", lambda tensor: kernels)
     monkeypatch.setattr(cuda, "unavailable", lambda device: None)
     monkeypatch.setattr(gpu_check, "DEVICE", "cpu")

@@ -50,7 +50,7 @@ struct CombineKernel {
         const Words w = philox10(geometry.key(), geometry.block(g, tile * kCalls + thread % kCalls),
                                  static_cast<uint32_t>(atom), step_word,
                                  KindOf == kSign ? kStreamSign : kStreamGaussian);
-        words[thread] = Vec4{{w.w[0], w.w[1], w.w[2], w.w[3]}};
+        words[thread] = vector_of(w);
       });
       block.sync();
       block.each([&](int thread, State& s) {

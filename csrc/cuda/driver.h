@@ -333,7 +333,7 @@ struct Driver {
       HadamardKernel<LogN, Scores> kernel{
           geometry, target.ranking, w, p.max_bits, step, p.signs, target.results,
           target.scores + (Scores ? first - target.first : 0), target.score_stride, first, last,
-          static_cast<int32_t>(pairs), static_cast<int32_t>(tiles), static_cast<int32_t>(chunks), first > target.first};
+          static_cast<int32_t>(tiles), static_cast<int32_t>(chunks), first > target.first};
       run(kernel, chunks * geometry.groups * p.batch);
     }
   }

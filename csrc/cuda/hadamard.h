@@ -133,8 +133,7 @@ struct Transform {
 // The words of one call of the signs of a sub-block; stream 0 is the inner e, 1 the outer d.
 DDCM_FN Vec4 sign_words(const Geometry& geometry, int64_t g, int64_t c, int64_t call, int64_t pair, uint32_t step, int stream) {
   const uint32_t number = geometry.block(g, c * geometry.calls_per_sub_block() + call);
-  const Words w = philox10(geometry.key(), number, static_cast<uint32_t>(pair), step, kStreamInner + stream);
-  return Vec4{{w.w[0], w.w[1], w.w[2], w.w[3]}};
+  return vector_of(philox10(geometry.key(), number, static_cast<uint32_t>(pair), step, kStreamInner + stream));
 }
 
 // The sign words of a range of pairs, once for all rows of a batch: out[(pair * G + g) * ns + c][stream][call], inner e before
@@ -190,7 +189,7 @@ struct HadamardKernel {
   float* scores;
   int64_t score_stride;
   int64_t first, last;  // atoms; first is a multiple of n
-  int32_t pairs, tiles, chunks;
+  int32_t tiles, chunks;
   int32_t merges;  // the results hold candidates of other atoms already
 
   static constexpr int64_t kSignsAt = T::kBufferBytes;
@@ -222,11 +221,11 @@ struct HadamardKernel {
       DDCM_NO_UNROLL
       for (int c = 0; c < geometry.sub_blocks; ++c) {
         T::put_signs(block, inner, 2, [&](int unit, int stream, int call, Vec4& words) {
-          const int pair = tile * T::kUnits + unit;
-          if (pair >= pairs) return false;
-          const int64_t sub_block = (static_cast<int64_t>(pair) * geometry.groups + g) * geometry.sub_blocks + c;
+          const int64_t of_range = static_cast<int64_t>(tile) * T::kUnits + unit;
+          if (first + of_range * T::kN >= last) return false;
+          const int64_t sub_block = (of_range * geometry.groups + g) * geometry.sub_blocks + c;
           words = signs != nullptr ? load(signs + (sub_block * 2 + stream) * T::kCalls + call)
-                                   : sign_words(geometry, g, c, call, first / T::kN + pair, static_cast<uint32_t>(*step), stream);
+                                   : sign_words(geometry, g, c, call, first_pair + unit, static_cast<uint32_t>(*step), stream);
           return true;
         });
         block.sync();

@@ -551,8 +551,7 @@ struct SearchKernel {
         block.each([&](int thread, State& s) {
           DDCM_UNROLL
           for (int r = 0; r < 2 * kRowTiles; ++r) {
-            const Vec4 words = stage_words(block.shared(), thread, k)[r * 32];
-            s.words[r] = Words{{words.x[0], words.x[1], words.x[2], words.x[3]}};
+            s.words[r] = words_of(stage_words(block.shared(), thread, k)[r * 32]);
           }
         });
         multiply(block);
@@ -596,8 +595,8 @@ struct SearchKernel {
         DDCM_NO_UNROLL
         for (int other = 0; other < cluster; ++other) {
           Vec4* to = stage_words(block.shared_of(other), thread, step) + 2 * m * 32;
-          to[0] = Vec4{{upper.w[0], upper.w[1], upper.w[2], upper.w[3]}};
-          to[32] = Vec4{{lower.w[0], lower.w[1], lower.w[2], lower.w[3]}};
+          to[0] = vector_of(upper);
+          to[32] = vector_of(lower);
         }
       }
     });

@@ -242,11 +242,10 @@ class Kernels:
 
     def _spec(self, spec: CodebookSpec, device: torch.device) -> _Spec:
         count, cluster = self._multiprocessors, self._max_cluster
-        if count is None:
-            count = torch.cuda.get_device_properties(device).multi_processor_count
-        if cluster is None:
-            has_clusters = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-            cluster = MAX_CLUSTER if has_clusters else 1
+        if count is None or cluster is None:
+            properties = torch.cuda.get_device_properties(device)
+            count = properties.multi_processor_count if count is None else count
+            cluster = (MAX_CLUSTER if properties.major >= 9 else 1) if cluster is None else cluster
         return _Spec(spec.kind_number, count, cluster, spec.dim, spec.size, spec.groups, spec.seed)
 
     @staticmethod
