@@ -9,6 +9,9 @@ O(D log n) a pair instead of O(D n). Cross-polytope hashing's trick (Andoni et a
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Optional
+
 import torch
 import triton
 import triton.language as tl
@@ -19,24 +22,50 @@ from . import residual
 from .hadamard import hadamard
 from .launch import PTX, ceil_div, launch, power_of_2, seed_words
 from .layout import group_range
-from .philox import INNER, OUTER, flip, sign_masks
+from .philox import INNER, OUTER, flip, masks_of, philox, sign_masks
 from .ranking import LOWEST, bias_stride, make_key, rank_value
 
-#: Entries of a program's tile; one sub-block of the longest transform.
-_TILE = 8192
+#: Entries of a program's tile; the longest transform has 16384.
+_TILE = 4096
+
+#: Bytes of sign words that a batch's programs share at a time.
+_TABLE_BYTES = 4 << 20
+
+
+@triton.jit(do_not_specialize=["first_pair", "groups", "sub_blocks", "items", "seed_low", "seed_high"])
+def table_kernel(table, step, first_pair, groups, sub_blocks, items, seed_low, seed_high, CALLS: tl.constexpr,
+                 TILE: tl.constexpr):  # fmt: skip
+    """Sign words of pairs from first_pair on: table (pairs, G, sub_blocks, inner and outer, CALLS, 4) uint32.
+
+    2 / n bits an atom and coordinate. items counts the calls of one stream.
+    """
+    item = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    call, sub_block = item % CALLS, item // CALLS
+    block = sub_block % (groups * sub_blocks) * CALLS + call
+    pair = first_pair + (sub_block // (groups * sub_blocks)).to(tl.int64)
+    now = tl.load(step)
+    word = tl.arange(0, 4)[None, :]
+    inside = (item < items)[:, None]
+    at = table + (sub_block * 2 * CALLS + call)[:, None] * 4 + word
+    w0, w1, w2, w3 = philox(block, pair, now, INNER, seed_low, seed_high)
+    tl.store(at, tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (TILE, 4)), mask=inside)
+    w0, w1, w2, w3 = philox(block, pair, now, OUTER, seed_low, seed_high)
+    tl.store(at + 4 * CALLS, tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (TILE, 4)), mask=inside)
 
 
 @triton.jit(do_not_specialize=[
     "bias_stride", "dim", "groups", "batch", "sub_blocks", "first", "last", "span", "programs", "width",
     "seed_low", "seed_high",
 ])  # fmt: skip
-def score_kernel(w, step, bias, out, keys, bias_stride, dim, groups, batch, sub_blocks, first, last, span, programs,
-                 width, seed_low, seed_high, P: tl.constexpr, B: tl.constexpr, N: tl.constexpr,
-                 LOG: tl.constexpr, CALLS: tl.constexpr, SCALE: tl.constexpr, SEARCH: tl.constexpr,
-                 SIGNED: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
+def score_kernel(w, table, step, bias, out, keys, bias_stride, dim, groups, batch, sub_blocks, first, last, span,
+                 programs, width, seed_low, seed_high, P: tl.constexpr, B: tl.constexpr, N: tl.constexpr,
+                 LOG: tl.constexpr, CALLS: tl.constexpr, SCALE: tl.constexpr, TABLE: tl.constexpr,
+                 SEARCH: tl.constexpr, SIGNED: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
     """Scores of all atoms of P pairs for B images, w (B, D) float32 in codebook order.
 
-    Arguments as those of sign.small_kernel; first and span are multiples of P * N. CALLS = max(1, N / 128).
+    Arguments as those of sign.small_kernel; first and span are multiples of P * N. CALLS = max(1, N / 128). With
+    TABLE, signs come from table_kernel's words of the pairs from `first` on, and a search replaces the best of the
+    atoms before, which out and keys hold, only by better ones.
     """
     pid = tl.program_id(0)
     p = pid % programs
@@ -54,19 +83,28 @@ def score_kernel(w, step, bias, out, keys, bias_stride, dim, groups, batch, sub_
     begin = first + p.to(tl.int64) * span
     best_key = tl.full((B,), LOWEST, tl.int64)
     best_score = tl.zeros((B,), tl.float32)
+    word = tl.arange(0, N // 32)[None, :]
     for k0 in range(begin, tl.minimum(begin + span, last), P * N):
         base = tl.zeros((), tl.int64) + k0
         pair = k0 // N + tl.arange(0, P).to(tl.int64)
         mixed = tl.zeros((P, B, N), tl.float32)
         for c in range(0, sub_blocks):
             block = ((g.to(tl.int64) * sub_blocks + c) * CALLS + call)[None, :]
-            outer = sign_masks(block, pair[:, None], now, OUTER, seed_low, seed_high, P, N)
+            if TABLE:
+                sub_block = ((pair - first // N) * groups + g) * sub_blocks + c
+                words = table + (sub_block * (8 * CALLS))[:, None] + word
+                outer = masks_of(tl.load(words + 4 * CALLS), P, N)
+            else:
+                outer = sign_masks(block, pair[:, None], now, OUTER, seed_low, seed_high, P, N)
             i = lane + c * n64
             inside = (image < batch)[None, :, None] & (i < length)[None, None, :]
             x = tl.load(here + i[None, None, :], mask=inside, other=0.0)
             x = flip(tl.broadcast_to(x, (P, B, N)), outer[:, None, :])
             x = tl.reshape(hadamard(tl.reshape(x, (P * B, N)), P * B, N, LOG), (P, B, N))
-            inner = sign_masks(block, pair[:, None], now, INNER, seed_low, seed_high, P, N)
+            if TABLE:
+                inner = masks_of(tl.load(words), P, N)
+            else:
+                inner = sign_masks(block, pair[:, None], now, INNER, seed_low, seed_high, P, N)
             mixed += flip(x, inner[:, None, :])
         mixed = hadamard(tl.reshape(mixed, (P * B, N)), P * B, N, LOG) * SCALE
         score = tl.reshape(mixed, (P, B, N))
@@ -90,9 +128,12 @@ def score_kernel(w, step, bias, out, keys, bias_stride, dim, groups, batch, sub_
             stored = exists & (image < batch)[None, :, None]
             tl.store(out + where + at, score, mask=stored)
     if SEARCH:
-        row = image.to(tl.int64) * groups + g
-        tl.store(keys + row * programs + p, best_key, mask=image < batch)
-        tl.store(out + row * programs + p, best_score, mask=image < batch)
+        at_best = (image.to(tl.int64) * groups + g) * width + p
+        stored = image < batch
+        if TABLE:
+            stored = stored & (best_key > tl.load(keys + at_best, mask=stored, other=LOWEST))
+        tl.store(keys + at_best, best_key, mask=stored)
+        tl.store(out + at_best, best_score, mask=stored)
 
 
 # ---- norms ---------------------------------------------------------------------------------------
@@ -179,19 +220,41 @@ class Residual(residual.Residual):
         n = spec.hadamard_n
         vectors = max(1, _TILE // n)
         pairs = power_of_2(ceil_div(spec.size, n))
-        self.images = min(power_of_2(len(w)), max(1, vectors // min(pairs, vectors), min(4, vectors)))
+        self.images = min(power_of_2(len(w)), 4, vectors)
         self.pairs = min(pairs, vectors // self.images)
         self.align = self.tile = self.pairs * n
 
     def launch(self, work: residual.Work) -> None:
         """See residual.Residual.launch."""
+        if self.blocks == 1:
+            self._score(work, None)
+            return
+        spec = self.spec
+        calls = spec.groups * spec.calls_per_group
+        pairs = max(1, _TABLE_BYTES // (32 * calls) // self.pairs) * self.pairs
+        if work.keys is not None:
+            work.keys.fill_(LOWEST.value)
+        for first in range(work.first, work.last, pairs * spec.hadamard_n):
+            last = min(work.last, first + pairs * spec.hadamard_n)
+            items = ceil_div(last - first, self.tile) * self.pairs * calls
+            table = torch.empty(items * 8, dtype=torch.uint32, device=self.w.device)
+            launch(table_kernel, ceil_div(items, 256), table, work.step, first // spec.hadamard_n, spec.groups,
+                   spec.sub_blocks, items, *seed_words(spec.seed), CALLS=max(1, spec.hadamard_n // 128),
+                   TILE=256)  # fmt: skip
+            span = ceil_div(last - first, work.programs * self.tile) * self.tile
+            part = replace(work, first=first, last=last, span=span)
+            if work.keys is None:
+                part = replace(part, out=work.out[..., first - work.first : last - work.first])
+            self._score(part, table)
+
+    def _score(self, work: residual.Work, table: Optional[Tensor]) -> None:
         spec = self.spec
         n = spec.hadamard_n
         entries = n * self.pairs * self.images
-        warps = _warps(entries, 8 if work.keys is not None else 16)
-        # Left alone, Triton 3.7's ptxas takes 80 registers for 2048 entries, and 8 bytes of stack.
-        limit = {"maxnreg": 128} if entries == 2048 and PTX else {}
-        launch(score_kernel, work.programs * spec.groups * self.blocks, self.w, *work.targets, bias_stride(work.bias),
-               spec.dim, spec.groups, self.batch, spec.sub_blocks, *work.atoms, *seed_words(spec.seed),
-               **_transform(spec), P=self.pairs, B=self.images, SCALE=n**-0.5, **work.meta, num_warps=warps,
-               **limit)  # fmt: skip
+        warps = _warps(entries, 16 if work.keys is None and entries > _TILE else 8)
+        # Left alone, ptxas (Triton 3.7) takes too few registers for some tiles, and up to 32 bytes of stack.
+        limit = {"maxnreg": 255} if entries <= _TILE and PTX else {}
+        launch(score_kernel, work.programs * spec.groups * self.blocks, self.w, table, *work.targets,
+               bias_stride(work.bias), spec.dim, spec.groups, self.batch, spec.sub_blocks, *work.atoms,
+               *seed_words(spec.seed), **_transform(spec), P=self.pairs, B=self.images, SCALE=n**-0.5,
+               TABLE=table is not None, **work.meta, num_warps=warps, **limit)  # fmt: skip

@@ -58,9 +58,14 @@ def sign_masks(block, atom, step, STREAM: tl.constexpr, seed_low, seed_high, ROW
         words = tl.join(w0, w1)
     else:
         words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
-    words = tl.reshape(words, (ROWS, N // 32, 1))
+    return masks_of(tl.reshape(words, (ROWS, N // 32)), ROWS, N)
+
+
+@triton.jit
+def masks_of(words, ROWS: tl.constexpr, N: tl.constexpr):
+    """The bits of words (ROWS, N / 32) as masks (ROWS, N) uint32, bit 31 set where a word's bit is."""
     shift = (31 - tl.arange(0, 32)).to(tl.uint32)
-    return tl.reshape((words << shift[None, None, :]) & 0x80000000, (ROWS, N))
+    return tl.reshape((words[:, :, None] << shift[None, None, :]) & 0x80000000, (ROWS, N))
 
 
 @triton.jit

@@ -46,8 +46,8 @@ class Work:
 
     @property
     def atoms(self) -> tuple[int, ...]:
-        """Kernel arguments first, last, span, programs, width."""
-        return self.first, self.last, self.span, self.programs, self.last - self.first
+        """Kernel arguments first, last, span, programs, width (from a row of out, and of keys, to the next)."""
+        return self.first, self.last, self.span, self.programs, self.out.stride(-2)
 
     @property
     def meta(self) -> dict[str, bool]:

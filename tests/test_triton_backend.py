@@ -41,6 +41,8 @@ SHAPES = [
     ("hadamard", 1, 1, 1, 1),
     ("hadamard", 300, 1000, 3, 2),
     ("hadamard", 140, 70, 2, 5),
+    ("hadamard", 40, 70, 1, 70),
+    ("hadamard", 300, 1000, 3, 9),
 ]
 
 
@@ -120,6 +122,26 @@ def test_topk_over_several_ranges(kind, monkeypatch):
     expected = reference.topk(spec, w, STEP, 300, True)
     assert torch.equal(found[0].cpu(), expected[0])
     assert torch.equal(found[1].cpu(), expected[1])
+
+
+@pytest.mark.parametrize("table_bytes", [1, 5000])
+def test_programs_of_a_batch_share_signs_range_by_range(table_bytes, monkeypatch):
+    monkeypatch.setattr(kernels.hadamard_search, "_TABLE_BYTES", table_bytes)
+    spec, w = CodebookSpec("hadamard", 900, 5000, 2, SEED), torch.randn(33, 900)
+    # Each range's atoms are the best of some images: the best so far must outlive the ranges after it.
+    atoms = torch.linspace(0, 4999, 33).long()[:, None, None].expand(-1, 2, 1)
+    w += reference.combine(spec, atoms, torch.ones(33, 2, 1), STEP)
+    device = (spec, w.to(DEVICE), step_tensor())
+    index, sign, _ = kernels.search(*device, True, None)
+    expected = reference.search(spec, w, STEP, True)
+    assert torch.equal(index.cpu(), expected[0]) and torch.equal(sign.cpu(), expected[1])
+    scores = kernels.scores(*device)
+    alone = torch.cat([kernels.scores(spec, row[None].to(DEVICE), step_tensor()) for row in w])
+    assert torch.equal(scores, alone)
+    index, _, score = kernels.topk(*device, 3, True, None)
+    best = scores.abs().topk(3, dim=-1)
+    assert torch.equal(score, best.values)
+    assert torch.equal(index, best.indices)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "sign", "hadamard"])

@@ -30,14 +30,14 @@ _BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHAPES = {
     "gaussian": [(70000, 5000)],
     "sign": [(70000, 5000), (1000, 128 * 65536 + 5)],
-    "hadamard": [(70000, 17000), (1000, 1500)],
+    "hadamard": [(70000, 17000), (1000, 1500), (70000, 4000), (5000, 1500), (5000, 200), (200, 5000), (3000, 40)],
 }
 
 #: Batches that between them reach every tile.
 BATCHES = {
     "gaussian": (1, 2, 4, 9, 32, 50, 100, 256),
     "sign": (1, 2, 4, 9, 20, 50, 100, 256),
-    "hadamard": (1, 2, 4),
+    "hadamard": (1, 2, 4, 20),
 }
 
 
