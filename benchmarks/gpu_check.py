@@ -100,7 +100,7 @@ LARGE = [
 ]
 
 #: Shapes of the triton backend's grid on a GPU: every kernel, few of them to compile.
-TRITON_SHAPES = [*QUICK_SHAPES, (777, 3000, 3, 2), (5000, 1025, 7, 9), (1500, 640, 2, 17)]
+TRITON_SHAPES = [*QUICK_SHAPES, (777, 3000, 3, 2), (5000, 1025, 7, 9), (1500, 640, 2, 17), (17000, 17000, 1, 2)]
 
 #: Instructions an entry if they cannot be counted here (benchmarks/results/sass-sm90.json).
 INSTRUCTIONS = {"sign": 0.6, "gaussian": 8.6}

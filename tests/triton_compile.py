@@ -121,6 +121,7 @@ def main(kind: str, capability: str, directory: str | None = None) -> None:
         for batch in BATCHES[kind]:
             w = torch.empty(batch, dim)
             operations.search(spec, w, step, True, None)
+            operations.search(spec, w, step, True, torch.empty(size))
             operations.scores(spec, w, step)
             operations.scores_and_norms(spec, w, step)
         operations.search(spec, w, step, False, torch.empty(1, size))
