@@ -22,7 +22,7 @@ from . import residual
 from .hadamard import hadamard
 from .launch import PTX, ceil_div, launch, power_of_2, seed_words
 from .layout import group_range
-from .philox import INNER, OUTER, flip, masks_of, philox, sign_masks
+from .philox import INNER, OUTER, flip, in_order, masks_of, philox, sign_masks
 from .ranking import LOWEST, bias_stride, make_key, rank_value
 
 #: Entries of a program's tile; the longest transform has 16384.
@@ -48,9 +48,9 @@ def table_kernel(table, step, first_pair, groups, sub_blocks, items, seed_low, s
     inside = (item < items)[:, None]
     at = table + (sub_block * 2 * CALLS + call)[:, None] * 4 + word
     w0, w1, w2, w3 = philox(block, pair, now, INNER, seed_low, seed_high)
-    tl.store(at, tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (TILE, 4)), mask=inside)
+    tl.store(at, tl.reshape(in_order(w0, w1, w2, w3), (TILE, 4)), mask=inside)
     w0, w1, w2, w3 = philox(block, pair, now, OUTER, seed_low, seed_high)
-    tl.store(at + 4 * CALLS, tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (TILE, 4)), mask=inside)
+    tl.store(at + 4 * CALLS, tl.reshape(in_order(w0, w1, w2, w3), (TILE, 4)), mask=inside)
 
 
 @triton.jit(do_not_specialize=[
@@ -89,12 +89,12 @@ def score_kernel(w, table, step, bias, out, keys, bias_stride, dim, groups, batc
         pair = k0 // N + tl.arange(0, P).to(tl.int64)
         mixed = tl.zeros((P, B, N), tl.float32)
         for c in range(0, sub_blocks):
-            block = ((g.to(tl.int64) * sub_blocks + c) * CALLS + call)[None, :]
             if TABLE:
                 sub_block = ((pair - first // N) * groups + g) * sub_blocks + c
                 words = table + (sub_block * (8 * CALLS))[:, None] + word
                 outer = masks_of(tl.load(words + 4 * CALLS), P, N)
             else:
+                block = ((g.to(tl.int64) * sub_blocks + c) * CALLS + call)[None, :]
                 outer = sign_masks(block, pair[:, None], now, OUTER, seed_low, seed_high, P, N)
             i = lane + c * n64
             inside = (image < batch)[None, :, None] & (i < length)[None, None, :]
@@ -239,13 +239,11 @@ class Residual(residual.Residual):
             items = ceil_div(last - first, self.tile) * self.pairs * calls
             table = torch.empty(items * 8, dtype=torch.uint32, device=self.w.device)
             launch(table_kernel, ceil_div(items, 256), table, work.step, first // spec.hadamard_n, spec.groups,
-                   spec.sub_blocks, items, *seed_words(spec.seed), CALLS=max(1, spec.hadamard_n // 128),
+                   spec.sub_blocks, items, *seed_words(spec.seed), CALLS=_transform(spec)["CALLS"],
                    TILE=256)  # fmt: skip
             span = ceil_div(last - first, work.programs * self.tile) * self.tile
-            part = replace(work, first=first, last=last, span=span)
-            if work.keys is None:
-                part = replace(part, out=work.out[..., first - work.first : last - work.first])
-            self._score(part, table)
+            out = work.out[..., first - work.first : last - work.first] if work.keys is None else work.out
+            self._score(replace(work, first=first, last=last, span=span, out=out), table)
 
     def _score(self, work: residual.Work, table: Optional[Tensor]) -> None:
         spec = self.spec

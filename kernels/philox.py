@@ -46,6 +46,12 @@ def philox(block, atom, step, STREAM: tl.constexpr, seed_low, seed_high):
 
 
 @triton.jit
+def in_order(w0, w1, w2, w3):
+    """The words of calls (...) side by side: (..., 2, 2) uint32, 0 to 3 once reshaped."""
+    return tl.join(tl.join(w0, w2), tl.join(w1, w3))
+
+
+@triton.jit
 def sign_masks(block, atom, step, STREAM: tl.constexpr, seed_low, seed_high, ROWS: tl.constexpr,
                N: tl.constexpr):  # fmt: skip
     """Signs 0 .. N-1 from the calls of each row: (ROWS, N) uint32, bit 31 set for -1.
@@ -57,7 +63,7 @@ def sign_masks(block, atom, step, STREAM: tl.constexpr, seed_low, seed_high, ROW
     if N == 64:  # noqa: SIM108
         words = tl.join(w0, w1)
     else:
-        words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
+        words = in_order(w0, w1, w2, w3)
     return masks_of(tl.reshape(words, (ROWS, N // 32)), ROWS, N)
 
 

@@ -12,7 +12,7 @@ from .gaussian import entry, table
 from .hadamard import hadamard
 from .launch import ceil_div, launch, power_of_2, seed_words
 from .layout import group_range
-from .philox import GAUSSIAN, INNER, OUTER, SIGN, flip, philox, sign_masks
+from .philox import GAUSSIAN, INNER, OUTER, SIGN, flip, in_order, philox, sign_masks
 
 _SIZES = ["dim", "size", "groups", "calls", "terms", "tiles", "seed_low", "seed_high"]
 
@@ -61,7 +61,7 @@ def gaussian_kernel(index, coefficient, step, table, y, dim, size, groups, calls
     for m in range(0, terms):
         k, c = term(index, coefficient, row * terms + m, size)
         w0, w1, w2, w3 = philox(block, k, now, GAUSSIAN, seed_low, seed_high)
-        words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (C, 4, 1))
+        words = tl.reshape(in_order(w0, w1, w2, w3), (C, 4, 1))
         total = total + c * entry((words >> shift) & 0xFFFF, table).to(tl.float32)
     i = (tile.to(tl.int64) * C + tl.arange(0, C)) * 8
     i = i[:, None, None] + 2 * tl.arange(0, 4)[None, :, None] + tl.arange(0, 2)[None, None, :]

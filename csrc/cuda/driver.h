@@ -19,7 +19,7 @@ struct Spec {
   uint64_t seed;
 };
 
-constexpr int64_t kSignBytes = 4 << 20;  // of the sign words of `hadamard` at a time, unless one pair has more
+constexpr int64_t kSignTableBytes = 4 << 20;  // of the sign words of `hadamard` at a time, unless one pair has more
 
 constexpr int kTooLarge = -1;  // a grid of more than 2^31 - 1 blocks
 
@@ -219,7 +219,7 @@ struct Driver {
       p.sign_pairs = ceil_div(count, geometry.hadamard_n);
       if (batch > 1) {  // one row shares its signs with no one
         const int64_t vectors = HadamardSignKernel::vectors(geometry);
-        p.sign_pairs = smaller(larger(1, kSignBytes / (vectors * static_cast<int64_t>(sizeof(Vec4)))), p.sign_pairs);
+        p.sign_pairs = smaller(larger(1, kSignTableBytes / (vectors * static_cast<int64_t>(sizeof(Vec4)))), p.sign_pairs);
         p.signs = arena.take<Vec4>(p.sign_pairs * vectors);
       }
       return p;
