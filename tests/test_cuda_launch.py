@@ -1,0 +1,156 @@
+"""How the CUDA library launches its kernels, seen without a GPU: linked to a runtime that records (cuda_recorder.cpp).
+
+The emulation runs the kernels and their sequence; here are the streams, grids, clusters and shared memory that the
+device is asked for, and that nothing else is: what waits, allocates or copies would not link, so that every operation
+can be captured into a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from building import COMPILER, built_once
+
+from ddcm_fast.backends import cuda
+from ddcm_fast.errors import BackendError
+from ddcm_fast.law import CodebookSpec
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import sass
+
+STREAM = 0xABCDE0
+FLAGS = (
+    *("-std=c++17", "-O1", "-Xcompiler=-fPIC,-fvisibility=hidden", "-gencode=arch=compute_90,code=compute_90"),
+    *("-shared", "-cudart=none", "-Xlinker=--no-undefined"),
+)
+
+pytestmark = pytest.mark.skipif(sass.find_nvcc() is None or COMPILER is None, reason="no nvcc or no C++ compiler")
+
+
+class Launch(NamedTuple):
+    kernel: str
+    stream: int
+    blocks: int
+    threads: int
+    shared: int  # bytes
+    cluster: int
+
+
+class Recorder:
+    """The operations of the library, and what they asked the runtime for."""
+
+    def __init__(self, library: Path) -> None:
+        self.kernels = cuda.Kernels(library, multiprocessors=132, max_cluster=8)
+        self._library = ctypes.CDLL(str(library))
+        self._library.recorder_take.restype = ctypes.c_char_p
+
+    def take(self) -> list[list[str]]:
+        """The calls since the last time, as words: what, kernel, and as the recorder has them."""
+        return [line.split() for line in self._library.recorder_take().decode().splitlines()]
+
+    def fail_after(self, calls: int) -> None:
+        self._library.recorder_fail(calls)
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    recorder = Path(__file__).with_name("cuda_recorder.cpp")
+
+    def build(scratch: Path) -> Path:
+        built = scratch / "recorder.so"
+        command = [str(sass.find_nvcc()), *FLAGS, str(sass.KERNELS), str(recorder), "-o", str(built)]
+        subprocess.run(command, check=True)
+        return built
+
+    digest = hashlib.sha256(cuda.source_hash(*FLAGS).encode() + recorder.read_bytes()).hexdigest()
+    return built_once(f"recorder-{digest[:16]}.so", build)
+
+
+@pytest.fixture
+def recorder(library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    @contextlib.contextmanager
+    def on(device: torch.device) -> Iterator[int]:
+        yield STREAM
+
+    monkeypatch.setattr(cuda.Kernels, "_on", staticmethod(on))
+    recorder = Recorder(library)
+    yield recorder
+    recorder.take()
+
+
+def operations(kernels: cuda.Kernels, spec: CodebookSpec, batch: int) -> dict[str, Callable[[], object]]:
+    w, step = torch.zeros(batch, spec.dim), torch.tensor(3)
+    index, coefficient = torch.zeros(batch, spec.groups, 2, dtype=torch.int64), torch.ones(batch, spec.groups, 2)
+    return {
+        "search": lambda: kernels.search(spec, w, step, True, None),
+        "topk": lambda: kernels.topk(spec, w, step, 5, True, None),
+        "scores": lambda: kernels.scores(spec, w, step),
+        "scores_and_norms": lambda: kernels.scores_and_norms(spec, w, step),
+        "combine": lambda: kernels.combine(spec, index, coefficient, step),
+        "to_codebook_order": lambda: kernels.to_codebook_order(spec, w),
+        "to_image_order": lambda: kernels.to_image_order(spec, w),
+    }
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "sign", "hadamard"])
+@pytest.mark.parametrize("batch", [1, 2, 3, 7, 16, 24, 33, 100, 256])
+@pytest.mark.parametrize(("dim", "size", "groups"), [(5000, 3000, 1), (777, 100, 3), (20000, 17000, 1)])
+def test_every_launch_fits_the_device_and_the_stream(
+    recorder: Recorder, kind: str, batch: int, dim: int, size: int, groups: int
+) -> None:
+    spec = CodebookSpec(kind, dim, size, groups, 7)
+    for name, run in operations(recorder.kernels, spec, batch).items():
+        run()
+        allowed: dict[str, int] = {}
+        launches = 0
+        for what, kernel, *values in recorder.take():
+            if what == "allow":
+                allowed[kernel] = int(values[0])
+                continue
+            assert int(values[0]) == STREAM, name
+            if what == "zero":
+                continue
+            launch = Launch(kernel, *map(int, values))
+            launches += 1
+            assert 1 <= launch.blocks < 2**31 and launch.blocks % launch.cluster == 0, launch
+            assert launch.threads % 32 == 0 and 32 <= launch.threads <= 1024, launch
+            # 48 KB are there unasked, 99 on every GPU from compute capability 8.0 on.
+            assert launch.shared <= min(99 * 1024, allowed.get(kernel, 48 * 1024)), launch
+            shares = "SearchKernel" in kernel and kind == "sign" and batch > 32
+            assert (launch.cluster > 1) == shares and launch.cluster <= 8, launch
+        assert launches >= 1, name
+
+
+@pytest.mark.parametrize("batch", [33, 48, 64, 65, 100, 200, 256])
+def test_a_cluster_holds_the_batch(recorder: Recorder, batch: int) -> None:
+    """One generation of the noise: the search kernel runs once, in clusters of as few blocks as hold all rows."""
+    recorder.kernels.search(
+        CodebookSpec("sign", 3000, 5000, 1, 7), torch.zeros(batch, 3000), torch.tensor(1), True, None
+    )
+    launches = [call for call in recorder.take() if call[0] == "launch" and "SearchKernel" in call[1]]
+    assert len(launches) == 1
+    assert int(launches[0][-1]) == -(-batch // 32)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "sign", "hadamard"])
+def test_a_failure_ends_the_operation_and_is_not_told_of_the_next(recorder: Recorder, kind: str) -> None:
+    spec = CodebookSpec(kind, 20000, 17000, 1, 7)
+    for name, run in operations(recorder.kernels, spec, 100).items():
+        run()
+        calls = len(recorder.take())
+        for at in range(calls):
+            recorder.fail_after(at)
+            with pytest.raises(BackendError, match="could not be started: recorded failure"):
+                run()
+            assert len(recorder.take()) == at + 1, name
+            run()
+            assert len(recorder.take()) == calls, name
