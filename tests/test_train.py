@@ -160,7 +160,8 @@ def test_short_side_limits_the_cache(work: Path) -> None:
 def test_batches_are_crops_of_the_photographs() -> None:
     ramp = torch.arange(64, dtype=torch.uint8).repeat(64, 1)
     photo = torch.stack([ramp, ramp.T, torch.full_like(ramp, 255)], dim=2)
-    batch = train.sample_batch([photo], 16, 32, 0.5, torch.Generator().manual_seed(0))
+    # A quarter of the photograph is too small for a crop, so that share falls back to half.
+    batch = train.sample_batch([photo], 16, 32, (1.0, 1.0, 1.0), torch.Generator().manual_seed(0))
     assert batch.shape == (16, 12, 16, 16)
     image = (torch.nn.functional.pixel_shuffle(batch, 2) + 1) * 127.5
     torch.testing.assert_close(image[:, 2], torch.full((16, 32, 32), 255.0))

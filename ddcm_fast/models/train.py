@@ -109,7 +109,7 @@ class TrainConfig:
     dtype: str = "bf16"
     device: str = "cpu"
     seed: int = 0
-    half: float = 0.5
+    scales: tuple[float, ...] = (0.5, 0.5)
     short_side: int = 288
     holdout: int = 40
     t_range: tuple[int, int] = (10, 600)
@@ -278,25 +278,29 @@ def sample_batch(
     photos: Sequence[torch.Tensor],
     batch: int,
     crop: int,
-    half: float,
+    scales: Sequence[float],
     generator: torch.Generator,
 ) -> torch.Tensor:
     """Random crops in the model's space: float32 ``batch`` x 12 x crop/2 x crop/2.
 
-    A share ``half`` of them is averaged down by 2 (where the photograph is large enough), and half
-    are flipped left to right. ``photos`` are uint8 H x W x 3, each at least ``crop`` pixels.
+    ``scales[k]`` is the share of them (up to a common factor) averaged down k times by 2, as far as the
+    photograph is large enough; half are flipped left to right. ``photos`` are uint8 H x W x 3, each at
+    least ``crop`` pixels.
     """
     rand = torch.rand((batch, 5), generator=generator, dtype=torch.float64).tolist()
+    limits = np.cumsum(scales) / np.sum(scales)
     out = torch.empty((batch, 3, crop, crop))
     for row, (pick, y, x, shrink, flip) in enumerate(rand):
         photo = photos[int(pick * len(photos))]
         height, width = photo.shape[:2]
-        factor = 2 if shrink < half and min(height, width) >= 2 * crop else 1
+        factor = 2 ** int(np.searchsorted(limits, shrink, side="right"))
+        while factor > 1 and min(height, width) < factor * crop:
+            factor //= 2
         side = factor * crop
         top, left = int(y * (height - side + 1)), int(x * (width - side + 1))
         patch = photo[top : top + side, left : left + side].permute(2, 0, 1).float()
-        if factor == 2:
-            patch = F.avg_pool2d(patch, 2)
+        if factor > 1:
+            patch = F.avg_pool2d(patch, factor)
         out[row] = patch.flip(2) if flip < 0.5 else patch
     return F.pixel_unshuffle(out / 127.5 - 1.0, 2)
 
@@ -462,6 +466,8 @@ def _check(config: TrainConfig) -> None:
             raise TrainError(f"--{name.replace('_', '-')} must be positive, got {value}")
     if not config.crops or any(c < 16 or c % 16 for c in config.crops):
         raise TrainError(f"crops must be multiples of 16, got {list(config.crops)}")
+    if not config.scales or min(config.scales) < 0 or not sum(config.scales) > 0:
+        raise TrainError(f"--scales are shares, none negative and not all 0, got {list(config.scales)}")
     if not 0.0 <= config.ema < 1.0:
         raise TrainError(f"--ema must lie in [0, 1), got {config.ema}")
     if config.dtype not in ("bf16", "fp32"):
@@ -591,7 +597,7 @@ def train_photo(
             crop = config.crops[which]
             batch = max(1, round(config.batch * (config.crops[0] / crop) ** 2))
             times = torch.multinomial(density_t, batch, replacement=True, generator=draws)
-            x0 = sample_batch(photos, batch, crop, config.half, draws)
+            x0 = sample_batch(photos, batch, crop, config.scales, draws)
             x0, times = x0.to(device), times.to(device)
             noise = torch.randn(x0.shape, generator=noises, device=device)
             noisy = (
@@ -666,6 +672,7 @@ def _run_photo(args: argparse.Namespace) -> None:
     settings: dict[str, Any] = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)}
     settings["crops"] = tuple(settings["crops"])
     settings["t_range"] = tuple(settings["t_range"])
+    settings["scales"] = tuple(settings["scales"])
     config = TrainConfig(**settings)
     train_photo(
         args.data,
@@ -709,7 +716,13 @@ def _add_photo(commands: Any) -> None:
         default=list(d.crops),
         help="crop sizes in pixels; each step draws one",
     )
-    p.add_argument("--half", type=float, default=d.half, help="share averaged down by 2")
+    p.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=list(d.scales),
+        help="shares of crops at full size, averaged down by 2, by 4, ...",
+    )
     p.add_argument("--short-side", type=int, default=d.short_side, help="photographs' short side")
     p.add_argument("--holdout", type=int, default=d.holdout, help="photographs held out")
     p.add_argument("--lr", type=float, default=d.lr, help="peak learning rate")
