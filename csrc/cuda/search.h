@@ -1,5 +1,5 @@
 // Search and scores of the `sign` and `gaussian` kinds: noise made in registers as the A operand of tensor-core
-// products, the residual's digits (residual.h) as the B operand. docs/kernels.md derives the maps.
+// products, the residual's digits (residual.h) as the B operand. docs/kernels/cuda.md derives the maps.
 //
 // A warp owns 2 to 4 row tiles of 16 atoms and, of one k step, 4 Philox calls of each atom: lane 4g + t makes call t of
 // the step for the atoms of rows g and g + 8 of every row tile. The A registers are the call's words themselves, masked
@@ -76,7 +76,7 @@ struct SignTraits {
 };
 
 // Gaussians: q of the table as float16 (exact), sign from the halfword's top bit. Digits are float16 too; sums
-// of products are integers, exact in float32 up to 2^24 (docs/kernels.md).
+// of products are integers, exact in float32 up to 2^24 (docs/kernels/cuda.md).
 struct GaussianTraits {
   using Mma = MmaF16;
   using Sum = double;

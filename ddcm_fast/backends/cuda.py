@@ -1,4 +1,4 @@
-"""The cuda backend: kernels of csrc/cuda behind their plain C interface (docs/kernels.md).
+"""The cuda backend: kernels of csrc/cuda behind their plain C interface (docs/kernels/cuda.md).
 
 The shared library is compiled by torch's extension builder at first use, for the GPU at hand, and cached by a
 hash of its sources and flags; it contains no torch code, so one library serves every torch version. Where it cannot
