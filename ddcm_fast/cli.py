@@ -18,9 +18,12 @@ from .codec import DEFAULT_PRESET
 from .condition import ConditionHash
 from .config import PRESETS, SCHEDULES, SHARING_RULES, CodecConfig, preset
 from .errors import DDCMError, DDCMWarning, InputError
+from .images import describe_endings
 from .law import KINDS
 from .rate import QUALITIES
 from .tasks import cli as tasks
+
+IMAGE_OUTPUT = f"the image to write; its ending says the format: {describe_endings()}"
 
 _EPILOG = """examples:
   ddcm compress photo.jpg photo.ddcm             compress with the built-in model
@@ -67,20 +70,11 @@ def _read(path: Path) -> bytes:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _image_format(path: Path) -> str:
-    from PIL import Image
-
-    Image.init()
-    known = Image.registered_extensions()
-    name = known.get(path.suffix.lower())
-    if name is None or name not in Image.SAVE:
-        raise InputError(f"cannot tell the image format from {path.name!r}: end it in .png, .jpg or .webp")
-    return name
-
-
 def _check_output_image(path: Path) -> None:
     """Refuse an unusable output name before minutes of work."""
-    _image_format(path)
+    from .images import writing_format
+
+    writing_format(path)
     if not path.parent.is_dir():
         raise InputError(f"no such folder: {path.parent}")
 
@@ -123,7 +117,7 @@ def _compress(args: argparse.Namespace) -> None:
 
     config = preset(args.preset, **_settings(args))
     image = load_image(args.input)
-    mask = None if args.mask is None else load_image(args.mask)
+    mask = None if args.mask is None else load_image(args.mask, background="black")
     if not args.output.parent.is_dir():
         raise InputError(f"no such folder: {args.output.parent}")
     model = _load(args, args.model, args.dtype)
@@ -152,6 +146,7 @@ def _compress(args: argparse.Namespace) -> None:
 def _decompress(args: argparse.Namespace) -> None:
     from . import container
     from .codec import Codec
+    from .images import save_image
 
     _check_output_image(args.output)
     data = _read(args.input)
@@ -164,20 +159,20 @@ def _decompress(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     image = codec.decompress(data, args.ignore_checksum, tasks.condition_of(args), args.first)
     with _output(args.output) as file:
-        image.save(file, format=_image_format(args.output))
+        save_image(image, file, args.output)
     _say(f"{args.output}: {image.width}x{image.height}, {time.perf_counter() - start:.1f} s", args)
 
 
 def _decompress_official(args: argparse.Namespace) -> None:
     """A file of the DDCM authors' code; its folder's name says what it is (float32 unless --dtype says otherwise)."""
     from . import official
-    from .images import to_pil
+    from .images import save_image, to_pil
 
     settings = official.Settings.of_path(args.input.resolve())
     model = _load(args, args.model or settings.hub_id, args.dtype or "float32")
     image = to_pil(official.decode(args.input, model, settings, progress=False if args.quiet else None))
     with _output(args.output) as file:
-        image.save(file, format=_image_format(args.output))
+        save_image(image, file, args.output)
     _say(f"{args.output}: {image.width}x{image.height}, official DDCM file of {settings.hub_id}", args)
 
 
@@ -206,6 +201,7 @@ def _info(args: argparse.Namespace) -> None:
 
 def _generate(args: argparse.Namespace) -> None:
     from .codec import Codec
+    from .images import save_image
 
     if args.count < 1:
         raise InputError(f"-n is {args.count}; ask for at least one image")
@@ -219,9 +215,10 @@ def _generate(args: argparse.Namespace) -> None:
     tasks.make_folder(args.output_dir)
     for i, coded in enumerate(images):
         for suffix, content in ((".png", None), (".ddcm", coded.data)):
-            with _output(args.output_dir / f"{i:04d}{suffix}") as file:
+            path = args.output_dir / f"{i:04d}{suffix}"
+            with _output(path) as file:
                 if content is None:
-                    coded.image.save(file, format="PNG")
+                    save_image(coded.image, file, path)
                 else:
                     file.write(content)
     _say(f"{args.output_dir}: {args.count} images and their files, {images[0].bpp:.4f} bpp each", args)
@@ -243,7 +240,7 @@ def _share(text: str) -> float:
 
 
 def _calibrate(args: argparse.Namespace) -> None:
-    from .images import load_image, to_tensor
+    from .images import MAX_PIXELS_TO_CUT, load_image, to_tensor
     from .information import calibrate, store
     from .models.loading import WEIGHTS, builtin_models
 
@@ -256,7 +253,7 @@ def _calibrate(args: argparse.Namespace) -> None:
     paths = sorted(path for path in args.images.rglob("*") if path.is_file())[: args.most]
     images = []
     for path in paths:
-        image = load_image(path)
+        image = load_image(path, MAX_PIXELS_TO_CUT)
         side = min(args.side, *image.size) // model.multiple * model.multiple
         if side == 0:
             raise InputError(f"{path} is too small for this model")
@@ -311,7 +308,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     compress = commands.add_parser("compress", help="image -> .ddcm file", description="Compress an image.")
-    compress.add_argument("input", type=Path, help="an image file (PNG, JPEG, WebP, ...)")
+    compress.add_argument(
+        "input",
+        type=Path,
+        help="an image file (PNG, JPEG, WebP, TIFF, AVIF, ...), coded as it shows in sRGB, transparency over white",
+    )
     compress.add_argument("output", type=Path, help="the .ddcm file to write")
     rate = compress.add_argument_group("how small").add_mutually_exclusive_group()
     rate.add_argument("--quality", choices=QUALITIES, help=f"bits a pixel: {qualities} (default: medium)")
@@ -329,7 +330,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     decompress = commands.add_parser("decompress", help=".ddcm file -> image", description="Decompress a file.")
     decompress.add_argument("input", type=Path, help="a .ddcm file")
-    decompress.add_argument("output", type=Path, help="the image to write; its ending says the format")
+    decompress.add_argument("output", type=Path, help=IMAGE_OUTPUT)
     decompress.add_argument("--model", help="where the model is, if not under the name in the file")
     decompress.add_argument("--ignore-checksum", action="store_true", help="decode a damaged or cut file as it is")
     decompress.add_argument("--first", type=_share, default=1.0, help="decode only this part of the file, as in 30%%")

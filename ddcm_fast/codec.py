@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,8 +20,8 @@ from .config import SHARING_RULES, CodecConfig, preset
 from .container import DTYPE_NAMES, MAX_SIDE, Header
 from .errors import ConfigError, DDCMWarning, FormatError, InputError, ModelError
 from .graphs import StepGraphs, require_gpu
+from .images import ImageLike, to_mask, to_pil, to_tensor
 from .images import psnr as measured_psnr
-from .images import to_pil, to_tensor
 from .information import model_curve
 from .models.base import DiffusionModel
 from .models.loading import as_model
@@ -164,24 +165,25 @@ class Codec:
 
     def encode(
         self,
-        images: Image.Image | Tensor | Sequence[Image.Image | Tensor],
+        images: ImageLike | Sequence[ImageLike],
         condition: Condition | None = None,
         embed_condition: bool = True,
         bpp: float | None = None,
         psnr: float | None = None,
-        mask: Image.Image | Tensor | None = None,
+        mask: ImageLike | None = None,
     ) -> list[Encoded]:
         """Code images; always a list, in the order given.
 
         Args:
-            images: a PIL image, a tensor (C, H, W) or (B, C, H, W) in [-1, 1], or a sequence of these.
+            images: a PIL image, an array (H, W, 3) or (H, W) of uint8 or uint16, a tensor (C, H, W) or (B, C, H, W)
+                in [-1, 1], or a sequence of these; see images.to_tensor.
             condition: prompt, label and guidance, for conditional models.
             embed_condition: the condition travels in the file; if not, only 4 bytes of its hash do and the decoder
                 must be given it.
             bpp: bits a pixel of the whole file, never exceeded and met within an atom; each image is then coded alone.
             psnr: quality in dB to come within 0.2 dB of, by a few encodings of each image.
-            mask: where the bits should go: a grey image of the images' size, or a tensor (H, W) of at least 0
-                (Turbo-DDCM's priority-aware coding; the decoder needs no mask).
+            mask: where the bits should go: a grey image or array of the images' size, or a tensor (H, W) of at least
+                0 (Turbo-DDCM's priority-aware coding; the decoder needs no mask).
 
         Raises:
             InputError: not an image, NaN, or a side outside 16 to 4096 pixels.
@@ -189,7 +191,7 @@ class Codec:
         """
         condition = self.model.complete_condition(condition)
         stored = _stored(condition, embed_condition)
-        items = [images] if isinstance(images, (Image.Image, Tensor)) else list(images)
+        items = [images] if isinstance(images, (Image.Image, np.ndarray, Tensor)) else list(images)
         tensors = [row for item in items for row in to_tensor(item, self.model.channels).split(1)]
         results: list[Encoded | None] = [None] * len(tensors)
         sizes: dict[tuple[int, int], list[int]] = {}
@@ -216,7 +218,7 @@ class Codec:
         config: CodecConfig,
         condition: Condition | None,
         stored: Condition | ConditionHash | None,
-        mask: Image.Image | Tensor | None,
+        mask: ImageLike | None,
         bits: float = 0.0,
     ) -> tuple[list[Encoded], float]:
         """Images (B, C, H, W) of one size and their x0, in one batch; also the mean squared error of the state.
@@ -239,7 +241,7 @@ class Codec:
         psnr: float | None,
         condition: Condition | None,
         stored: Condition | ConditionHash | None,
-        mask: Image.Image | Tensor | None,
+        mask: ImageLike | None,
     ) -> Encoded:
         """One image (1, C, H, W) at a bitrate or a quality."""
         if bpp is not None and psnr is not None:
@@ -303,16 +305,16 @@ class Codec:
 
     def compress(
         self,
-        images: Image.Image | Tensor | Sequence[Image.Image | Tensor],
+        images: ImageLike | Sequence[ImageLike],
         condition: Condition | None = None,
         embed_condition: bool = True,
         bpp: float | None = None,
         psnr: float | None = None,
-        mask: Image.Image | Tensor | None = None,
+        mask: ImageLike | None = None,
     ) -> bytes | list[bytes]:
         """`encode`, only the files: bytes for one image, a list for a batch or a sequence."""
         files = [coded.data for coded in self.encode(images, condition, embed_condition, bpp, psnr, mask)]
-        single = isinstance(images, Image.Image) or (isinstance(images, Tensor) and images.dim() == 3)
+        single = isinstance(images, (Image.Image, np.ndarray)) or (isinstance(images, Tensor) and images.dim() == 3)
         return files[0] if single else files
 
     def generate(
@@ -424,9 +426,9 @@ class Codec:
         with torch.inference_mode():
             return self.model.encode(pad(images.to(self.model.device), extra, mode="replicate"))
 
-    def _weight(self, mask: Image.Image | Tensor, height: int, width: int) -> Tensor:
+    def _weight(self, mask: ImageLike, height: int, width: int) -> Tensor:
         """A mask of the images' size -> weight of the residual, see rules.threshold.pool_weight."""
-        plane = (to_tensor(mask, 1)[0, 0] + 1) / 2 if isinstance(mask, Image.Image) else mask
+        plane = mask if isinstance(mask, Tensor) else to_mask(mask)
         if plane.shape != (height, width):
             raise InputError(f"the mask has shape {tuple(plane.shape)}, the image {(height, width)}; make them equal")
         padded = self._padded(height, width)

@@ -99,9 +99,9 @@ def _grey_or_not(task: str, model: DiffusionModel) -> int:
 def _mask(path: Path | None) -> Tensor | None:
     if path is None:
         return None
-    from ..images import load_image, to_tensor
+    from ..images import load_image, to_mask
 
-    return (to_tensor(load_image(path), 1)[0, 0] > 0).float()
+    return (to_mask(load_image(path, background="black")) > 0.5).float()
 
 
 def _simulate(args: argparse.Namespace, h: LinearOperator, model: DiffusionModel) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ def _simulate(args: argparse.Namespace, h: LinearOperator, model: DiffusionModel
 
 def _run_task(args: argparse.Namespace, codec: Codec) -> tuple[Encoded, str]:
     from .. import cli
-    from ..images import load_image, psnr, to_pil, to_tensor
+    from ..images import load_image, psnr, save_image, to_pil, to_tensor
     from .operators import operator
     from .posterior import restore
 
@@ -137,8 +137,9 @@ def _run_task(args: argparse.Namespace, codec: Codec) -> tuple[Encoded, str]:
         y = to_tensor(load_image(args.input), _grey_or_not(args.task, codec.model))
     coded = restore(codec, y, h, args.sigma, args.shortlist, args.draw_seed)
     if args.simulate:
-        with cli._output(args.output.with_name(f"{args.output.stem}_measured.png")) as file:
-            to_pil(h.project(y).clamp(-1, 1)[0]).save(file, format="PNG")
+        measured = args.output.with_name(f"{args.output.stem}_measured.png")
+        with cli._output(measured) as file:
+            save_image(to_pil(h.project(y).clamp(-1, 1)[0]), file, measured)
     image = coded.reconstruction.cpu()
     gap = float(h.gap(y, image[None]))
     said = f", rms(y - Hx) {gap:.4f}"
@@ -158,7 +159,7 @@ def _restorer(args: argparse.Namespace, model: DiffusionModel) -> Restorer:
 def _restore(args: argparse.Namespace) -> None:
     from .. import cli
     from ..codec import Codec
-    from ..images import load_image
+    from ..images import MAX_PIXELS, MAX_PIXELS_TO_CUT, load_image
     from .perceptual import FACE_METRIC, align_faces, load_quality, restore_blind
 
     if (args.task is None) == (args.restorer is None):
@@ -180,7 +181,7 @@ def _restore(args: argparse.Namespace) -> None:
     else:
         restorer = _restorer(args, model)
         quality = load_quality(args.quality, model.device) if args.quality else None
-        image = load_image(args.input)
+        image = load_image(args.input, MAX_PIXELS_TO_CUT if args.align else MAX_PIXELS)
         images = align_faces(image, model.device) if args.align else [image]
         results = [(restore_blind(codec, i, restorer, quality, args.coefficient, args.draw_seed), "") for i in images]
     for number, (coded, said) in enumerate(results):
@@ -192,9 +193,10 @@ def _restore(args: argparse.Namespace) -> None:
 def write(coded: Encoded, image: Path) -> None:
     """An image file and, beside it with the ending .ddcm, the file that decodes to it."""
     from .. import cli
+    from ..images import save_image
 
     with cli._output(image) as file:
-        coded.image.save(file, format=cli._image_format(image))
+        save_image(coded.image, file, image)
     with cli._output(image.with_suffix(".ddcm")) as file:
         file.write(coded.data)
 
@@ -261,7 +263,7 @@ def _edit(args: argparse.Namespace) -> None:
 
 def add_parsers(commands: Any) -> None:
     """The subcommands `restore` and `edit` of `ddcm`."""
-    from ..cli import add_coding, add_common
+    from ..cli import IMAGE_OUTPUT, add_coding, add_common
     from .operators import TASKS
     from .posterior import DEFAULT_SHORTLIST
 
@@ -273,7 +275,7 @@ def add_parsers(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("input", type=Path, help="the degraded image (the small one, the grey one, ...)")
-    p.add_argument("output", type=Path, help="the image to write; its ending says the format")
+    p.add_argument("output", type=Path, help=IMAGE_OUTPUT)
     known = p.add_argument_group("known degradation y = H x + n (compressed posterior sampling)")
     known.add_argument("--task", help="sr4, srbox2, color, blur2, motion9@45, inpaint, denoise, ... (see below)")
     known.add_argument("--sigma", type=float, default=0.0, help="standard deviation of the noise n, of values in -1..1")

@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 from ..codec import Codec, Encoded
 from ..config import CodecConfig
 from ..errors import ConfigError, InputError, MissingExtraError
-from ..images import to_tensor
+from ..images import MAX_PIXELS_TO_CUT, ImageLike, to_srgb, to_tensor
 from ..models.base import DiffusionModel
 from ..sampler import Chooser, StepContext, advance
 
@@ -87,7 +87,7 @@ class Perceptual(Chooser):
 
 def restore_blind(
     codec: Codec,
-    degraded: Image.Image | Tensor,
+    degraded: ImageLike,
     restorer: Restorer,
     quality: Quality | None = None,
     coefficient: float = 1.0,
@@ -97,7 +97,7 @@ def restore_blind(
 
     Args:
         codec: the model and configuration; FACE_CONFIG for faces.
-        degraded: a PIL image or a tensor (C, h, w) in [-1, 1].
+        degraded: an image as `images.to_tensor` takes it.
         restorer, quality, coefficient, seed: see Perceptual and the types above.
 
     Raises:
@@ -221,7 +221,8 @@ def align_faces(image: Image.Image, device: torch.device | str = "cpu") -> list[
     helper = FaceRestoreHelper(
         1, face_size=FACE_SIDE, crop_ratio=(1, 1), det_model="retinaface_resnet50", device=torch.device(device)
     )
-    helper.read_image(np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1]))  # OpenCV's order, BGR
+    rgb = to_srgb(image, max_pixels=MAX_PIXELS_TO_CUT).convert("RGB")
+    helper.read_image(np.ascontiguousarray(np.asarray(rgb)[:, :, ::-1]))  # OpenCV's order, BGR
     helper.get_face_landmarks_5(only_center_face=False, eye_dist_threshold=5)
     helper.align_warp_face()
     if not helper.cropped_faces:
