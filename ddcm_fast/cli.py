@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import io
 import os
 import sys
-import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .codec import DEFAULT_PRESET
 from .condition import ConditionHash
 from .config import PRESETS, SCHEDULES, SHARING_RULES, CodecConfig, preset
-from .errors import DDCMError, DDCMWarning, InputError
+from .container import MAGIC
+from .errors import DDCMWarning, InputError
+from .files import FILE, JSON, MAX_PIPED, STDIN, STDOUT, Kind, Outputs, is_regular, picture, read
 from .images import describe_endings
 from .law import KINDS
 from .rate import QUALITIES
 from .tasks import cli as tasks
+from .terminal import EXIT_HELP, MISTAKE, complain, guarded, say
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IMAGE_OUTPUT = f"the image to write; its ending says the format: {describe_endings()}"
 
@@ -33,69 +38,88 @@ _EPILOG = """examples:
   ddcm compress photo.jpg photo.ddcm --psnr 30   as small as 30 dB allow
   ddcm decompress photo.ddcm early.png --first 30%
   ddcm compress photo.jpg small.ddcm --preset ddcm -T 200 -K 65536
+  ddcm compress - - < photo.jpg | ddcm decompress - early.png        "-" is standard input or output
 
 Presets: {presets}.
+An input is never overwritten; an existing file is replaced only by one of its own kind, or with --force.
+{status}
 """
 
 
-@contextlib.contextmanager
-def _output(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file so that it is there whole or not at all."""
-    folder = path.parent
-    if not folder.is_dir():
-        raise InputError(f"no such folder: {folder}")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name a file")
-    try:
-        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # mkstemp makes private files
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+DEFAULT_MODEL = "photo"
+
+#: Images that one `ddcm generate` makes.
+_MOST_IMAGES = 10_000
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+def _is_image_ending(ending: str) -> bool:
+    from PIL import Image
+
+    Image.init()
+    return ending.lower() in Image.registered_extensions()
 
 
-def _check_output_image(path: Path) -> None:
-    """Refuse an unusable output name before minutes of work."""
+def image_name(path: Path, asked: str | None = None) -> str:
+    """A name whose ending says the format to write: the one asked for, else the path's; PNG for a pipe without one."""
+    if asked is not None:
+        return f"image.{asked}"
+    return "image.png" if not path.suffix and not is_regular(path) else path.name
+
+
+def image_kind(name: str) -> Kind:
+    """What an image of this name replaces. Raises InputError: an ending of no format that holds it."""
     from .images import writing_format
 
-    writing_format(path)
-    if not path.parent.is_dir():
-        raise InputError(f"no such folder: {path.parent}")
+    return picture(writing_format(name)[0])
 
 
-def _say(text: str, args: argparse.Namespace) -> None:
+def image_bytes(image: Image.Image, name: str) -> bytes:
+    """An image as the bytes of a file of this name."""
+    from .images import save_image
+
+    buffer = io.BytesIO()
+    save_image(image, buffer, name)
+    return buffer.getvalue()
+
+
+def read_image(path: Path, **how: Any) -> Image.Image:
+    """An image from a file, a pipe or standard input, see images.load_image. Raises InputError."""
+    from .images import load_image
+
+    return load_image(path if is_regular(path) else io.BytesIO(read(path, MAX_PIPED)), **how)
+
+
+def tell(text: str, args: argparse.Namespace) -> None:
+    """Say what was done, beside standard output where that carries the result."""
     if not args.quiet:
-        print(text)
+        say(text, sys.stderr if getattr(args, "output", None) == STDOUT else None)
 
 
-def _load(args: argparse.Namespace, name: str, dtype: str | None):  # type: ignore[no-untyped-def]
+def load(args: argparse.Namespace, name: str, dtype: str | None):  # type: ignore[no-untyped-def]
+    """The model of a name that the user gave."""
     from .models import load_model
 
-    return load_model(name, device=args.device, dtype=dtype)
+    return load_model(name, device=args.device, dtype=dtype, trust=args.trust)
 
 
-def _settings(args: argparse.Namespace) -> dict[str, object]:
+def load_for(args: argparse.Namespace, name: str, dtype: str):  # type: ignore[no-untyped-def]
+    """The model of a file: --model, else the one that its header names if that is built in.
+
+    Whether it is the file's is decided by the fingerprint.
+    """
+    from .models.loading import require_builtin
+
+    if args.model is None:
+        require_builtin(name)
+    return load(args, args.model or name, args.dtype or dtype)
+
+
+def settings(args: argparse.Namespace) -> dict[str, object]:
     names = ("T", "K", "M", "C", "atoms", "kind", "schedule", "stop", "tail", "ancestral_tail", "seed", "t_range")
-    settings: dict[str, object] = {name: getattr(args, name) for name in names}
+    given: dict[str, object] = {name: getattr(args, name) for name in names}
     if args.t_range is not None:
-        settings["t_range"] = (max(args.t_range), min(args.t_range))
-    return settings
+        given["t_range"] = (max(args.t_range), min(args.t_range))
+    return given
 
 
 def _target(args: argparse.Namespace, config: CodecConfig) -> dict[str, Any]:
@@ -110,18 +134,24 @@ def _target(args: argparse.Namespace, config: CodecConfig) -> dict[str, Any]:
     return {} if by_hand else {"bpp": QUALITIES["medium"]}
 
 
+def _progress(args: argparse.Namespace) -> bool | None:
+    return False if args.quiet else None
+
+
 def _compress(args: argparse.Namespace) -> None:
     from . import backends, container
     from .codec import Codec
-    from .images import load_image, psnr, to_tensor
+    from .images import psnr, to_tensor
 
-    config = preset(args.preset, **_settings(args))
-    image = load_image(args.input)
-    mask = None if args.mask is None else load_image(args.mask, background="black")
-    if not args.output.parent.is_dir():
-        raise InputError(f"no such folder: {args.output.parent}")
-    model = _load(args, args.model, args.dtype)
-    codec = Codec(model, config, args.backend, progress=False if args.quiet else None)
+    config = preset(args.preset, **settings(args))
+    if _is_image_ending(args.output.suffix) and not args.force:
+        raise InputError(f"{args.output} has the ending of an image; end the output in .ddcm")
+    outputs = Outputs([args.input, args.mask], args.force)
+    outputs.add(args.output, FILE)
+    image = read_image(args.input)
+    mask = None if args.mask is None else read_image(args.mask, background="black")
+    model = load(args, args.model, args.dtype)
+    codec = Codec(model, config, args.backend, progress=_progress(args))
     start = time.perf_counter()
     coded = codec.encode(
         image,
@@ -131,11 +161,10 @@ def _compress(args: argparse.Namespace) -> None:
         **_target(args, config),
     )[0]
     seconds = time.perf_counter() - start
-    with _output(args.output) as file:
-        file.write(coded.data)
+    outputs.write(args.output, coded.data)
     quality = psnr(to_tensor(image, model.channels)[0], coded.reconstruction.cpu())
     used = container.read(coded.data)[0].config
-    _say(
+    tell(
         f"{args.output}: {len(coded.data)} bytes, {coded.bpp:.4f} bpp, PSNR {quality:.2f} dB, {seconds:.1f} s "
         f"(model {model.name}, {used.T + used.tail} network evaluations, "
         f"backend {backends.resolve(args.backend, model.device)})",
@@ -146,34 +175,32 @@ def _compress(args: argparse.Namespace) -> None:
 def _decompress(args: argparse.Namespace) -> None:
     from . import container
     from .codec import Codec
-    from .images import save_image
 
-    _check_output_image(args.output)
-    data = _read(args.input)
-    if args.input.suffix == ".bin" and not data.startswith(container.MAGIC):
-        _decompress_official(args)
-        return
-    header, _ = container.read(data, args.ignore_checksum)
-    model = _load(args, args.model or header.model, args.dtype or header.dtype)
-    codec = Codec(model, backend=args.backend, progress=False if args.quiet else None)
+    name = image_name(args.output, args.format)
+    outputs = Outputs([args.input], args.force)
+    outputs.add(args.output, image_kind(name))
+    data = read(args.input, start=MAGIC)
     start = time.perf_counter()
-    image = codec.decompress(data, args.ignore_checksum, tasks.condition_of(args), args.first)
-    with _output(args.output) as file:
-        save_image(image, file, args.output)
-    _say(f"{args.output}: {image.width}x{image.height}, {time.perf_counter() - start:.1f} s", args)
+    if args.input.suffix == ".bin" and not data.startswith(MAGIC):
+        image, said = _decode_official(args)
+    else:
+        header, _ = container.read(data, args.ignore_checksum)
+        codec = Codec(load_for(args, header.model, header.dtype), backend=args.backend, progress=_progress(args))
+        start = time.perf_counter()
+        image, said = codec.decompress(data, args.ignore_checksum, tasks.condition_of(args), args.first), ""
+    outputs.write(args.output, image_bytes(image, name))
+    tell(f"{args.output}: {image.width}x{image.height}, {time.perf_counter() - start:.1f} s{said}", args)
 
 
-def _decompress_official(args: argparse.Namespace) -> None:
+def _decode_official(args: argparse.Namespace) -> tuple[Image.Image, str]:
     """A file of the DDCM authors' code; its folder's name says what it is (float32 unless --dtype says otherwise)."""
     from . import official
-    from .images import save_image, to_pil
+    from .images import to_pil
 
-    settings = official.Settings.of_path(args.input.resolve())
-    model = _load(args, args.model or settings.hub_id, args.dtype or "float32")
-    image = to_pil(official.decode(args.input, model, settings, progress=False if args.quiet else None))
-    with _output(args.output) as file:
-        save_image(image, file, args.output)
-    _say(f"{args.output}: {image.width}x{image.height}, official DDCM file of {settings.hub_id}", args)
+    found = official.Settings.of_path(args.input.resolve())
+    model = load_for(args, found.hub_id, "float32")
+    image = to_pil(official.decode(args.input, model, found, progress=_progress(args)))
+    return image, f", official DDCM file of {found.hub_id}"
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -181,47 +208,57 @@ def _info(args: argparse.Namespace) -> None:
 
     from . import container
 
-    data = _read(args.input)
+    data = read(args.input, start=MAGIC)
     header, payload = container.read(data, args.ignore_checksum)
     pixels = header.width * header.height
-    print(f"image      {header.width}x{header.height}")
+    say(f"image      {header.width}x{header.height}")
     bpp = 8 * len(data) / pixels
-    print(f"size       {len(data)} bytes, {bpp:.4f} bpp ({len(data) - len(payload)} bytes of header)")
-    print(f"model      {header.model} (fingerprint {header.fingerprint.hex()}), {header.dtype}")
+    say(f"size       {len(data)} bytes, {bpp:.4f} bpp ({len(data) - len(payload)} bytes of header)")
+    say(f"model      {header.model} (fingerprint {header.fingerprint.hex()}), {header.dtype}")
     for field in dataclasses.fields(header.config):
         value = getattr(header.config, field.name)
         if value != field.default or field.name in ("rule", "kind", "K", "T", "schedule", "seed"):
-            print(f"{field.name:<10} {value}")
+            say(f"{field.name:<10} {value}")
     if header.condition is not None:
         hidden = isinstance(header.condition, ConditionHash)
-        print(f"condition  {'does not travel with the file' if hidden else header.condition}")
+        say(f"condition  {'does not travel with the file' if hidden else header.condition}")
     if header.edit is not None:
-        print(f"edited     from step {header.edit.start} on: {header.edit.condition or 'no condition'}")
+        say(f"edited     from step {header.edit.start} on: {header.edit.condition or 'no condition'}")
 
 
 def _generate(args: argparse.Namespace) -> None:
     from .codec import Codec
-    from .images import save_image
 
-    if args.count < 1:
-        raise InputError(f"-n is {args.count}; ask for at least one image")
-    if args.output_dir.exists() and not args.output_dir.is_dir():
-        raise InputError(f"{args.output_dir} is a file; name a folder")
-    config = preset(args.preset, **_settings(args))
-    model = _load(args, args.model, args.dtype)
-    codec = Codec(model, config, args.backend, progress=False if args.quiet else None)
+    if not 1 <= args.count <= _MOST_IMAGES:
+        raise InputError(f"-n is {args.count}; ask for 1 to {_MOST_IMAGES} images")
+    config = preset(args.preset, **settings(args))
+    outputs = Outputs(force=args.force, folder=args.output_dir)
+    names = [args.output_dir / f"{i:04d}.png" for i in range(args.count)]
+    for name in names:
+        tasks.add(outputs, name)
+    model = load(args, args.model, args.dtype)
+    codec = Codec(model, config, args.backend, progress=_progress(args))
     width, height = args.size or (model.default_side, model.default_side)
     images = tasks.generate(codec, args, height, width)
-    tasks.make_folder(args.output_dir)
-    for i, coded in enumerate(images):
-        for suffix, content in ((".png", None), (".ddcm", coded.data)):
-            path = args.output_dir / f"{i:04d}{suffix}"
-            with _output(path) as file:
-                if content is None:
-                    save_image(coded.image, file, path)
-                else:
-                    file.write(content)
-    _say(f"{args.output_dir}: {args.count} images and their files, {images[0].bpp:.4f} bpp each", args)
+    for name, coded in zip(names, images, strict=True):
+        tasks.write(outputs, name, coded)
+    tell(f"{args.output_dir}: {args.count} images and their files, {images[0].bpp:.4f} bpp each", args)
+
+
+def path_or(standard: Path) -> Any:
+    """The type of a path on the command line; "-" is a standard stream, "./-" a file of that name."""
+    return lambda text: standard if text == "-" else Path(text)
+
+
+def seed(text: str) -> int:
+    """The type of a seed on the command line: 0 to 2^64 - 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; give an integer from 0 to 2^64 - 1")
+    return value
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -242,14 +279,18 @@ def _share(text: str) -> float:
 def _calibrate(args: argparse.Namespace) -> None:
     from .images import MAX_PIXELS_TO_CUT, load_image, to_tensor
     from .information import calibrate, store
-    from .models.loading import WEIGHTS, builtin_models
+    from .models.loading import EXTRA_FILE, WEIGHTS, builtin_models
 
-    model = _load(args, args.model, args.dtype)
+    for option, value in (("--most", args.most), ("--side", args.side)):
+        if value < 1:
+            raise InputError(f"{option} is {value}; it must be at least 1")
     folder = WEIGHTS / args.model if args.model in builtin_models() else Path(args.model)
     if not folder.is_dir():
         raise InputError(f"the curve is stored with the model, and {args.model!r} is no local folder; save it first")
+    Outputs().add(folder / EXTRA_FILE, JSON)
     if not args.images.is_dir():
         raise InputError(f"no such folder of images: {args.images}")
+    model = load(args, args.model, args.dtype)
     paths = sorted(path for path in args.images.rglob("*") if path.is_file())[: args.most]
     images = []
     for path in paths:
@@ -259,9 +300,9 @@ def _calibrate(args: argparse.Namespace) -> None:
             raise InputError(f"{path} is too small for this model")
         left, top = (image.width - side) // 2, (image.height - side) // 2
         images.append(to_tensor(image.crop((left, top, left + side, top + side)), model.channels))
-    curve = calibrate(model, images, False if args.quiet else None)
+    curve = calibrate(model, images, _progress(args))
     store(curve, folder)
-    _say(f"{folder.name}: information curve of {len(images)} images stored; files made before need the old one", args)
+    tell(f"{folder.name}: information curve of {len(images)} images stored; files made before need the old one", args)
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -270,6 +311,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
     group.add_argument("--dtype", help="of the network: float32, bfloat16 or float16 (default: what is native here)")
     group.add_argument("--backend", default="auto", help="of the codebook: auto, cuda, triton, cpu or reference")
+    group.add_argument(
+        "--trust",
+        action="store_true",
+        help="load files whose format can run code: pickled weights (.bin, .ckpt, .pt), .pt2 and TorchScript restorers",
+    )
+    group.add_argument("--force", action="store_true", help="replace existing files of another kind, too")
     group.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
 
 
@@ -277,7 +324,7 @@ def add_coding(parser: argparse.ArgumentParser) -> None:
     """Options that say how an image is coded."""
     names = "; ".join(f"{name}: {text}" for name, (_, text) in PRESETS.items())
     group = parser.add_argument_group("how it is coded (each default comes from the preset)")
-    group.add_argument("--model", default="photo", help="built-in model or a model folder (default: photo)")
+    group.add_argument("--model", default=DEFAULT_MODEL, help="built-in model, model folder or hub id (default: photo)")
     group.add_argument("--preset", default=DEFAULT_PRESET, help=f"{names} (default: %(default)s)")
     group.add_argument("-T", type=int, help="steps, which is network evaluations")
     group.add_argument("-K", type=int, help="atoms in the codebook; a larger K codes more bits a step")
@@ -292,16 +339,24 @@ def add_coding(parser: argparse.ArgumentParser) -> None:
         "--ancestral-tail", action="store_const", const=True, help="with noise in the tail (DDPM), which helps no PSNR"
     )
     group.add_argument("--t-range", type=int, nargs=2, metavar=("HIGH", "LOW"), help="timesteps that carry bits")
-    group.add_argument("--seed", type=int, help="of the codebook, 64 bit (default: 0)")
+    group.add_argument("--seed", type=seed, help="of the codebook, 64 bit (default: 0)")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the arguments; argparse prints the usage before."""
+
+    def error(self, message: str) -> NoReturn:
+        complain(f"{message} (see {self.prog} --help)")
+        self.exit(MISTAKE)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line's parser."""
     qualities = ", ".join(f"{name} {bpp:g}" for name, bpp in QUALITIES.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="ddcm",
         description="Compress images with a pretrained diffusion model and codebook noise (DDCM).",
-        epilog=_EPILOG.format(presets=", ".join(PRESETS)),
+        epilog=_EPILOG.format(presets=", ".join(PRESETS), status=EXIT_HELP),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ddcm-fast {__version__}")
@@ -310,10 +365,10 @@ def build_parser() -> argparse.ArgumentParser:
     compress = commands.add_parser("compress", help="image -> .ddcm file", description="Compress an image.")
     compress.add_argument(
         "input",
-        type=Path,
+        type=path_or(STDIN),
         help="an image file (PNG, JPEG, WebP, TIFF, AVIF, ...), coded as it shows in sRGB, transparency over white",
     )
-    compress.add_argument("output", type=Path, help="the .ddcm file to write")
+    compress.add_argument("output", type=path_or(STDOUT), help="the .ddcm file to write")
     rate = compress.add_argument_group("how small").add_mutually_exclusive_group()
     rate.add_argument("--quality", choices=QUALITIES, help=f"bits a pixel: {qualities} (default: medium)")
     rate.add_argument("--bpp", type=float, help="bits a pixel of the whole file, never exceeded")
@@ -329,9 +384,10 @@ def build_parser() -> argparse.ArgumentParser:
     compress.set_defaults(run=_compress)
 
     decompress = commands.add_parser("decompress", help=".ddcm file -> image", description="Decompress a file.")
-    decompress.add_argument("input", type=Path, help="a .ddcm file")
-    decompress.add_argument("output", type=Path, help=IMAGE_OUTPUT)
-    decompress.add_argument("--model", help="where the model is, if not under the name in the file")
+    decompress.add_argument("input", type=path_or(STDIN), help="a .ddcm file")
+    decompress.add_argument("output", type=path_or(STDOUT), help=IMAGE_OUTPUT)
+    decompress.add_argument("--format", help="of the image where no ending says it, as in webp (default: png)")
+    decompress.add_argument("--model", help="the file's model, if it is not built in: a folder or hub id")
     decompress.add_argument("--ignore-checksum", action="store_true", help="decode a damaged or cut file as it is")
     decompress.add_argument("--first", type=_share, default=1.0, help="decode only this part of the file, as in 30%%")
     tasks.add_condition(decompress)
@@ -339,7 +395,7 @@ def build_parser() -> argparse.ArgumentParser:
     decompress.set_defaults(run=_decompress)
 
     info = commands.add_parser("info", help="what is in a .ddcm file", description="Describe a .ddcm file.")
-    info.add_argument("input", type=Path, help="a .ddcm file")
+    info.add_argument("input", type=path_or(STDIN), help="a .ddcm file")
     info.add_argument("--ignore-checksum", action="store_true", help="read a damaged file as it is")
     info.set_defaults(run=_info)
 
@@ -364,7 +420,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--output-dir", type=Path, required=True, help="where 0000.png, 0000.ddcm, ... go")
     generate.add_argument("-n", dest="count", type=int, default=1, help="how many images (default: 1)")
     generate.add_argument("--size", type=_size, help="WIDTHxHEIGHT (default: 256x256, or the model's own)")
-    generate.add_argument("--draw-seed", type=int, default=0, help="of the random choice of atoms (default: 0)")
+    generate.add_argument("--draw-seed", type=seed, default=0, help="of the random choice of atoms (default: 0)")
     tasks.add_guidance(generate)
     add_coding(generate)
     add_common(generate)
@@ -374,31 +430,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0, or 2 after printing one line for an error the user can mend."""
+    """Run a command. Returns its exit status (see terminal); an error is one line on standard error."""
     # What a library has to say of an error is in our own line; its log would only surround it.
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "critical")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
+    return guarded(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> None:
     args = build_parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # other libraries' are for their developers
         warnings.simplefilter("always", DDCMWarning)
-        warnings.showwarning = lambda message, *_, **__: print(f"ddcm: warning: {message}", file=sys.stderr)
-        return _run(args)
-
-
-def _run(args: argparse.Namespace) -> int:
-    try:
+        warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
         args.run(args)
-    except DDCMError as error:
-        print(f"ddcm: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ddcm: interrupted", file=sys.stderr)
-        return 130
-    except MemoryError:
-        print("ddcm: out of memory; use a smaller image or codebook", file=sys.stderr)
-        return 2
-    return 0
 
 
 if __name__ == "__main__":

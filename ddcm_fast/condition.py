@@ -46,6 +46,8 @@ class Condition:
             text = getattr(self, name)
             if text is not None and not isinstance(text, str):
                 raise ConfigError(f"{name} is {type(text).__name__}; it must be a text")
+            if text is not None and any("\ud800" <= c <= "\udfff" for c in text):
+                raise ConfigError(f"{name} is not UTF-8")
             if text is not None and "\0" in text:
                 raise ConfigError(f"{name} holds a NUL character")
             if text == "":

@@ -34,3 +34,13 @@ class MissingExtraError(DDCMError, ImportError):
 
 class DDCMWarning(UserWarning):
     """Something that works but differs from what the user may expect; the command line prints it."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of the host or of a device; torch says it in several ways."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and any(
+        text in said for text in ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC")
+    )

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .errors import ConfigError, ModelError
+from .files import write_json
 
 if TYPE_CHECKING:
     from .models.base import DiffusionModel
@@ -223,11 +224,11 @@ def calibrate(model: DiffusionModel, images: Sequence[Tensor], progress: bool | 
 
 
 def store(curve: InformationCurve, folder: Path) -> None:
-    """Write a curve into a model folder's ddcm.json. Raises ModelError if it cannot be written."""
+    """Write a curve into a model folder's ddcm.json, whole or not at all. Raises ModelError if that cannot be."""
     path = folder / "ddcm.json"
     try:
         settings = json.loads(path.read_text()) if path.is_file() else {}
         settings["information"] = curve.to_json()
-        path.write_text(json.dumps(settings) + "\n")
-    except (OSError, ValueError) as error:
+        write_json(path, settings)
+    except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"cannot store the curve in {path}: {error}") from error

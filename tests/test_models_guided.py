@@ -210,7 +210,7 @@ def test_classifier_by_names(tmp_path: Path) -> None:
     torch.testing.assert_close(network(x, t), wanted, atol=1e-5 * float(wanted.abs().max()), rtol=1e-4)
     path = tmp_path / "classifier.pt"
     torch.save(network.state_dict(), path)
-    again = gd.load_classifier(path, preset=preset)
+    again = gd.load_classifier(path, preset=preset, trust=True)
     assert torch.equal(again(x, t), network(x, t))
     model = gd.GuidedDiffusionModel(random_network(TINY), "tiny")
     classify = gd.for_guidance(again, model)
@@ -228,12 +228,12 @@ def test_checkpoint_round_trip(variant: str, tmp_path: Path) -> None:
     preset = VARIANTS[variant]
     path = tmp_path / "tiny.pt"
     torch.save(random_network(preset).state_dict(), path)
-    model = load_model(str(path), device="cpu", dtype="float32", preset=preset)
+    model = load_model(str(path), device="cpu", dtype="float32", preset=preset, trust=True)
     condition = Condition(label=3) if preset.classes else None
     image = torch.rand(3, 30, 20) * 2 - 1
     coded = Codec(model, CodecConfig(T=3, K=16)).encode(image, condition)[0]
     assert torch.equal(Codec(model).decode(coded.data), coded.reconstruction)
-    narrow = load_model(str(path), device="cpu", dtype="bfloat16", preset=preset)
+    narrow = load_model(str(path), device="cpu", dtype="bfloat16", preset=preset, trust=True)
     assert narrow.fingerprint() == model.fingerprint()
     assert bool(narrow.predict(torch.randn(1, 3, 32, 32), 500.0, condition)[0].isfinite().all())
     if preset.classes:
@@ -250,8 +250,8 @@ def test_presets_by_file_name(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no preset 'mine'"):
         gd.preset_of(Path("mine.pt"), "mine")
     with pytest.raises(ModelError, match="no such file"):
-        load_model(str(tmp_path / "none.pt"), device="cpu", preset=TINY)
+        load_model(str(tmp_path / "none.pt"), device="cpu", preset=TINY, trust=True)
     path = tmp_path / "other.pt"
     torch.save(random_network(VARIANTS["classes"]).state_dict(), path)
     with pytest.raises(ModelError, match="does not hold the weights of this configuration"):
-        gd.load(path, preset=TINY)
+        gd.load(path, preset=TINY, trust=True)

@@ -104,7 +104,7 @@ def test_restore_blind(folder, tmp_path):
         (["restore", "--restorer", "denoise:0.3", "--sigma", "0.1"], "belong to --task"),
         (["restore", "--restorer", "denoise:0.3", "--coefficient", "nan"], "finite"),
         (["restore", "--restorer", "none.pt2"], "no such restorer"),
-        (["restore", "--restorer", "MASK"], "torch.export.save"),
+        (["restore", "--restorer", "MASK", "--trust"], "torch.export.save"),
         (["restore", "--restorer", "denoise:0.3", "--quality", "niqe"], "ddcm-fast[quality]"),
         (["restore", "--restorer", "denoise:0.3", "--align"], "ddcm-fast[faces]"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ddcm_fast import Codec, load_model
-from ddcm_fast.errors import ConfigError, InputError, MissingExtraError
+from ddcm_fast.errors import ConfigError, InputError, MissingExtraError, ModelError
 from ddcm_fast.models import digits
 from ddcm_fast.sampler import Chooser
 from ddcm_fast.tasks import operator, restore, restore_blind
@@ -194,15 +194,17 @@ def test_restorer_files(tmp_path, form):
     else:
         path = tmp_path / "half.pt"
         torch.jit.trace(Half(), torch.zeros(1, 1, 8, 8)).save(str(path))
-    assert torch.equal(load_restorer(path)(torch.ones(1, 1, 8, 8)), torch.full((1, 1, 8, 8), 0.5))
+    assert torch.equal(load_restorer(path, trust=True)(torch.ones(1, 1, 8, 8)), torch.full((1, 1, 8, 8), 0.5))
 
 
 def test_bad_restorers(model, tmp_path, digit):
     with pytest.raises(InputError, match="no such restorer"):
         load_restorer(tmp_path / "none.pt2")
     (tmp_path / "text.pt").write_text("no network")
-    with pytest.raises(InputError, match=r"torch.export.save"):
+    with pytest.raises(ModelError, match="--trust"):
         load_restorer(tmp_path / "text.pt")
+    with pytest.raises(InputError, match=r"torch.export.save"):
+        load_restorer(tmp_path / "text.pt", trust=True)
     codec = Codec.from_preset(model, "ddcm", K=8, T=5)
     with pytest.raises(InputError, match="cannot take an image of 8x8"):
         restore_blind(codec, digit[0], torch.nn.Linear(7, 7))

@@ -25,6 +25,7 @@ from ..errors import ModelError
 from .base import DiffusionModel
 from .levels import levels_of
 from .network import Inputs, NetworkModel
+from .trust import check_pickle
 
 CLASSES = 1000  # of ImageNet
 _GROUPS = 32
@@ -393,7 +394,10 @@ def preset_of(path: Path, preset: str | Preset | None = None) -> Preset:
     return PRESETS[max(names, key=len)]
 
 
-def _load_into(kind: type[Any], path: Path, preset: Preset, device: torch.device, dtype: torch.dtype) -> Any:
+def _load_into(
+    kind: type[Any], path: Path, preset: Preset, device: torch.device, dtype: torch.dtype, trust: bool
+) -> Any:
+    check_pickle(path, trust)
     with torch.device("meta"):
         network = kind(preset)
     try:
@@ -413,16 +417,20 @@ def load(
     dtype: torch.dtype = torch.float32,
     preset: str | Preset | None = None,
     compile: bool = False,
+    trust: bool = False,
 ) -> GuidedDiffusionModel:
     """A denoiser from an original .pt state dict; the preset is found from the file's name unless given.
 
-    Raises ModelError: unknown preset, or weights of another configuration.
+    Such a file is a pickle, whose reading torch restricts to tensors (weights_only) and which is loaded only with
+    `trust`.
+
+    Raises ModelError: unknown preset, weights of another configuration, or no `trust`.
     """
     path = Path(path)
     config = preset_of(path, preset)
     if config.classifier:
         raise ModelError(f"{path.name!r} is a classifier; load it with guided_diffusion.load_classifier")
-    network = _load_into(GuidedUNet, path, config, torch.device(device), dtype)
+    network = _load_into(GuidedUNet, path, config, torch.device(device), dtype, trust)
     return GuidedDiffusionModel(network, str(path), compile)
 
 
@@ -431,13 +439,14 @@ def load_classifier(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     preset: str | Preset | None = None,
+    trust: bool = False,
 ) -> GuidedClassifier:
-    """A noisy classifier from an original .pt state dict, for classifier guidance: (x_t, time) -> logits.
+    """A noisy classifier from an original .pt state dict (see load), for classifier guidance: (x_t, time) -> logits.
 
-    Raises ModelError: unknown preset, or weights of another configuration.
+    Raises ModelError: unknown preset, weights of another configuration, or no `trust`.
     """
     path = Path(path)
     config = preset_of(path, preset)
     if not config.classifier:
         raise ModelError(f"{path.name!r} is a denoiser; load it with load_model")
-    return _load_into(GuidedClassifier, path, config, torch.device(device), dtype)
+    return _load_into(GuidedClassifier, path, config, torch.device(device), dtype, trust)

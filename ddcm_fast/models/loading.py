@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import MissingExtraError, ModelError
+from ..errors import DDCMError, MissingExtraError, ModelError, out_of_memory
 from ..information import InformationCurve
 from .base import DiffusionModel
 from .gaussian_field import GaussianField
 from .tiled import TiledModel, split_name
+from .trust import check_folder, check_index, read_config
 
 #: Folder of the built-in models' weights.
 WEIGHTS = Path(__file__).parent / "weights"
@@ -81,6 +82,15 @@ def builtin_models() -> list[str]:
     return sorted([*(p.parent.name for p in WEIGHTS.glob("*/config.json")), *_ANALYTIC])
 
 
+def require_builtin(name: str) -> None:
+    """What a file may ask for: raise ModelError unless it is a built-in model, with or without tiles."""
+    if split_name(name)[0] not in builtin_models():
+        raise ModelError(
+            f"the file was made with model {name!r}, which is not built in, and a file does not choose what is loaded: "
+            "say where the model is with --model (a folder or hub id)"
+        )
+
+
 def wrap_pipeline(pipe: Any, name: str | None = None, compile: bool = False) -> DiffusionModel:
     """A DiffusionModel over a diffusers pipeline that is already loaded; it shares the pipeline's networks.
 
@@ -109,11 +119,12 @@ def as_model(model: Any) -> DiffusionModel:
 
 
 def load_model(
-    name: str,
+    name: str | PathLike[str],
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     *,
     compile: bool = False,
+    trust: bool = False,
     **options: Any,
 ) -> DiffusionModel:
     """Load a model for the sampler and the codec.
@@ -127,44 +138,60 @@ def load_model(
         dtype: of the network; what the model's folder asks for, else bfloat16 where the device is native in it,
             else float32.
         compile: call the denoising network through torch.compile.
+        trust: also load pickled weights (.bin, .ckpt, .pt), a format that can run code. Python code in a model's
+            folder is never run.
         options: for diffusers' from_pretrained (revision, variant, cache_dir, local_files_only, ...), or for
             guided_diffusion.load (preset).
 
     Raises:
-        ModelError: no such model, or one that cannot be read or is not supported.
+        ModelError: no such model or device, a model that cannot be read or is not supported, that asks for code of
+            its own or, without `trust`, is pickled.
         MissingExtraError: it has text encoders and transformers is not installed.
     """
-    try:
-        where = torch.device(device) if device is not None else default_device()
-    except RuntimeError as error:
-        raise ModelError(f"unknown device {device!r}: use cpu, cuda or cuda:N") from error
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device 'cuda' was asked for but torch sees no GPU; use --device cpu")
+    where = _device(device)
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise ModelError(f"unknown dtype {dtype!r}: choose {', '.join(DTYPES)}")
         dtype = DTYPES[dtype]
-    name, tiles = split_name(name)
-    model = _load(name, where, dtype, compile, options)
+    name, tiles = split_name(fspath(name))
+    model = _load(name, where, dtype, compile, trust, options)
     return model if tiles is None else TiledModel(model, *tiles)
 
 
+def _device(device: torch.device | str | None) -> torch.device:
+    """A device that computes. Raises ModelError."""
+    if device is None:
+        return default_device()
+    try:
+        where = torch.device(device)
+        torch.zeros(1, dtype=torch.float32, device=where).add(1).cpu()
+    except Exception as error:  # each device has its own for "not here"; "meta" holds no numbers
+        here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ModelError(f"device {str(device)!r} is not here; use --device {' or '.join(here)}") from error
+    return where
+
+
 def _load(
-    name: str, where: torch.device, dtype: torch.dtype | None, compile: bool, options: dict[str, Any]
+    name: str, where: torch.device, dtype: torch.dtype | None, compile: bool, trust: bool, options: dict[str, Any]
 ) -> DiffusionModel:
     if name in _ANALYTIC:
         return _ANALYTIC[name](where)
     path = WEIGHTS / name if name in builtin_models() else Path(name)
-    if path.is_dir():
-        if (path / "model_index.json").is_file():
-            return _load_pipeline(name, where, dtype, compile, options)
-        return _load_unet(path, name, where, dtype, compile, options)
+    try:
+        if path.is_dir():
+            if (path / "model_index.json").is_file():
+                return _load_pipeline(name, where, dtype, compile, trust, options)
+            return _load_unet(path, name, where, dtype, compile, trust, options)
+        exists = path.exists()
+    except OSError as error:
+        raise ModelError(f"cannot load model {name!r}: {error.strerror}") from error
     if path.suffix in (".pt", ".pth"):
         from . import guided_diffusion
 
-        return guided_diffusion.load(path, where, dtype or default_dtype(where), compile=compile, **options)
-    if _HUB_ID.fullmatch(name) and not path.exists():
-        return _load_pipeline(name, where, dtype, compile, options)
+        default = dtype or default_dtype(where)
+        return guided_diffusion.load(path, where, default, compile=compile, trust=trust, **options)
+    if _HUB_ID.fullmatch(name) and not exists:
+        return _load_pipeline(name, where, dtype, compile, trust, options)
     raise ModelError(
         f"no model {name!r}: it is neither a built-in model ({', '.join(builtin_models())}) nor a folder, "
         "a hub id (owner/name) or a .pt checkpoint"
@@ -176,24 +203,56 @@ def _first_line(error: Exception) -> str:
 
 
 def _load_pipeline(
-    name: str, device: torch.device, dtype: torch.dtype | None, compiled: bool, options: dict[str, Any]
+    name: str, device: torch.device, dtype: torch.dtype | None, compiled: bool, trust: bool, options: dict[str, Any]
 ) -> DiffusionModel:
-    _check_text_extra(Path(name) / "model_index.json")
+    if options.get("trust_remote_code") or options.get("custom_pipeline"):
+        raise ModelError("load_model runs no code of a model; load such a pipeline with diffusers and pass it to Codec")
+    safe = {"use_safetensors": None if trust else True, "trust_remote_code": False, **options}
+    folder = Path(name) if Path(name).is_dir() else _download(name, safe)
+    _check_text_extra(folder / "model_index.json")
+    check_folder(folder)
     diffusers: Any = import_module("diffusers")
     try:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(name, torch_dtype=dtype or default_dtype(device), **options)
-    except ImportError as error:
-        raise MissingExtraError(f"model {name!r} needs more packages: {_first_line(error)}") from error
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"cannot load model {name!r}: {_first_line(error)}") from error
+        pipe = diffusers.DiffusionPipeline.from_pretrained(
+            folder, torch_dtype=dtype or default_dtype(device), **{**safe, "local_files_only": True}
+        )
+    except Exception as error:  # the libraries raise many types for a damaged folder
+        raise _not_loaded(name, error, trust) from error
     return wrap_pipeline(pipe.to(device), name, compiled)
+
+
+def _download(name: str, options: dict[str, Any]) -> Path:
+    """A pipeline of the hub -> its folder in the cache; what its index asks for is looked at first."""
+    hub: Any = import_module("huggingface_hub")
+    diffusers: Any = import_module("diffusers")
+    which = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+    own = {key: options[key] for key in which if options.get(key) is not None}
+    try:
+        check_index(Path(hub.hf_hub_download(name, "model_index.json", **own)))
+        return Path(diffusers.DiffusionPipeline.download(name, **options))
+    except DDCMError:
+        raise
+    except Exception as error:  # of the network
+        raise _not_loaded(name, error) from error
+
+
+def _not_loaded(name: str, error: Exception, trust: bool = True) -> Exception:
+    """What to raise for an error that a library raised while loading."""
+    if out_of_memory(error):
+        return error
+    if isinstance(error, ImportError):
+        return MissingExtraError(f"model {name!r} needs more packages: {_first_line(error)}")
+    said = f"cannot load model {name!r}: {_first_line(error)}"
+    if not trust and "safetensors" in said and isinstance(error, OSError):
+        said += "; pickled weights (.bin, .ckpt) can run code and are loaded only with --trust (trust=True in Python)"
+    return ModelError(said)
 
 
 def _check_text_extra(index: Path) -> None:
     """Raise MissingExtraError for a pipeline with text encoders if transformers is not installed."""
     if find_spec("transformers") is not None or not index.is_file():
         return
-    parts = json.loads(index.read_text())
+    parts = read_config(index)
     if any(isinstance(part, list) and part[:1] == ["transformers"] for part in parts.values()):
         raise MissingExtraError(
             f"{index.parent} has text encoders, which need transformers: pip install 'ddcm-fast[text]'"
@@ -206,25 +265,30 @@ def _load_unet(
     device: torch.device,
     dtype: torch.dtype | None,
     compiled: bool,
+    trust: bool,
     options: dict[str, Any],
 ) -> DiffusionModel:
     """A folder with a UNet2DModel and its scheduler, as the built-in models are."""
     from .pixel import PixelModel
 
     diffusers: Any = import_module("diffusers")
+    kind = read_config(folder / "config.json").get("_class_name")
+    if kind != "UNet2DModel":
+        raise ModelError(f"{name!r} holds a {kind}; of single networks only UNet2DModel is supported")
+    extra = folder / EXTRA_FILE
+    settings = read_config(extra) if extra.is_file() else {}
+    scheduler_name = str(read_config(folder / "scheduler_config.json").get("_class_name"))
+    scheduler_class: Any = getattr(diffusers, scheduler_name, None)
+    if diffusers.SchedulerMixin not in getattr(scheduler_class, "__mro__", ()):
+        raise ModelError(f"{name!r} asks for the scheduler {scheduler_name!r}, which diffusers does not have")
     try:
-        kind = json.loads((folder / "config.json").read_text()).get("_class_name")
-        if kind != "UNet2DModel":
-            raise ModelError(f"{name!r} holds a {kind}; of single networks only UNet2DModel is supported")
-        extra = folder / EXTRA_FILE
-        settings = json.loads(extra.read_text()) if extra.is_file() else {}
         if dtype is None:
             dtype = DTYPES[settings["dtype"]] if "dtype" in settings else default_dtype(device)
-        unet = diffusers.UNet2DModel.from_pretrained(folder, torch_dtype=dtype, **options)
-        scheduler_name = json.loads((folder / "scheduler_config.json").read_text())["_class_name"]
-        scheduler = getattr(diffusers, scheduler_name).from_pretrained(folder)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"cannot load model {name!r}: {_first_line(error)}") from error
+        safe = {"use_safetensors": None if trust else True, **options}
+        unet = diffusers.UNet2DModel.from_pretrained(folder, torch_dtype=dtype, **safe)
+        scheduler = scheduler_class.from_pretrained(folder)
+    except Exception as error:  # the library raises many types for a damaged folder
+        raise _not_loaded(name, error, trust) from error
     unet = unet.to(device, memory_format=torch.channels_last)
     patch, classes = settings.get("space_to_depth", 1), settings.get("classes")
     model = PixelModel(unet, scheduler, name, patch, classes, compiled)

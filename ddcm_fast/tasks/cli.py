@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..condition import Condition
 from ..config import preset
 from ..errors import ConfigError, InputError
+from ..files import FILE, STDIN, STDOUT, Outputs, is_regular, read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,7 @@ _RESTORE_EPILOG = """examples:
   ddcm restore --task blur2 --simulate clean.png out.png            blur clean.png first, and print the PSNR
   ddcm restore --preset product --atoms 2000 --task color grey.png colour.png    more bits, closer to the measurement
   ddcm restore --restorer denoise:0.4 noisy.png clean.png           the model's own denoiser leads
-  ddcm restore --restorer mmse.pt2 --quality niqe bad.png good.png  unknown degradation, a restorer of your own
+  ddcm restore --restorer mmse.pt2 --trust --quality niqe bad.png good.png    unknown degradation, your own restorer
 
 tasks:
 """
@@ -99,19 +100,21 @@ def _grey_or_not(task: str, model: DiffusionModel) -> int:
 def _mask(path: Path | None) -> Tensor | None:
     if path is None:
         return None
-    from ..images import load_image, to_mask
+    from .. import cli
+    from ..images import to_mask
 
-    return (to_mask(load_image(path, background="black")) > 0.5).float()
+    return (to_mask(cli.read_image(path, background="black")) > 0.5).float()
 
 
 def _simulate(args: argparse.Namespace, h: LinearOperator, model: DiffusionModel) -> tuple[Tensor, Tensor]:
     """(y, x) from a clean picture x, cut so that H can take it."""
     import torch
 
-    from ..images import load_image, to_tensor
+    from .. import cli
+    from ..images import to_tensor
     from .posterior import check_sigma
 
-    x = to_tensor(load_image(args.input), model.channels)
+    x = to_tensor(cli.read_image(args.input), model.channels)
     factor = getattr(h, "factor", 1)
     height, width = (side // factor * factor for side in x.shape[2:])
     if not height or not width:
@@ -123,9 +126,14 @@ def _simulate(args: argparse.Namespace, h: LinearOperator, model: DiffusionModel
     return y + args.sigma * torch.randn(y.shape, generator=torch.Generator().manual_seed(args.draw_seed)), x
 
 
-def _run_task(args: argparse.Namespace, codec: Codec) -> tuple[Encoded, str]:
+def _measured(args: argparse.Namespace) -> Path:
+    """Where the degraded picture of --simulate goes."""
+    return args.output.with_name(f"{args.output.stem}_measured.png")
+
+
+def _run_task(args: argparse.Namespace, codec: Codec, outputs: Outputs) -> tuple[Encoded, str]:
     from .. import cli
-    from ..images import load_image, psnr, save_image, to_pil, to_tensor
+    from ..images import psnr, to_pil, to_tensor
     from .operators import operator
     from .posterior import restore
 
@@ -134,12 +142,10 @@ def _run_task(args: argparse.Namespace, codec: Codec) -> tuple[Encoded, str]:
     if args.simulate:
         y, truth = _simulate(args, h, codec.model)
     else:
-        y = to_tensor(load_image(args.input), _grey_or_not(args.task, codec.model))
+        y = to_tensor(cli.read_image(args.input), _grey_or_not(args.task, codec.model))
     coded = restore(codec, y, h, args.sigma, args.shortlist, args.draw_seed)
     if args.simulate:
-        measured = args.output.with_name(f"{args.output.stem}_measured.png")
-        with cli._output(measured) as file:
-            save_image(to_pil(h.project(y).clamp(-1, 1)[0]), file, measured)
+        outputs.write(_measured(args), cli.image_bytes(to_pil(h.project(y).clamp(-1, 1)[0]), "measured.png"))
     image = coded.reconstruction.cpu()
     gap = float(h.gap(y, image[None]))
     said = f", rms(y - Hx) {gap:.4f}"
@@ -149,17 +155,23 @@ def _run_task(args: argparse.Namespace, codec: Codec) -> tuple[Encoded, str]:
     return coded, said
 
 
+def _denoiser(args: argparse.Namespace) -> float | None:
+    """SIGMA of --restorer denoise:SIGMA, None for a file."""
+    found = re.fullmatch(r"denoise:(\d*\.?\d+)", args.restorer or "")
+    return float(found[1]) if found else None
+
+
 def _restorer(args: argparse.Namespace, model: DiffusionModel) -> Restorer:
     from .perceptual import load_restorer, model_denoiser
 
-    found = re.fullmatch(r"denoise:(\d*\.?\d+)", args.restorer)
-    return model_denoiser(model, float(found[1])) if found else load_restorer(args.restorer, model.device)
+    sigma = _denoiser(args)
+    return load_restorer(args.restorer, model.device, args.trust) if sigma is None else model_denoiser(model, sigma)
 
 
 def _restore(args: argparse.Namespace) -> None:
     from .. import cli
     from ..codec import Codec
-    from ..images import MAX_PIXELS, MAX_PIXELS_TO_CUT, load_image
+    from ..images import MAX_PIXELS, MAX_PIXELS_TO_CUT
     from .perceptual import FACE_METRIC, align_faces, load_quality, restore_blind
 
     if (args.task is None) == (args.restorer is None):
@@ -169,93 +181,109 @@ def _restore(args: argparse.Namespace) -> None:
         raise ConfigError("--sigma, --mask and --simulate belong to --task; a restorer is not told of the degradation")
     if args.task is not None and any(blind):
         raise ConfigError("--quality, --faces and --align belong to --restorer; leave them out with --task")
-    cli._check_output_image(args.output)
-    settings = cli._settings(args)
+    own = Path(args.restorer) if args.restorer and _denoiser(args) is None else None
+    outputs = Outputs([args.input, args.mask, own], args.force)
+    add(outputs, args.output)
+    if args.simulate:
+        outputs.add(_measured(args), cli.image_kind("measured.png"))
+    settings = cli.settings(args)
     if args.faces:
         settings = {**settings, **{k: v for k, v in (("K", 4096), ("T", 1000)) if settings[k] is None}}
         args.quality = args.quality or FACE_METRIC
-    model = cli._load(args, args.model, args.dtype)
+    model = cli.load(args, args.model, args.dtype)
     codec = Codec(model, preset(args.preset, **settings), args.backend, progress=False if args.quiet else None)
+    names = [args.output]
     if args.task is not None:
-        results = [_run_task(args, codec)]
+        results = [_run_task(args, codec, outputs)]
     else:
         restorer = _restorer(args, model)
         quality = load_quality(args.quality, model.device) if args.quality else None
-        image = load_image(args.input, MAX_PIXELS_TO_CUT if args.align else MAX_PIXELS)
+        image = cli.read_image(args.input, max_pixels=MAX_PIXELS_TO_CUT if args.align else MAX_PIXELS)
         images = align_faces(image, model.device) if args.align else [image]
+        for number in range(1, len(images)):
+            names.append(args.output.with_name(f"{args.output.stem}_{number}{args.output.suffix}"))
+            add(outputs, names[-1])
         results = [(restore_blind(codec, i, restorer, quality, args.coefficient, args.draw_seed), "") for i in images]
-    for number, (coded, said) in enumerate(results):
-        name = args.output if number == 0 else args.output.with_name(f"{args.output.stem}_{number}{args.output.suffix}")
-        write(coded, name)
-        cli._say(f"{name} and {name.with_suffix('.ddcm').name}: {coded.bpp:.4f} bpp{said}", args)
+    for name, (coded, said) in zip(names, results, strict=True):
+        write(outputs, name, coded)
+        cli.tell(f"{name} and {name.with_suffix('.ddcm').name}: {coded.bpp:.4f} bpp{said}", args)
 
 
-def write(coded: Encoded, image: Path) -> None:
-    """An image file and, beside it with the ending .ddcm, the file that decodes to it."""
+def add(outputs: Outputs, image: Path) -> None:
+    """Plan an image file and, beside it with the ending .ddcm, the file that decodes to it."""
     from .. import cli
-    from ..images import save_image
 
-    with cli._output(image) as file:
-        save_image(coded.image, file, image)
-    with cli._output(image.with_suffix(".ddcm")) as file:
-        file.write(coded.data)
+    if image == STDOUT or not is_regular(image):
+        raise InputError(f"a .ddcm file goes beside the image, so that {image} cannot be the image; name a file")
+    outputs.add(image, cli.image_kind(image.name))
+    outputs.add(image.with_suffix(".ddcm"), FILE)
+
+
+def write(outputs: Outputs, image: Path, coded: Encoded) -> None:
+    """Write the two files of `add`."""
+    from .. import cli
+
+    outputs.write(image, cli.image_bytes(coded.image, image.name))
+    outputs.write(image.with_suffix(".ddcm"), coded.data)
 
 
 # ---- edit ----------------------------------------------------------------------------------------
 
 
 def _targets(args: argparse.Namespace) -> list[tuple[str, Condition]]:
-    """Targets and names for their files."""
+    """Targets and names for their files, which differ whatever the prompts."""
     scale = args.guidance_scale if args.target_guidance is None else args.target_guidance
     found = [(str(label), Condition(label=label, guidance_scale=scale)) for label in args.target_label or ()]
     for prompt in args.target_prompt or ():
         name = re.sub(r"\W+", "-", prompt).strip("-")[:40] or "target"
         found.append((name, Condition(prompt, args.negative_prompt, guidance_scale=scale)))
-    return found
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder of results. Raises InputError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
+    named: dict[str, Condition] = {}
+    for name, condition in found:
+        unique, number = name, 1
+        while unique.lower() in map(str.lower, named):
+            number += 1
+            unique = f"{name}-{number}"
+        named[unique] = condition
+    return list(named.items())
 
 
 def _edit(args: argparse.Namespace) -> None:
     from .. import cli, container
     from ..codec import Codec
-    from ..images import load_image
     from .edit import check_edit, edit
 
     targets = _targets(args)
     if not targets:
         raise ConfigError("an edit needs a target: give --target-label or --target-prompt")
     conditions = [condition for _, condition in targets]
+    starts = list(dict.fromkeys(args.t_edit))
     source = condition_of(args)
     quiet = False if args.quiet else None
-    data = cli._read(args.input)
     stem = args.input.stem
-    if data[: len(container.MAGIC)] == container.MAGIC:
+    outputs = Outputs([args.input], args.force, args.output_dir)
+    names = [args.output_dir / f"{stem}_{name}_{start}.png" for name, _ in targets for start in starts]
+    for name in names:
+        add(outputs, name)
+    if not is_regular(args.input):
+        raise InputError(f"{args.input} is no file; its name is needed for the results'")
+    data = read(args.input, start=container.MAGIC)
+    if data.startswith(container.MAGIC):
         header, _ = container.read(data)
-        codec = Codec(cli._load(args, header.model, args.dtype or header.dtype), backend=args.backend, progress=quiet)
-        check_edit(codec.model, header.config, conditions, args.t_edit)
-        make_folder(args.output_dir)
+        codec = Codec(cli.load_for(args, header.model, header.dtype), backend=args.backend, progress=quiet)
+        check_edit(codec.model, header.config, conditions, starts)
     else:
-        image = load_image(args.input)
-        model = cli._load(args, args.model, args.dtype)
-        codec = Codec(model, preset(args.preset, **cli._settings(args)), args.backend, progress=quiet)
-        check_edit(model, codec.config, conditions, args.t_edit)
+        plain = args.output_dir / f"{stem}.png"
+        add(outputs, plain)
+        image = cli.read_image(args.input)
+        model = cli.load(args, args.model or cli.DEFAULT_MODEL, args.dtype)
+        codec = Codec(model, preset(args.preset, **cli.settings(args)), args.backend, progress=quiet)
+        check_edit(model, codec.config, conditions, starts)
         coded = codec.encode(image, source)[0]
-        make_folder(args.output_dir)
-        write(coded, args.output_dir / f"{stem}.png")
+        write(outputs, plain, coded)
         data, source = coded.data, None
-    results = iter(edit(codec, data, conditions, args.t_edit, source))
-    for name, _ in targets:
-        for start in args.t_edit:
-            path = args.output_dir / f"{stem}_{name}_{start}.png"
-            write(next(results), path)
-            cli._say(f"{path} and {path.with_suffix('.ddcm').name}", args)
+    for path, coded in zip(names, edit(codec, data, conditions, starts, source), strict=True):
+        write(outputs, path, coded)
+        cli.tell(f"{path} and {path.with_suffix('.ddcm').name}", args)
 
 
 # ---- parsers -------------------------------------------------------------------------------------
@@ -263,7 +291,7 @@ def _edit(args: argparse.Namespace) -> None:
 
 def add_parsers(commands: Any) -> None:
     """The subcommands `restore` and `edit` of `ddcm`."""
-    from ..cli import IMAGE_OUTPUT, add_coding, add_common
+    from ..cli import IMAGE_OUTPUT, add_coding, add_common, path_or, seed
     from .operators import TASKS
     from .posterior import DEFAULT_SHORTLIST
 
@@ -274,8 +302,8 @@ def add_parsers(commands: Any) -> None:
         epilog=_RESTORE_EPILOG + "\n".join(f"  {name:<30} {text}" for name, text in TASKS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("input", type=Path, help="the degraded image (the small one, the grey one, ...)")
-    p.add_argument("output", type=Path, help=IMAGE_OUTPUT)
+    p.add_argument("input", type=path_or(STDIN), help="the degraded image (the small one, the grey one, ...)")
+    p.add_argument("output", type=path_or(STDOUT), help=IMAGE_OUTPUT)
     known = p.add_argument_group("known degradation y = H x + n (compressed posterior sampling)")
     known.add_argument("--task", help="sr4, srbox2, color, blur2, motion9@45, inpaint, denoise, ... (see below)")
     known.add_argument("--sigma", type=float, default=0.0, help="standard deviation of the noise n, of values in -1..1")
@@ -283,12 +311,15 @@ def add_parsers(commands: Any) -> None:
     known.add_argument("--shortlist", type=int, default=DEFAULT_SHORTLIST, help="atoms rescored (default %(default)s)")
     known.add_argument("--simulate", action="store_true", help="INPUT is clean: degrade it first, and print the PSNR")
     blind = p.add_argument_group("unknown degradation (compressed blind restoration)")
-    blind.add_argument("--restorer", help="torch.export (.pt2) or TorchScript file, or denoise:SIGMA (the model)")
+    blind.add_argument(
+        "--restorer",
+        help="denoise:SIGMA (the model), or with --trust a torch.export (.pt2) or TorchScript file, which can run code",
+    )
     blind.add_argument("--quality", help="no-reference metric of pyiqa: niqe, clipiqa+, topiq_nr-face, ...")
     blind.add_argument("--coefficient", type=float, default=1.0, help="weight of the metric (default %(default)s)")
     blind.add_argument("--faces", action="store_true", help="the paper's settings for faces: T = 1000, K = 4096, niqe")
     blind.add_argument("--align", action="store_true", help="cut out and align faces first (facexlib)")
-    p.add_argument("--draw-seed", type=int, default=0, help="of random choices (default: 0)")
+    p.add_argument("--draw-seed", type=seed, default=0, help="of random choices (default: 0)")
     add_coding(p)
     add_common(p)
     p.set_defaults(run=_restore, preset=_CODING_PRESET)
@@ -301,7 +332,7 @@ def add_parsers(commands: Any) -> None:
         epilog=_EDIT_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("input", type=Path, help="an image, or a .ddcm file")
+    p.add_argument("input", type=path_or(STDIN), help="an image, or a .ddcm file")
     p.add_argument("--output-dir", type=Path, required=True, help="where NAME_TARGET_STEP.png and .ddcm go")
     p.add_argument("--target-label", type=int, nargs="+", help="classes to edit towards")
     p.add_argument("--target-prompt", nargs="+", help="texts to edit towards")
@@ -310,4 +341,4 @@ def add_parsers(commands: Any) -> None:
     add_condition(p)
     add_coding(p)
     add_common(p)
-    p.set_defaults(run=_edit, preset=_CODING_PRESET)
+    p.set_defaults(run=_edit, preset=_CODING_PRESET, model=None)  # of a .ddcm file, the one that it names

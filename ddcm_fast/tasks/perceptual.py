@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 
 from ..codec import Codec, Encoded
 from ..config import CodecConfig
-from ..errors import ConfigError, InputError, MissingExtraError
+from ..errors import ConfigError, InputError, MissingExtraError, ModelError, out_of_memory
 from ..images import MAX_PIXELS_TO_CUT, ImageLike, to_srgb, to_tensor
 from ..models.base import DiffusionModel
 from ..sampler import Chooser, StepContext, advance
@@ -109,6 +109,8 @@ def restore_blind(
         with torch.inference_mode():
             estimate = restorer(y)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        if out_of_memory(error):
+            raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"the restorer cannot take an image of {y.shape[3]}x{y.shape[2]} pixels: {first}") from error
     if not isinstance(estimate, Tensor):
@@ -159,14 +161,24 @@ def _quiet_log(name: str) -> Iterator[None]:
         log.setLevel(level)
 
 
-def load_restorer(path: str | Path, device: torch.device | str = "cpu") -> Restorer:
+def load_restorer(path: str | Path, device: torch.device | str = "cpu", trust: bool = False) -> Restorer:
     """A restorer from a torch.export (.pt2) or TorchScript (.pt) file.
 
-    Raises InputError: no such file, or neither of the two.
+    Both are programs: what such a file holds is run (reading a .pt2 file can also unpickle), and no way of loading
+    keeps it to tensors. Hence `trust`.
+
+    Raises:
+        InputError: no such file, or neither of the two.
+        ModelError: no `trust`.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no such restorer: {path}")
+    if not trust:
+        raise ModelError(
+            f"{path} is a program that would be run as it is; if you know where it is from, load it with --trust "
+            "(trust=True in Python)"
+        )
     try:
         if path.suffix == ".pt2":
             with _quiet_log("torch.export"):
