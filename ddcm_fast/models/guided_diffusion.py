@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..condition import Condition
-from ..errors import ModelError
+from ..errors import ModelError, out_of_memory
 from .base import DiffusionModel
 from .levels import levels_of
 from .network import Inputs, NetworkModel
@@ -406,6 +406,8 @@ def _load_into(
     except FileNotFoundError as error:
         raise ModelError(f"no such file: {path}") from error
     except Exception as error:  # torch.load raises whatever the pickle machinery does
+        if out_of_memory(error):
+            raise
         first = (str(error).strip().splitlines() or [""])[0]
         raise ModelError(f"{path} does not hold the weights of this configuration: {first}") from error
     return network.to(device, dtype).eval().requires_grad_(False)

@@ -185,6 +185,8 @@ def load_restorer(path: str | Path, device: torch.device | str = "cpu", trust: b
                 return torch.export.load(path).module().to(device)
         return torch.jit.load(path, map_location=device).eval()
     except Exception as error:  # torch raises many types for a foreign file
+        if out_of_memory(error):
+            raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{path} is neither a torch.export file (.pt2) nor TorchScript: {first}; save the restorer with "
