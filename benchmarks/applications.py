@@ -17,8 +17,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ddcm_fast import Codec, DiffusionModel, load_model
+from ddcm_fast.cli import image_bytes
 from ddcm_fast.condition import Condition
 from ddcm_fast.demo import photograph
+from ddcm_fast.files import picture, write
 from ddcm_fast.images import load_image, to_pil, to_tensor
 from ddcm_fast.models import digits
 from ddcm_fast.sampler import Chooser, StepContext
@@ -47,7 +49,7 @@ def sheet(rows: Rows, path: Path, cell: int, columns: Sequence[str] = ()) -> Non
         for c, image in enumerate(images):
             small = to_pil(image.cpu()).convert("RGB").resize((cell, cell), Image.Resampling.NEAREST)
             out.paste(small, (left + c * (cell + gap), y))
-    out.save(path)
+    write(path, image_bytes(out, "PNG"), picture("PNG"))
 
 
 def _digits_codec(size: int = 64, batch_size: int = 1) -> Codec:

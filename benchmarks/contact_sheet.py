@@ -17,6 +17,7 @@ from photographs import centre_crops
 from PIL import Image, ImageDraw, ImageFont
 
 from ddcm_fast import Codec, load_model, preset
+from ddcm_fast.files import picture, write
 from ddcm_fast.images import psnr, to_tensor
 
 #: Bitrate -> atoms a step of DDCM's matching pursuit whose 280 steps stay below it.
@@ -63,9 +64,9 @@ def sheet(rows: list[list[Cell]]) -> Image.Image:
     page = Image.new("RGB", (step_x * len(rows[0]) + MARGIN, step_y * len(rows) + MARGIN), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
     for y, cells in enumerate(rows):
-        for x, (text, picture) in enumerate(cells):
+        for x, (text, cell) in enumerate(cells):
             left, top = MARGIN + x * step_x, MARGIN + y * step_y
-            page.paste(picture, (left, top))
+            page.paste(cell, (left, top))
             draw.multiline_text((left + 2, top + height + 2), text, fill="black", font=font, spacing=1)
     return page
 
@@ -87,7 +88,9 @@ def main() -> int:
             pursuit = Codec(model, preset("pursuit", K=4096, M=atoms, C=3, T=UNIFORM_STEPS))
             rows.append(row(codecs, pursuit, crop, bpp))
             print(name, bpp, [text.replace("\n", " ") for text, _ in rows[-1]], flush=True)
-            sheet(rows).save(args.output, optimize=True)
+            whole = io.BytesIO()
+            sheet(rows).save(whole, "PNG", optimize=True)
+            write(args.output, whole.getvalue(), picture("PNG"))
     return 0
 
 

@@ -12,7 +12,6 @@ peak during one search of K = 2^20, D = 16384, in a process of its own.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -26,6 +25,7 @@ import torch
 
 from ddcm_fast.backends import cpu
 from ddcm_fast.codebook import Codebook
+from ddcm_fast.files import write_json
 
 KINDS = ("gaussian", "sign", "hadamard")
 DIM = 16384
@@ -198,8 +198,7 @@ def main() -> None:
         parts = (f"{kind} {value:.2f}" for kind, value in memory.items())
         print(f"\nextra memory, K = 2^20 (MB): {', '.join(parts)}")
     result["load_average_after"] = os.getloadavg()[0]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(options.output, result, 1)
     print(f"written to {options.output}")
 
 

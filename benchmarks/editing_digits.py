@@ -10,7 +10,6 @@ share that the clean classifier takes for the target, `ink kept` the share of th
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ddcm_fast import Codebook, load_model
 from ddcm_fast.condition import Condition, Edit
+from ddcm_fast.files import TEXT, write, write_json
 from ddcm_fast.models import digits
 from ddcm_fast.reference import initial_noise
 from ddcm_fast.rules import Greedy
@@ -87,10 +87,9 @@ def main() -> None:
             f"| {r['guidance']:g} | {r['t_edit']} | {100 * r['became']:.0f} % | {100 * r['stayed']:.0f} % | "
             f"{100 * r['ink_kept']:.0f} % |"
         )
-    RESULTS.mkdir(exist_ok=True)
     result = {"source": args.source, "target": args.target, "K": args.K, "T": args.T, "unrelated": round(chance, 3)}
-    (RESULTS / "editing_digits.json").write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
-    (RESULTS / "editing_digits.md").write_text("\n".join(lines) + "\n")
+    write_json(RESULTS / "editing_digits.json", {**result, "rows": rows}, 1)
+    write(RESULTS / "editing_digits.md", ("\n".join(lines) + "\n").encode(), TEXT)
     print("\n".join(lines))
 
 

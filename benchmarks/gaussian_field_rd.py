@@ -15,8 +15,8 @@ error over the images), and three efficiencies, each "bits ideally needed / bits
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 from ddcm_fast import Codebook
+from ddcm_fast.files import picture, write, write_json
 from ddcm_fast.models.gaussian_field import GaussianField
 from ddcm_fast.rules import Greedy, Product, Rule
 from ddcm_fast.rules.rcc import Rcc
@@ -220,7 +221,9 @@ def plot(points: list[Point], rows: list[dict[str, float | None]], path: Path) -
     axes.set(xlabel="bits an image", ylabel="PSNR (dB)", title="gaussian-field")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120, bbox_inches="tight")
+    write(path, image.getvalue(), picture("PNG"))
 
 
 def main() -> None:
@@ -265,7 +268,7 @@ def main() -> None:
         print("  ".join(f"{k} {'-' if v is None else format(v, '.0f')}" for k, v in row.items()))
     if args.output:
         result = {"arguments": {k: str(v) for k, v in vars(args).items()}, "points": [asdict(p) for p in points]}
-        args.output.write_text(json.dumps({**result, "bits_at_psnr": rows}, indent=1) + "\n")
+        write_json(args.output, {**result, "bits_at_psnr": rows}, 1)
     if args.plot:
         plot(points, rows, args.plot)
 

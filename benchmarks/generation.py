@@ -20,7 +20,6 @@ the sampler has them, lie beside. FID and KID come from torch-fidelity and the C
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,9 +29,11 @@ import torch
 from torch import Tensor
 
 from ddcm_fast import Codebook, Codec, DiffusionModel, load_model
+from ddcm_fast.cli import image_bytes
 from ddcm_fast.condition import Condition
 from ddcm_fast.config import preset
 from ddcm_fast.errors import ConfigError, DDCMError, InputError, MissingExtraError
+from ddcm_fast.files import FILE, picture, write, write_json
 from ddcm_fast.images import load_image, to_pil
 from ddcm_fast.rules import Rule
 from ddcm_fast.sampler import Draw, sample
@@ -99,7 +100,6 @@ def conditions(args: argparse.Namespace, model: DiffusionModel) -> list[Conditio
 
 def make(args: argparse.Namespace, model: DiffusionModel, size: int, folder: Path) -> None:
     """The images of one codebook size (0: DDPM), those that are not there yet."""
-    folder.mkdir(parents=True, exist_ok=True)
     side = args.size or model.default_side
     classify = _classifier(args, model)
     for i, condition in enumerate(conditions(args, model)):
@@ -115,8 +115,8 @@ def make(args: argparse.Namespace, model: DiffusionModel, size: int, folder: Pat
             codec = Codec(used, preset("ddcm", K=size, T=args.steps, kind=args.kind), args.backend)
             coded = codec.generate(1, side, side, seed=i, condition=condition)[0]
             image = coded.image
-            path.with_suffix(".ddcm").write_bytes(coded.data)
-        image.save(path)
+            write(path.with_suffix(".ddcm"), coded.data, FILE)
+        write(path, image_bytes(image, "PNG"), picture("PNG"))
 
 
 def _ddpm(model: DiffusionModel, condition: Condition | None, side: int, steps: int, seed: int) -> Tensor:
@@ -131,7 +131,7 @@ def _ddpm(model: DiffusionModel, condition: Condition | None, side: int, steps: 
 def _classifier(args: argparse.Namespace, model: DiffusionModel) -> Callable[[Tensor, float], Tensor] | None:
     if args.classifier is None:
         return None
-    network = load_restorer(args.classifier, model.device)
+    network = load_restorer(args.classifier, model.device, args.trust)
 
     def classify(x: Tensor, t: float) -> Tensor:
         return network(x, torch.full((len(x),), t, device=x.device))  # type: ignore[call-arg]
@@ -216,7 +216,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p.add_argument("--labels", nargs="+", help="classes, or all")
     p.add_argument("--captions", type=Path, help="text file, a caption a line")
     p.add_argument("--guidance-scale", type=float, help="of classifier-free guidance")
-    p.add_argument("--classifier", type=Path, help=".pt2 or .pt file: (x_t, t) -> logits")
+    p.add_argument("--classifier", type=Path, help="with --trust, a .pt2 or .pt file: (x_t, t) -> logits")
+    p.add_argument("--trust", action="store_true", help="run the classifier's file, which is a program")
     p.add_argument("--classifier-scale", type=float, default=1.0, help="of classifier guidance (default: 1)")
     p.add_argument("-n", dest="count", type=int, default=10000, help="images of each kind (default: 10000)")
     p.add_argument("-K", type=int, nargs="+", default=[0, 2, 4, 8, 16, 64], help="codebook sizes; 0 is DDPM")
@@ -251,7 +252,7 @@ def run(args: argparse.Namespace, model: DiffusionModel) -> list[dict[str, Any]]
         row = {"model": args.model, "K": size, "T": args.steps, "samples": args.count, **score(args, folder)}
         rows.append(row)
         print(row, flush=True)
-        (args.output_dir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(args.output_dir / "results.json", rows, 1)
     return rows
 
 

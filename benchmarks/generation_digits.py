@@ -15,6 +15,7 @@ that are there already are not run again.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from ddcm_fast import Codebook, load_model
 from ddcm_fast.condition import Condition
+from ddcm_fast.files import JSON, TEXT, picture, write
 from ddcm_fast.models import digits
 from ddcm_fast.models.pixel import PixelModel
 from ddcm_fast.reference import initial_noise
@@ -221,8 +223,7 @@ def record(
     row["seconds"] = round(time.perf_counter() - begin, 1)
     row["cpu_seconds"] = round(time.process_time() - cpu, 1)
     saved.append(row)
-    RESULTS.mkdir(exist_ok=True)
-    path.write_text("[\n" + ",\n".join(json.dumps(r) for r in saved) + "\n]\n")
+    write(path, ("[\n" + ",\n".join(json.dumps(r) for r in saved) + "\n]\n").encode(), JSON)
     print(row, flush=True)
 
 
@@ -259,7 +260,7 @@ def report(args: argparse.Namespace) -> None:
                 f"| {r['method']} | {r['T']} | {r['samples']} | {r['frechet']:.2f} | {r['accuracy']:.3f} | "
                 f"{r['diversity']:.2f} |"
             )
-    (RESULTS / "generation_digits.md").write_text("\n".join(lines) + "\n")
+    write(RESULTS / "generation_digits.md", ("\n".join(lines) + "\n").encode(), TEXT)
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6))
     for axis, name, title in zip(
         axes, ("frechet", "accuracy", "diversity"), ("Frechet distance", "class accuracy", "diversity"), strict=True
@@ -277,7 +278,9 @@ def report(args: argparse.Namespace) -> None:
         axis.set_title(title)
     axes[0].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(RESULTS / "generation_digits.png", dpi=110)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=110)
+    write(RESULTS / "generation_digits.png", image.getvalue(), picture("PNG"))
     print("\n".join(lines))
 
 

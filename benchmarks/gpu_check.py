@@ -18,7 +18,6 @@ import ctypes
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import json
 import statistics
 import subprocess
 import sys
@@ -67,6 +66,7 @@ from torch import Tensor  # noqa: E402
 from ddcm_fast import backends, reference  # noqa: E402
 from ddcm_fast.backends import cuda  # noqa: E402
 from ddcm_fast.codebook import Codebook  # noqa: E402
+from ddcm_fast.files import write_json  # noqa: E402
 from ddcm_fast.law import CodebookSpec  # noqa: E402
 
 KINDS = ("gaussian", "sign", "hadamard")
@@ -111,14 +111,13 @@ class Report:
     """Results, written after every change; checks and measurements by section."""
 
     def __init__(self, folder: Path, budget: float) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "gpu_check.json"
         self.end = time.monotonic() + budget
         self.data: dict[str, Any] = {"checks": [], "measurements": [], "errors": [], "skipped": []}
         self.write()
 
     def write(self) -> None:
-        self.path.write_text(json.dumps(self.data, indent=1) + "\n")
+        write_json(self.path, self.data, 1)
 
     def left(self) -> float:
         return self.end - time.monotonic()

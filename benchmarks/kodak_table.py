@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from photographs import centre_crops, processor
 from PIL import Image
 
 from ddcm_fast import Codec, backends, load_model, preset
+from ddcm_fast.files import write_json
 from ddcm_fast.images import psnr, to_tensor
 
 SETTINGS = {
@@ -92,7 +92,7 @@ def main() -> int:
             "crop": args.crop,
             "rows": rows,
         }
-        args.output.write_text(json.dumps(record, indent=1) + "\n")
+        write_json(args.output, record, 1)
     return 0
 
 

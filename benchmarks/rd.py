@@ -37,6 +37,7 @@ from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from ddcm_fast import Codec, backends, container, load_model, preset
+from ddcm_fast.files import picture, write, write_json
 from ddcm_fast.images import psnr, to_tensor
 from ddcm_fast.models.base import DiffusionModel
 
@@ -193,7 +194,9 @@ def plot(summary: dict[str, Any], path: Path) -> None:
     axes[1, 0].set_yscale("log")
     axes[1, 1].set_ylim(0.5, 3)  # DDCM's uniform steps ask for thousands of times what is spent on their last ones
     axes[0, 0].legend()
-    figure.savefig(path, dpi=110)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=110)
+    write(path, image.getvalue(), picture("PNG"))
 
 
 def main() -> int:
@@ -259,7 +262,7 @@ def main() -> int:
                 continue
             row = measure(codec, meter, crop, bpp)
             rows.append({"system": system, "setting": setting, "image": image, **row})
-            args.output.write_text(json.dumps(record(), indent=1) + "\n")
+            write_json(args.output, record(), 1)
             print(
                 f"{image:10} {system:14} {setting:22} {row['bpp']:.4f} bpp {row['psnr']:6.2f} dB "
                 f"MS-SSIM {row['ms_ssim']:.4f} {row['seconds']:6.1f} s {row['evaluations']:4} evaluations "
@@ -267,7 +270,7 @@ def main() -> int:
                 flush=True,
             )
     final = record()
-    args.output.write_text(json.dumps(final, indent=1) + "\n")
+    write_json(args.output, final, 1)
     for system, points in final["means"].items():
         for p in points:
             print(f"{system:14} {p['setting']:22} {p['bpp']:.4f} bpp {p['psnr']:6.2f} dB MS-SSIM {p['ms_ssim']:.4f}")

@@ -31,6 +31,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddcm_fast import Codec, CodecConfig, load_model, preset
+from ddcm_fast.files import write_json
 from ddcm_fast.images import to_tensor
 from ddcm_fast.models import DiffusionModel
 from ddcm_fast.models.base import eps_from_x0
@@ -203,7 +204,7 @@ def main() -> None:
                 result["rows"].append(row)
                 print(json.dumps(row), flush=True)
                 if args.output:
-                    args.output.write_text(json.dumps([*known, result], indent=1) + "\n")
+                    write_json(args.output, [*known, result], 1)
 
 
 if __name__ == "__main__":

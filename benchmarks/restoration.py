@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ddcm_fast import Codec, DiffusionModel, load_model
+from ddcm_fast.files import JSON, TEXT, write
 from ddcm_fast.images import load_image, psnr, to_tensor
 from ddcm_fast.models import digits
 from ddcm_fast.sampler import Chooser, StepContext
@@ -60,9 +61,8 @@ def rms(h: LinearOperator, y: Tensor, x: Tensor) -> float:
 
 def save(name: str, rows: list[dict[str, Any]]) -> None:
     """Write results, one row a line."""
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"restoration_{name}.json"
-    path.write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
+    write(path, ("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n").encode(), JSON)
 
 
 # ---- digits: shortlist against brute force -------------------------------------------------------
@@ -281,7 +281,7 @@ def report(args: argparse.Namespace) -> None:
             f"{r['psnr_baseline']:.2f} | {r['error_left']:.2f} | {r['gap_one']:.3f} | {r['gap_mean']:.3f} |"
             for r in rows
         ]
-    (RESULTS / "restoration.md").write_text("\n".join(lines) + "\n")
+    write(RESULTS / "restoration.md", ("\n".join(lines) + "\n").encode(), TEXT)
     print("\n".join(lines))
 
 

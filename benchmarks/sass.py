@@ -12,7 +12,6 @@ instruction a scheduler and clock, and half of that for instructions of one 16 l
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import subprocess
@@ -22,6 +21,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
+
+from ddcm_fast.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KERNELS = REPOSITORY / "csrc" / "cuda" / "kernels.cu"
@@ -265,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
             "estimate": "H100 SXM, 132 multiprocessors, 1.755 GHz, 4 schedulers; not measured",
             "kernels": rows,
         }
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(arguments.output, report, 1)
     return 0
 
 

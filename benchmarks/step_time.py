@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from ddcm_fast import load_model, preset
+from ddcm_fast.files import write_json
 from ddcm_fast.graphs import StepGraphs
 from ddcm_fast.models.network import NetworkModel
 from ddcm_fast.reference import initial_noise
@@ -146,7 +147,7 @@ def main() -> None:
     text = json.dumps(result, indent=1)
     print(text)
     if args.output:
-        args.output.write_text(text + "\n")
+        write_json(args.output, result, 1)
 
 
 if __name__ == "__main__":

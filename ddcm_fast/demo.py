@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from . import Codec, backends, load_model
-from .errors import DDCMError, MissingExtraError
+from .cli import image_bytes
+from .errors import MissingExtraError
+from .files import FILE, Outputs, picture
 from .images import psnr, to_tensor
+from .terminal import guarded, say
 
 
 def photograph() -> Image.Image:
@@ -33,36 +37,40 @@ def side_by_side(*images: Image.Image) -> Image.Image:
     return sheet
 
 
-def main() -> int:
-    """Compress, decompress, compare, and say what it took."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compress, decompress, compare, and say what it took. Returns the exit status (see terminal)."""
+    return guarded(lambda: _demo(argv))
+
+
+def _demo(argv: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ddcm_fast.demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the results (default: demo)")
     parser.add_argument("--bpp", type=float, default=0.25, help="bits a pixel (default: 0.25)")
-    args = parser.parse_args()
-    try:
-        image = photograph()
-        model = load_model("photo")
-        codec = Codec.from_preset(model, progress=None)
-        start = time.perf_counter()
-        coded = codec.encode(image, bpp=args.bpp)[0]
-        middle = time.perf_counter()
-        decoded = codec.decompress(coded.data)
-        end = time.perf_counter()
-    except DDCMError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 2
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "astronaut.ddcm").write_bytes(coded.data)
-    decoded.save(args.output / "astronaut.png")
-    side_by_side(image, decoded).save(args.output / "side-by-side.png")
+    parser.add_argument("--force", action="store_true", help="replace existing files of another kind, too")
+    args = parser.parse_args(argv)
+    outputs = Outputs(force=args.force, folder=args.output)
+    packed, back, both = (args.output / name for name in ("astronaut.ddcm", "astronaut.png", "side-by-side.png"))
+    outputs.add(packed, FILE)
+    for path in (back, both):
+        outputs.add(path, picture("PNG"))
+    image = photograph()
+    model = load_model("photo")
+    codec = Codec.from_preset(model, progress=None)
+    start = time.perf_counter()
+    coded = codec.encode(image, bpp=args.bpp)[0]
+    middle = time.perf_counter()
+    decoded = codec.decompress(coded.data)
+    end = time.perf_counter()
+    outputs.write(packed, coded.data)
+    outputs.write(back, image_bytes(decoded, "PNG"))
+    outputs.write(both, image_bytes(side_by_side(image, decoded), "PNG"))
     quality = psnr(to_tensor(image), to_tensor(decoded))
     backend = backends.resolve("auto", model.device)
-    print(
+    say(
         f"{len(coded.data)} bytes, {coded.bpp:.3f} bpp, PSNR {quality:.2f} dB; {middle - start:.1f} s to compress, "
         f"{end - middle:.1f} s to decompress on {model.device} (backend {backend})"
     )
-    print(f"look at {args.output / 'side-by-side.png'}: the original and what is left of it")
-    return 0
+    say(f"look at {both}: the original and what is left of it")
 
 
 if __name__ == "__main__":

@@ -262,7 +262,7 @@ class Outputs:
 
 def write(path: Path, data: bytes, kind: Kind, force: bool = False) -> None:
     """Write one file by the rules above, its folder made if need be. Raises InputError."""
-    outputs = Outputs(force=force)
+    outputs = Outputs(force=force, folder=path.parent)
     outputs.add(path, kind)
     outputs.write(path, data)
 

@@ -16,7 +16,7 @@ import torch
 from cli_cases import ALLOWED, CODING, COMPRESS, MODEL, REFUSED
 from PIL import Image
 
-from ddcm_fast import Codec, container, files
+from ddcm_fast import Codec, container, demo, files
 from ddcm_fast.cli import main
 from ddcm_fast.errors import InputError
 from ddcm_fast.models.loading import WEIGHTS, load_model
@@ -123,6 +123,17 @@ def test_allowed(folder, capsys, args, changed):
         elif name not in new_folders:
             assert after.get(name) == before.get(name), name
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_the_demo(folder, capsys):
+    before = state(folder)
+    Path("sub/side-by-side.png").write_text("years of notes\n")
+    for place, says in (("sub", "not a PNG picture"), ("text.txt", "name a folder")):
+        assert demo.main(["--output", place]) == 2
+        err = capsys.readouterr().err
+        assert says in err and err.count("\n") == 1
+    Path("sub/side-by-side.png").unlink()
+    assert state(folder) == before
 
 
 # ---- streams ---------------------------------------------------------------------------------------
