@@ -172,6 +172,7 @@ def test_the_hub_is_asked_only_for_what_the_user_names(tmp_path, monkeypatch):
         return str(tmp_path / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", index_only)
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda name: asked.append((name, "info")))
     monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda *_, **__: asked.append("everything"))
     for name in ("owner/name", "/srv/model", "../model", ".", "photo2", "owner/name#tile=4,2", "photo/../x"):
         with pytest.raises(ModelError, match="--model"):
@@ -181,4 +182,4 @@ def test_the_hub_is_asked_only_for_what_the_user_names(tmp_path, monkeypatch):
     assert asked == []
     with pytest.raises(ModelError, match="which diffusers does not have"):
         load_model("owner/name", device="cpu")
-    assert asked == [("owner/name", "model_index.json")]
+    assert asked == [("owner/name", "info"), ("owner/name", "model_index.json")]

@@ -228,12 +228,26 @@ def _download(name: str, options: dict[str, Any]) -> Path:
     which = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
     own = {key: options[key] for key in which if options.get(key) is not None}
     try:
+        if not own.get("local_files_only") and not _answers(name, own):
+            own["local_files_only"] = True
         check_index(Path(hub.hf_hub_download(name, "model_index.json", **own)))
-        return Path(diffusers.DiffusionPipeline.download(name, **options))
+        return Path(diffusers.DiffusionPipeline.download(name, **{**options, **own}))
     except DDCMError:
         raise
     except Exception as error:  # of the network
         raise _not_loaded(name, error) from error
+
+
+def _answers(name: str, options: dict[str, Any]) -> bool:
+    """Whether the hub can be reached; without it the cache is used, and nothing is tried again and again."""
+    hub: Any = import_module("huggingface_hub")
+    try:
+        hub.model_info(name, **{key: options[key] for key in ("revision", "token") if key in options})
+    except hub.errors.HfHubHTTPError:
+        raise
+    except Exception:  # whatever its network library raises
+        return False
+    return True
 
 
 def _not_loaded(name: str, error: Exception, trust: bool = True) -> Exception:
