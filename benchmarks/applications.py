@@ -49,7 +49,7 @@ def sheet(rows: Rows, path: Path, cell: int, columns: Sequence[str] = ()) -> Non
         for c, image in enumerate(images):
             small = to_pil(image.cpu()).convert("RGB").resize((cell, cell), Image.Resampling.NEAREST)
             out.paste(small, (left + c * (cell + gap), y))
-    write(path, image_bytes(out, "PNG"), picture("PNG"))
+    write(path, image_bytes(out, path.name), picture("PNG"))
 
 
 def _digits_codec(size: int = 64, batch_size: int = 1) -> Codec:

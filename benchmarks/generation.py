@@ -116,7 +116,7 @@ def make(args: argparse.Namespace, model: DiffusionModel, size: int, folder: Pat
             coded = codec.generate(1, side, side, seed=i, condition=condition)[0]
             image = coded.image
             write(path.with_suffix(".ddcm"), coded.data, FILE)
-        write(path, image_bytes(image, "PNG"), picture("PNG"))
+        write(path, image_bytes(image, path.name), picture("PNG"))
 
 
 def _ddpm(model: DiffusionModel, condition: Condition | None, side: int, steps: int, seed: int) -> Tensor:

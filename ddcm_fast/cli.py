@@ -432,8 +432,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns its exit status (see terminal); an error is one line on standard error."""
     # What a library has to say of an error is in our own line; its log would only surround it.
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "critical")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
+    for library in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "critical")
     return guarded(lambda: _run(argv))
 
 

@@ -62,8 +62,8 @@ def _demo(argv: Sequence[str] | None) -> None:
     decoded = codec.decompress(coded.data)
     end = time.perf_counter()
     outputs.write(packed, coded.data)
-    outputs.write(back, image_bytes(decoded, "PNG"))
-    outputs.write(both, image_bytes(side_by_side(image, decoded), "PNG"))
+    outputs.write(back, image_bytes(decoded, back.name))
+    outputs.write(both, image_bytes(side_by_side(image, decoded), both.name))
     quality = psnr(to_tensor(image), to_tensor(decoded))
     backend = backends.resolve("auto", model.device)
     say(
