@@ -1,7 +1,7 @@
 // The cpu backend's C interface: codebook operations on host memory.
 //
 // Every function takes the geometry of a codebook (ddcm_cpu_geometry), dense row-major arrays and the
-// number of threads to use, and returns 0, or 1 if memory ran out. Shapes: B rows, D = dim, G = groups,
+// number of threads to use, and returns 0, 1 if memory ran out, or 2 if a signal ended it (pool.h). Shapes: B rows, D = dim, G = groups,
 // K = size. Residuals `w` and sums `y` are float32 (B, D) in codebook order (docs/noise-law.md). The
 // caller checks shapes and ranges. Results are independent of the number of threads.
 
@@ -109,6 +109,11 @@ struct Plan {
       chunk = round_up(ceil_div(g.size, 4 * std::max(1, requested)), kChunkStep);
       chunk = std::min<int64_t>(std::max<int64_t>(chunk, 512), kMaxChunk);
       chunk = std::min(chunk, round_up(g.size, kChunkStep));
+      // A task lasts some 0.1 seconds at most, or a call could not be interrupted in time.
+      const int64_t shared_rows = std::min<int64_t>(rows, kMaxRows);
+      const int64_t longest = (int64_t{1} << 28) / (g.max_group_dim * (1 + shared_rows / 8));
+      if (g.kind == kGaussian)  // tables of `sign` are made anew for every task
+        chunk = std::min(chunk, std::max<int64_t>(longest / kChunkStep, 1) * kChunkStep);
       chunks = ceil_div(g.size, chunk);
     }
     threads = useful_threads(work, requested);
@@ -233,10 +238,13 @@ struct Selection {
 template <class Function>
 int guarded(Function&& function) {
   try {
+    Call call;
     function();
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;
+  } catch (const Interrupted&) {
+    return 2;
   }
 }
 
@@ -450,6 +458,12 @@ DDCM_EXPORT void ddcm_cpu_set_table(const int16_t* table) {
   for (int j = 0; j < kGaussianTableSize; ++j) gaussian_table.value[j] = table[j];
 }
 
+// Takes Python's functions: see Interpreter. For a caller that holds the interpreter's lock.
+DDCM_EXPORT void ddcm_cpu_set_interpreter(void* (*save_thread)(), void (*restore_thread)(void*),
+                                          int (*check_signals)()) {
+  interpreter = Interpreter{save_thread, restore_thread, check_signals};
+}
+
 // Chooses the instruction set: "avx512", "avx2", "portable", or "auto" for the best one here.
 // Returns 0, or 1 if it is unknown, was not compiled, this machine lacks it, or its Gaussians are wrong.
 DDCM_EXPORT int ddcm_cpu_select(const char* name) {
@@ -605,11 +619,14 @@ DDCM_EXPORT int ddcm_cpu_topk(const Geometry* g, const float* w, int64_t batch, 
         }
       };
       if (own) {
+        Call& call = Call::current();
         parallel(g->groups, plan.threads, [&](int64_t group, int worker) {
           begin(worker);
-          for (int64_t chunk = 0; chunk < plan.chunks; ++chunk)
+          for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+            if (call.interrupted(worker)) return;
             for (int64_t block = 0; block < plan.row_blocks; ++block)
               collect(group, chunk, block, worker, worker);
+          }
           finish(group, worker);
         });
       } else {

@@ -1,29 +1,48 @@
 #include "pool.h"
 
-#include <atomic>
-#include <condition_variable>
-#include <mutex>
-#include <system_error>
-#include <thread>
-
-#if !defined(_WIN32)
 #include <pthread.h>
-#endif
+
+#include <exception>
+#include <mutex>
+#include <thread>
 
 namespace ddcm {
 namespace cpu {
+
+Interpreter interpreter{};
+
 namespace {
+
+thread_local Call* current_call = nullptr;
 
 struct Job {
   TaskFunction function;
   void* context;
   int64_t tasks;
+  Call& call;
   std::atomic<int64_t> next{0};
 
   void work(int worker) {
-    for (int64_t t = next.fetch_add(1); t < tasks; t = next.fetch_add(1))
+    for (int64_t t = next.fetch_add(1); t < tasks; t = next.fetch_add(1)) {
       function(context, t, worker);
+      if (call.interrupted(worker)) return;
+    }
   }
+};
+
+// As std::condition_variable, whose wait got a new symbol version in GCC 12: a library compiled there
+// would not load on older systems.
+class Condition {
+ public:
+  template <class Predicate>
+  void wait(std::unique_lock<std::mutex>& lock, Predicate&& predicate) {
+    while (!predicate()) pthread_cond_wait(&condition_, lock.mutex()->native_handle());
+  }
+  void notify_one() { pthread_cond_signal(&condition_); }
+  void notify_all() { pthread_cond_broadcast(&condition_); }
+
+ private:
+  pthread_cond_t condition_ = PTHREAD_COND_INITIALIZER;
 };
 
 class Pool {
@@ -36,7 +55,7 @@ class Pool {
       while (started_ < threads - 1) {
         try {
           std::thread(&Pool::loop, this).detach();
-        } catch (const std::system_error&) {
+        } catch (const std::exception&) {
           break;  // the machine gives no more threads: the tasks run on those there are
         }
         ++started_;
@@ -69,7 +88,7 @@ class Pool {
   }
 
   std::mutex mutex_;
-  std::condition_variable wake_, done_;
+  Condition wake_, done_;
   Job* job_ = nullptr;
   int started_ = 0, places_ = 0, active_ = 0, next_worker_ = 1;
 };
@@ -77,11 +96,11 @@ class Pool {
 // Never destroyed: its threads sleep until the process ends. After a fork the child has none of
 // them, so it starts with a new pool.
 std::atomic<Pool*> pool{nullptr};
-std::mutex* busy = new std::mutex;
+std::atomic<bool> busy{false};
 
 void forget_pool() {
   pool.store(nullptr);
-  busy = new std::mutex;
+  busy.store(false);
 }
 
 Pool* get_pool() {
@@ -89,27 +108,48 @@ Pool* get_pool() {
   if (p == nullptr) {
     p = new Pool;
     pool.store(p);
-#if !defined(_WIN32)
     static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
     (void)registered;
-#endif
   }
   return p;
 }
 
 }  // namespace
 
+Call::Call()
+    : outer_(current_call),
+      thread_state_(interpreter.save_thread != nullptr ? interpreter.save_thread() : nullptr),
+      asked_(Clock::now()) {
+  current_call = this;
+}
+
+Call::~Call() {
+  current_call = outer_;
+  if (thread_state_ != nullptr) interpreter.restore_thread(thread_state_);
+}
+
+Call& Call::current() { return *current_call; }
+
+void Call::ask() {
+  if (thread_state_ == nullptr || interrupted_.load(std::memory_order_relaxed)) return;
+  const Clock::time_point now = Clock::now();
+  if (now - asked_ < std::chrono::milliseconds(100)) return;
+  asked_ = now;
+  interpreter.restore_thread(thread_state_);
+  if (interpreter.check_signals() != 0) interrupted_.store(true, std::memory_order_relaxed);
+  thread_state_ = interpreter.save_thread();
+}
+
 void run_tasks(int64_t tasks, int threads, TaskFunction function, void* context) {
-  Job job{function, context, tasks};
+  Job job{function, context, tasks, Call::current()};
   if (threads > tasks) threads = static_cast<int>(tasks);
-  if (threads > 1) {
-    std::unique_lock<std::mutex> lock(*busy, std::try_to_lock);
-    if (lock.owns_lock()) {
-      get_pool()->run(job, threads);
-      return;
-    }
+  if (threads > 1 && !busy.exchange(true)) {
+    get_pool()->run(job, threads);
+    busy.store(false);
+  } else {
+    job.work(0);
   }
-  job.work(0);
+  if (job.call.interrupted(1)) throw Interrupted{};
 }
 
 }  // namespace cpu
