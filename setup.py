@@ -1,10 +1,11 @@
 """Packaging. `kernels/` installs as ddcm_fast.kernels and `csrc/` travels as package data.
 
-The cpu backend's library is compiled here when there is a compiler, and travels in ddcm_fast/_lib; where
-there is none the package installs all the same, and ddcm_fast/build.py tries again at first use.
+The cpu backend's library is compiled here when there is a compiler, and lies in ddcm_fast/_lib; where
+there is none the package installs all the same, and ddcm_fast/library_cache.py tries again at first use.
 """
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,21 +20,22 @@ except ImportError:  # setuptools before 70.1
 # By path: importing the package would import torch, which an isolated build does not have.
 _spec = importlib.util.spec_from_file_location("ddcm_fast_build", Path(__file__).parent / "ddcm_fast" / "build.py")
 build = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = build  # dataclasses look their module up
 _spec.loader.exec_module(build)
 
 
 class BuildPy(build_py):
-    """Adds the cpu backend's library; an editable install fills the user's cache instead."""
+    """Adds the cpu backend's library, for an editable install in the checkout itself."""
 
     def run(self):
         super().run()
+        root = Path(__file__).parent if self.editable_mode else Path(self.build_lib)
+        folder = root / "ddcm_fast" / build.SHIPPED_DIR.name
         try:
-            if self.editable_mode:
-                build.ensure_library()
-            else:
-                folder = Path(self.build_lib) / "ddcm_fast" / build.SHIPPED_DIR.name
-                build.compile_library(folder / build.library_name())
-        except build.BuildError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            build.build(build.cpu_library(), folder)
+        except (build.BuildError, OSError) as error:
             print(f"warning: ddcm-fast installs without its cpu backend: {error}", file=sys.stderr)
 
 

@@ -65,6 +65,7 @@ from torch import Tensor  # noqa: E402
 
 from ddcm_fast import backends, reference  # noqa: E402
 from ddcm_fast.backends import cuda  # noqa: E402
+from ddcm_fast.build import nvcc  # noqa: E402
 from ddcm_fast.codebook import Codebook  # noqa: E402
 from ddcm_fast.files import write_json  # noqa: E402
 from ddcm_fast.law import CodebookSpec  # noqa: E402
@@ -456,15 +457,12 @@ def curand_includes() -> list[str]:
 
 def compile_library(source: str, folder: Path) -> ctypes.CDLL:
     """Build a .cu file of benchmarks/ for the GPU at hand."""
-    compiler = cuda.nvcc()
-    if compiler is None:
-        raise RuntimeError("nvcc was not found")
     major, minor = torch.cuda.get_device_capability()
     arch = f"-gencode=arch=compute_{major}{minor},code=sm_{major}{minor}"
     library = folder / f"{Path(source).stem}.so"
     done = subprocess.run(
         [
-            *(compiler, "-O3", "-std=c++17", arch, "-shared", "-Xcompiler=-fPIC", *curand_includes()),
+            *(*nvcc(), "-O3", "-std=c++17", arch, "-shared", "-Xcompiler=-fPIC", *curand_includes()),
             *(str(REPOSITORY / "benchmarks" / source), "-o", str(library)),
         ],
         capture_output=True,

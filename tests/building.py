@@ -8,11 +8,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from ddcm_fast import build
+
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 
 
-def built_once(name: str, build: Callable[[Path], Path]) -> Path:
-    """The file of that name, built by whoever asks first: `build` makes it in a scratch folder and returns its path.
+def built_once(name: str, make: Callable[[Path], Path]) -> Path:
+    """The file of that name, built by whoever asks first: `make` makes it in a scratch folder and returns its path.
 
     The name holds a hash of whatever the file depends on.
     """
@@ -21,5 +25,15 @@ def built_once(name: str, build: Callable[[Path], Path]) -> Path:
     path = folder / name
     if not path.is_file():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            build(Path(scratch)).replace(path)
+            make(Path(scratch)).replace(path)
     return path
+
+
+def tiny_sources(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
+    """Let the package's cpu library be one of a single line, so that building it takes no time. Returns its csrc."""
+    sources = folder / "csrc"
+    (sources / "cpu").mkdir(parents=True)
+    (sources / "noise.h").touch()
+    (sources / "cpu" / "one.cpp").write_text("int one() { return 1; }\n")
+    monkeypatch.setattr(build, "source_dir", lambda: sources)
+    return sources

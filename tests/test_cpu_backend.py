@@ -1,8 +1,9 @@
-"""The cpu backend alone: instruction sets, threads, forks, building and caching."""
+"""The cpu backend alone: instruction sets, threads, forks and signals."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,8 +12,9 @@ import pytest
 import torch
 from backend_checks import CASES, SEED, STEP, answers, check_selection, step_tensor
 
-from ddcm_fast import backends, build, reference
+from ddcm_fast import backends, reference
 from ddcm_fast.backends import cpu
+from ddcm_fast.codebook import Codebook
 from ddcm_fast.errors import BackendError
 from ddcm_fast.law import CodebookSpec
 
@@ -152,9 +154,9 @@ def test_calls_from_many_threads():
     assert len(results) == 8 and all(torch.equal(r, expected) for r in results)
 
 
-def _run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def _run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -185,85 +187,74 @@ def test_instruction_set_from_the_environment():
     code = "from ddcm_fast.backends import cpu; print(cpu.instruction_set())"
     done = _run(code, DDCM_CPU_ISA="portable")
     assert done.stdout.strip() == "portable", done.stderr
-    code = "import torch; from ddcm_fast import backends; print(backends.why_not('cpu', 'cpu'))"
-    done = _run(code, DDCM_CPU_ISA="mmx")
-    assert "DDCM_CPU_ISA=mmx" in done.stdout, done.stderr
-
-
-# ---- building ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def no_shipped_library(monkeypatch, tmp_path):
-    """A package without a ready library, and an empty cache."""
-    monkeypatch.setattr(build, "SHIPPED_DIR", tmp_path / "none")
-    monkeypatch.setenv("DDCM_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path
-
-
-def test_no_compiler_says_what_to_do(no_shipped_library, monkeypatch):
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("PATH", str(no_shipped_library))
-    with pytest.raises(build.BuildError, match="install g\\+\\+ or clang\\+\\+, or set CXX"):
-        build.ensure_library()
-
-
-def test_without_a_library_other_backends_serve(tmp_path):
-    code = f"""
-import os
-from pathlib import Path
-from ddcm_fast import build
-build.SHIPPED_DIR = Path({str(tmp_path)!r})
-os.environ["PATH"] = {str(tmp_path)!r}
-import torch
+    code = """
 from ddcm_fast import backends
-from ddcm_fast.codebook import Codebook
-codebook = Codebook("sign", 64, 16)
-codebook.search(torch.randn(1, 64), 0)
-print(codebook.backend("cpu"), "|", backends.why_not("cpu", "cpu"))
+from ddcm_fast.errors import BackendError
+print(backends.resolve("auto", "cpu"), backends.resolve("auto", "cpu"))
+try:
+    backends.resolve("cpu", "cpu")
+except BackendError as error:
+    print(error)
 """
-    done = _run(code, DDCM_CACHE_DIR=str(tmp_path), CXX="", DDCM_BACKEND="", TRITON_INTERPRET="0")
-    name, _, reason = done.stdout.partition("|")
-    assert name.strip() == "reference", done.stderr
-    assert "no C++ compiler" in reason
+    done = _run(code, DDCM_CPU_ISA="mmx", DDCM_BACKEND="")
+    served, refused = done.stdout.splitlines()
+    assert served == "reference reference" and "DDCM_CPU_ISA=mmx is unknown" in refused
+    assert done.stderr.count("the slow reference serves (cpu: DDCM_CPU_ISA=mmx is unknown") == 1
 
 
-def test_wrong_compiler_is_named(no_shipped_library, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler -O1")
-    with pytest.raises(build.BuildError, match="no-such-compiler"):
-        build.ensure_library()
+# ---- signals -------------------------------------------------------------------------------------
+
+INTERRUPTED = """
+import os, signal, threading, torch
+from ddcm_fast.codebook import Codebook
+r = torch.randn(2, 4096)
+for kind, threads, groups in (("gaussian", 2, 1), ("sign", 1, 1), ("hadamard", 2, 1), ("sign", 2, 16)):
+    for operation, more in (("search", ()), ("topk", (4,))):
+        torch.set_num_threads(threads)
+        small, huge = (Codebook(kind, 4096, size, groups=groups, backend="cpu") for size in (640, 1 << 32))
+        expected = small.topk(r, 0, 4)
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            getattr(huge, operation)(r, 0, *more)
+        except KeyboardInterrupt:
+            assert all(torch.equal(a, b) for a, b in zip(small.topk(r, 0, 4), expected))
+            print(operation, kind)
+"""
 
 
-def test_failing_compiler_shows_its_words(no_shipped_library, monkeypatch):
-    monkeypatch.setenv("CXX", f"{sys.executable} -c 1/0")
-    with pytest.raises(build.BuildError, match="ZeroDivisionError"):
-        build.ensure_library()
+def test_ctrl_c_ends_a_long_call():
+    """These would take minutes to hours; what comes after an interrupted call is right."""
+    done = _run(INTERRUPTED)
+    assert len(done.stdout.splitlines()) == 8, done.stderr
 
 
-def test_cache_that_cannot_be_written(no_shipped_library, monkeypatch):
-    file = no_shipped_library / "file"
-    file.touch()
-    monkeypatch.setenv("DDCM_CACHE_DIR", str(file / "below"))
-    with pytest.raises(build.BuildError, match="DDCM_CACHE_DIR"):
-        build.ensure_library()
+def test_a_handler_that_raises_nothing_changes_nothing():
+    codebook = Codebook("gaussian", 16384, 1 << 17, backend="cpu")
+    r = torch.randn(1, 16384)
+    expected, ticks = codebook.search(r, 0), []
+
+    def handler(*_):
+        ticks.append(Codebook("sign", 4096, 640, backend="cpu").search(torch.ones(1, 4096), 0))
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        result = codebook.search(r, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert ticks and all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
 
 
-def test_changed_sources_are_not_served_by_an_old_library(monkeypatch, tmp_path):
-    sources = tmp_path / "csrc"
-    (sources / "cpu").mkdir(parents=True)
-    for path in (*build.source_dir().glob("*.h"), *build.source_dir().glob("cpu/*")):
-        target = sources / path.relative_to(build.source_dir())
-        target.write_bytes(path.read_bytes())
-    monkeypatch.setattr(build, "source_dir", lambda: sources)
-    before = build.library_name()
-    header = sources / "noise.h"
-    header.write_text(header.read_text() + "// changed\n")
-    assert build.library_name() != before
-
-
-def test_cache_directory(monkeypatch, tmp_path):
-    monkeypatch.delenv("DDCM_CACHE_DIR", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert build.cache_dir() == tmp_path / "ddcm_fast"
-    monkeypatch.setenv("DDCM_CACHE_DIR", str(tmp_path / "own"))
-    assert build.cache_dir() == tmp_path / "own"
+def test_other_threads_finish_their_calls():
+    """A signal handler runs on the main thread alone."""
+    codebook, results = Codebook("sign", 4096, 1 << 15, backend="cpu"), []
+    r = torch.randn(1, 4096)
+    expected = codebook.search(r, 0)
+    worker = threading.Thread(target=lambda: results.append(codebook.search(r, 0)))
+    with pytest.raises(KeyboardInterrupt):
+        worker.start()
+        signal.raise_signal(signal.SIGINT)
+        worker.join()
+    worker.join()
+    assert all(torch.equal(a, b) for a, b in zip(results[0], expected, strict=True))

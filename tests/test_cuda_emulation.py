@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ddcm_fast import reference
 from ddcm_fast.backends import cuda
+from ddcm_fast.build import source_dir, source_hash
 from ddcm_fast.law import CodebookSpec
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
@@ -33,11 +34,11 @@ def library() -> Path:
     """The emulation, compiled once for these sources and this compiler."""
 
     def build(scratch: Path) -> Path:
-        source, built = cuda.sources() / "cuda" / "emulate.cpp", scratch / "emulation.so"
+        source, built = source_dir() / "cuda" / "emulate.cpp", scratch / "emulation.so"
         subprocess.run([str(COMPILER), *FLAGS, str(source), "-o", str(built)], check=True)
         return built
 
-    digest = hashlib.sha256((cuda.source_hash(*FLAGS) + str(COMPILER)).encode()).hexdigest()
+    digest = hashlib.sha256((source_hash("cuda", *FLAGS) + str(COMPILER)).encode()).hexdigest()
     return built_once(f"emulation-{digest[:16]}.so", build)
 
 

@@ -21,6 +21,7 @@ import torch
 from building import COMPILER, built_once
 
 from ddcm_fast.backends import cuda
+from ddcm_fast.build import source_hash
 from ddcm_fast.errors import BackendError
 from ddcm_fast.law import CodebookSpec
 
@@ -71,7 +72,7 @@ def library() -> Path:
         subprocess.run(command, check=True)
         return built
 
-    digest = hashlib.sha256(cuda.source_hash(*FLAGS).encode() + recorder.read_bytes()).hexdigest()
+    digest = hashlib.sha256(source_hash("cuda", *FLAGS).encode() + recorder.read_bytes()).hexdigest()
     return built_once(f"recorder-{digest[:16]}.so", build)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from building import COMPILER, built_once
 
-from ddcm_fast.backends import cuda
+from ddcm_fast.build import source_hash
 
 FOLDER = Path(__file__).parent / "races"
 FLAGS = ("-O1", "-std=c++17", "-Wall", "-Wextra", "-Werror")
@@ -28,7 +28,7 @@ def program() -> Path:
     """The checker, compiled once for these sources and this compiler."""
     assert COMPILER is not None, "no C++ compiler"
     sources = b"".join((FOLDER / name).read_bytes() for name in ("fibers.h", "fibers.cpp", "cuda.cpp"))
-    digest = hashlib.sha256(sources + (cuda.source_hash(*FLAGS, *SANITIZED) + COMPILER).encode())
+    digest = hashlib.sha256(sources + (source_hash("cuda", *FLAGS, *SANITIZED) + COMPILER).encode())
 
     def build(scratch: Path) -> Path:
         built, fibers = scratch / "races", scratch / "fibers.o"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from building import built_once
 
-from ddcm_fast.backends import cuda
+from ddcm_fast.build import source_hash
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
@@ -69,7 +69,7 @@ CASES = [
 def cached_cubin(arch: int) -> Path:
     """The kernels' cubin, compiled once for these sources and this compiler, whoever asks first."""
     version = subprocess.run([str(sass.find_nvcc()), "--version"], capture_output=True, text=True, check=True).stdout
-    name = f"kernels-sm{arch}-{cuda.source_hash(version)}.cubin"
+    name = f"kernels-sm{arch}-{source_hash('cuda', version)}.cubin"
     return built_once(name, lambda scratch: sass.compile_cubin(arch, scratch))
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
+from functools import cache
 from types import ModuleType
 
 import torch
 
-from ..errors import BackendError
+from ..errors import BackendError, DDCMWarning
 
 #: Fastest first: `auto` takes the first that can serve the device.
 BACKENDS = ("cuda", "triton", "cpu", "reference")
@@ -49,10 +51,18 @@ def available(device: torch.device | str = "cpu") -> list[str]:
     return [name for name in BACKENDS if why_not(name, device) is None]
 
 
+@cache
+def _warn_of_reference(kind: str, reasons: str) -> None:
+    """Say once that there are no kernels where there should be some."""
+    if kind in ("cpu", "cuda"):
+        warnings.warn(f"no kernels for {kind}, the slow reference serves ({reasons})", DDCMWarning, stacklevel=4)
+
+
 def resolve(name: str, device: torch.device | str) -> str:
     """The backend to use for a device.
 
-    `auto` is the environment variable DDCM_BACKEND if set, else the fastest present.
+    `auto` is the environment variable DDCM_BACKEND if set, else the fastest present. A DDCMWarning says once
+    where that is the reference on a device that there are kernels for.
     Raises BackendError if the one asked for is unknown or cannot serve the device.
     """
     asked = name
@@ -61,7 +71,15 @@ def resolve(name: str, device: torch.device | str) -> str:
     if asked == "auto":
         # On a CPU, triton could only run interpreted, thousands of times slower.
         candidates = ("cpu", "reference") if torch.device(device).type == "cpu" else BACKENDS
-        return next(b for b in candidates if why_not(b, device) is None)
+        reasons = {}
+        for candidate in candidates:
+            reason = why_not(candidate, device)
+            if reason is None:
+                break
+            reasons[candidate] = reason
+        if candidate == "reference":
+            _warn_of_reference(torch.device(device).type, "; ".join(f"{b}: {text}" for b, text in reasons.items()))
+        return candidate
     if asked not in BACKENDS:
         raise BackendError(f"unknown backend {asked!r}: choose auto, {', '.join(BACKENDS)}")
     reason = why_not(asked, device)

@@ -3,7 +3,8 @@
 Instruction set: the best of AVX-512, AVX2 and portable C++ that the machine has; the environment variable
 DDCM_CPU_ISA (avx512, avx2 or portable) overrides it, read once at first use. Threads:
 torch.get_num_threads(); results do not depend on it. Functions and shapes are those of
-`ddcm_fast.reference`, with the step as a 0-d int64 tensor. ctypes releases the GIL during a call.
+`ddcm_fast.reference`, with the step as a 0-d int64 tensor. The library itself releases the GIL during a call and lets
+Python's signal handlers run ten times a second, so that Ctrl-C ends a long one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .. import build
+from .. import build, library_cache
 from ..errors import BackendError
 from ..law import CodebookSpec, gaussian_table
 
@@ -52,22 +53,19 @@ _SIGNATURES = {
 }
 
 
-def _open() -> ctypes.CDLL:
-    """Load the library, building it if there is none or the one in the cache is damaged."""
-    path = build.ensure_library()
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError:
-        return ctypes.CDLL(str(build.ensure_library(rebuild=True)))
+#: What a native call needs of Python's C interface: see Interpreter in csrc/cpu/pool.h.
+_INTERPRETER = ("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals")
 
 
 @lru_cache(maxsize=1)
-def _load() -> ctypes.CDLL | str:
+def _load() -> ctypes.PyDLL | str:
     """The library, ready to use, or why it cannot be had."""
     try:
-        library = _open()
+        library = ctypes.PyDLL(str(library_cache.ensure(build.cpu_library())))
     except (build.BuildError, OSError) as error:
         return str(error)
+    library.ddcm_cpu_set_interpreter.restype = None
+    library.ddcm_cpu_set_interpreter(*(ctypes.cast(getattr(ctypes.pythonapi, name), _P) for name in _INTERPRETER))
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, f"ddcm_cpu_{name}")
         function.argtypes, function.restype = arguments, c_int
@@ -85,7 +83,7 @@ def _load() -> ctypes.CDLL | str:
     return library
 
 
-def _library() -> ctypes.CDLL:
+def _library() -> ctypes.PyDLL:
     library = _load()
     if isinstance(library, str):
         raise BackendError(f"the cpu backend is not available: {library}")

@@ -1,8 +1,7 @@
 """The cuda backend: kernels of csrc/cuda behind their plain C interface (docs/kernels/cuda.md).
 
-The shared library is compiled by torch's extension builder at first use, for the GPU at hand, and cached by a
-hash of its sources and flags; it contains no torch code, so one library serves every torch version. Where it cannot
-be built, `unavailable` says why and the triton backend serves.
+The shared library is compiled by nvcc at first use, for the GPU at hand, and cached (ddcm_fast/build.py,
+library_cache.py). Where it cannot be built, `unavailable` says why and the triton backend serves.
 
 Every operation runs on torch's current stream, takes its workspace from torch's caching allocator and reads the
 step on the device: nothing waits for the GPU, and calls can be captured in a CUDA graph (after one call
@@ -13,14 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
-import logging
-import os
-import re
-import shlex
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -28,10 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import library_cache
+from ..build import BuildError, cuda_library
 from ..errors import BackendError
 from ..law import CodebookSpec, gaussian_table
-
-_log = logging.getLogger(__name__)
 
 MIN_CAPABILITY = (8, 0)
 
@@ -40,8 +31,6 @@ MAX_CLUSTER = 8
 
 #: Rows of a batch are searched in turn where their fragments and scores would need more than this.
 WORKSPACE_LIMIT = 60 << 20
-
-NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")
 
 
 class _Spec(ctypes.Structure):
@@ -284,114 +273,18 @@ class Kernels:
             raise BackendError(f"a CUDA kernel could not be started: {text}")
 
 
-# ---- building --------------------------------------------------------------------------------------------
-
-
-def sources() -> Path:
-    """The folder csrc: beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "csrc", package.parent / "csrc"):
-        if (folder / "cuda" / "kernels.cu").is_file():
-            return folder
-    raise BackendError("the package was installed without its CUDA sources (csrc/cuda)")
-
-
-def nvcc() -> str | None:
-    """Path of the nvcc that torch's extension builder uses, or None (always so where torch is built without CUDA)."""
-    from torch.utils import cpp_extension
-
-    if cpp_extension.CUDA_HOME is None:
-        return None
-    candidate = Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"
-    return str(candidate) if candidate.is_file() else None
-
-
-def _cache_folder() -> Path:
-    from torch.utils import cpp_extension
-
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
-    return Path(root) / "ddcm_fast"
-
-
-def source_hash(*extra: str) -> str:
-    """Hash of every source the kernels are made of and of the flags."""
-    digest = hashlib.sha256()
-    folder = sources()
-    for path in (folder / "noise.h", *sorted((folder / "cuda").glob("*"))):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    digest.update("\0".join(extra).encode())
-    return digest.hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _builder_environment(capability: tuple[int, int]) -> Iterator[None]:
-    """What torch's extension builder is to see: the ninja that pip put beside this Python, activated or not, and one
-    capability. That of torch 2.6 adds those of all visible GPUs to what the flags say."""
-    programs = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    wanted = {"PATH": programs, "TORCH_CUDA_ARCH_LIST": f"{capability[0]}.{capability[1]}"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _link_flags(compiler: str, source: Path) -> list[str]:
-    """Link nvcc's own static CUDA runtime and, of the libraries that torch's builder adds, none that is not needed."""
-    plan = subprocess.run([compiler, "--dryrun", str(source)], capture_output=True, text=True, check=False).stderr
-    found = re.search(r"LIBRARIES=(.*)", plan)
-    folders = shlex.split(found[1]) if found else []
-    return [*folders, "-Wl,--as-needed", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+# ---- loading ---------------------------------------------------------------------------------------------
 
 
 def build(capability: tuple[int, int]) -> Path:
-    """Compile the kernels for a compute capability, unless they are cached, with torch's extension builder.
+    """The library for a compute capability, compiled unless it is cached.
 
-    Returns the library. Raises BackendError with a summary when there is no nvcc or ninja, or one fails.
+    Raises BackendError with a summary when there is no nvcc or it fails.
     """
-    from torch.utils import cpp_extension
-
-    target = f"{capability[0]}{capability[1]}"
-    flags = (*NVCC_FLAGS, f"-gencode=arch=compute_{target},code=sm_{target}")
-    folder = _cache_folder()
-    library = folder / f"kernels-sm{target}-{source_hash(*flags)}.so"
-    if library.is_file():
-        return library
-    compiler = nvcc()
-    if compiler is None:
-        raise BackendError(
-            "nvcc was not found: install the CUDA toolkit or set CUDA_HOME to compile the CUDA kernels"
-        )
-    _log.info("compiling the CUDA kernels for sm_%s to %s", target, library)
-    if sys.stderr.isatty():
-        print("ddcm-fast: compiling its CUDA kernels, once (about half a minute)", file=sys.stderr)
-    source = sources() / "cuda" / "kernels.cu"
-    folder.mkdir(parents=True, exist_ok=True)
-    # Several processes may build at once, and one may be killed while it does: the builder would leave a lock on which
-    # the next waits forever. In a folder of its own no build meets another's, and the rename is atomic.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch, _builder_environment(capability):
-        try:
-            cpp_extension.load(
-                name="ddcm_fast_cuda",
-                sources=[str(source)],
-                extra_cuda_cflags=list(flags),
-                extra_ldflags=_link_flags(compiler, source),
-                build_directory=scratch,
-                with_cuda=True,
-                is_python_module=False,
-            )
-        except (RuntimeError, OSError, ValueError) as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            telling = (line for line in lines if re.search("error:|nvcc fatal|cannot find", line))
-            summary = next(telling, lines[-1] if lines else repr(error))
-            raise BackendError(f"the CUDA kernels could not be compiled: {summary}") from error
-        os.replace(next(Path(scratch).glob("*.so")), library)
-    return library
+    try:
+        return library_cache.ensure(cuda_library(capability))
+    except BuildError as error:
+        raise BackendError(str(error)) from error
 
 
 @cache
