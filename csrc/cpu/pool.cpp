@@ -144,8 +144,10 @@ void run_tasks(int64_t tasks, int threads, TaskFunction function, void* context)
   Job job{function, context, tasks, Call::current()};
   if (threads > tasks) threads = static_cast<int>(tasks);
   if (threads > 1 && !busy.exchange(true)) {
+    struct Release {
+      ~Release() { busy.store(false); }
+    } release;  // also where making the pool throws
     get_pool()->run(job, threads);
-    busy.store(false);
   } else {
     job.work(0);
   }
