@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+THREADS = torch.get_num_threads()
+
 
 def _round_interpreted_products_once() -> None:
     """Have the interpreter's `dot` add up in float64, where sums of a tile's float16 or int8 products are exact.
@@ -32,7 +34,8 @@ if not torch.cuda.is_available():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """What a test draws, it draws whichever tests ran before it; fixtures come after this, module-wide ones too."""
+    """A test draws the same on as many threads, whichever ran before it; fixtures follow this, module-wide ones too."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (libraries draw from it)
     torch.manual_seed(0)
+    torch.set_num_threads(THREADS)

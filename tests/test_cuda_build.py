@@ -41,6 +41,7 @@ def toolkit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache" / "ddcm_fast"
 
 
+@pytest.mark.slow  # nvcc takes a minute
 def test_builds_once_a_library_without_torch_in_it(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = cuda.build((9, 0))
     assert list(toolkit.iterdir()) == [library]
