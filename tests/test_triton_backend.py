@@ -134,16 +134,16 @@ def test_topk_over_several_ranges(kind, monkeypatch):
 @pytest.mark.parametrize("table_bytes", [1, 5000])
 def test_programs_of_a_batch_share_signs_range_by_range(table_bytes, monkeypatch):
     monkeypatch.setattr(kernels.hadamard_search, "_TABLE_BYTES", table_bytes)
-    spec, w = CodebookSpec("hadamard", 900, 5000, 2, SEED), torch.randn(33, 900)
+    spec, w = CodebookSpec("hadamard", 900, 5000, 2, SEED), torch.randn(17, 900)
     # Each range's atoms are the best of some images: the best so far must outlive the ranges after it.
-    atoms = torch.linspace(0, 4999, 33).long()[:, None, None].expand(-1, 2, 1)
-    w += reference.combine(spec, atoms, torch.ones(33, 2, 1), STEP)
+    atoms = torch.linspace(0, 4999, 17).long()[:, None, None].expand(-1, 2, 1)
+    w += reference.combine(spec, atoms, torch.ones(17, 2, 1), STEP)
     device = (spec, w.to(DEVICE), step_tensor())
     index, sign, _ = kernels.search(*device, True, None)
     expected = reference.search(spec, w, STEP, True)
     assert torch.equal(index.cpu(), expected[0]) and torch.equal(sign.cpu(), expected[1])
     scores = kernels.scores(*device)
-    for i in (0, 3, 4, 32):  # the first and last of programs
+    for i in (0, 3, 4, 16):  # the first and last of programs
         assert torch.equal(kernels.scores(spec, w[i : i + 1].to(DEVICE), step_tensor())[0], scores[i])
     index, _, score = kernels.topk(*device, 3, True, None)
     best = scores.abs().topk(3, dim=-1)
