@@ -145,6 +145,7 @@ def test_generate_errors(tmp_path, capsys):
     assert "give --label" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_files_decode_alone_in_a_new_process(folder, tmp_path):
     """Of every application: no classifier, label, measurement, restorer or source image is at hand there."""
     common = ["--model", "digits", "-T", "8", "-K", "16", *FAST]
