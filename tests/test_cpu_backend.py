@@ -160,7 +160,6 @@ def _run(code: str, *arguments: str, **environment: str) -> subprocess.Completed
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
     )
 
 

@@ -28,7 +28,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # nvcc takes half a minute
 def test_builds_once_a_library_without_torch_in_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = cuda.build((9, 0))
     assert list(cache.glob("*.so")) == [library]

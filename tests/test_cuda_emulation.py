@@ -165,7 +165,7 @@ def test_long_rows_of_large_batches(kernels: cuda.Kernels, narrow: cuda.Kernels,
         torch.testing.assert_close(both[1], norms, rtol=1e-7, atol=0)
 
 
-@pytest.mark.parametrize("batch", [20, 40, 70, 256, 300])
+@pytest.mark.parametrize("batch", [20, 40, *(pytest.param(b, marks=pytest.mark.slow) for b in (70, 256, 300))])
 def test_clusters_share_words_for_many_steps(library: Path, batch: int) -> None:
     """Words take turns in two places, stage after stage and tile after tile, in clusters of 1, 2, 3, 8 and 5 blocks."""
     one = cuda.Kernels(library, multiprocessors=1, max_cluster=8)

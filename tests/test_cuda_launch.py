@@ -34,7 +34,10 @@ FLAGS = (
     *("-shared", "-cudart=none", "-Xlinker=--no-undefined"),
 )
 
-pytestmark = pytest.mark.skipif(sass.find_nvcc() is None or COMPILER is None, reason="no nvcc or no C++ compiler")
+pytestmark = [
+    pytest.mark.slow,  # nvcc takes a minute
+    pytest.mark.skipif(sass.find_nvcc() is None or COMPILER is None, reason="no nvcc or no C++ compiler"),
+]
 
 
 class Launch(NamedTuple):

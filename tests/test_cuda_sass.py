@@ -17,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import sass
 
-pytestmark = pytest.mark.skipif(
-    sass.find_nvcc() is None or sass.find_cuobjdump() is None, reason="no nvcc or no cuobjdump"
-)
+pytestmark = [
+    pytest.mark.slow,  # nvcc takes minutes over both architectures
+    pytest.mark.skipif(sass.find_nvcc() is None or sass.find_cuobjdump() is None, reason="no nvcc or no cuobjdump"),
+]
 
 ARCHITECTURES = (80, 90)
 

@@ -123,7 +123,10 @@ def test_as_the_loop(config: str, name: str) -> None:
 NETWORKS = ("ddpm", "edm", "ldm", "sd", "lcm", "sdxl", "pixart-sigma", "sd3", "flux-dev", "sana")
 
 
-@pytest.mark.parametrize(("config", "name"), [*((c, "convolved") for c in CONFIGS), *(("ddcm", n) for n in NETWORKS)])
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [*((c, "convolved") for c in CONFIGS), *(pytest.param("ddcm", n, marks=pytest.mark.slow) for n in NETWORKS)],
+)
 def test_traced_without_a_break(config: str, name: str) -> None:
     """fullgraph fails at anything that needs a tensor's value on the host: in the step, the adapter or the network."""
     model: DiffusionModel = Convolved() if config == "ddcm" else TiledModel(Convolved(), 16, 4)

@@ -321,6 +321,7 @@ def test_compiled_network_is_called(folder: Any, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.slow
 def test_compiled_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile for real, of a U-Net as small as they get: the encoder's picture bit for bit."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel

@@ -62,6 +62,7 @@ def test_classifier_gradient_against_differences(model):
         assert float(gradient[b, 1, 2, 3]) == pytest.approx(float(ends[0] - ends[1]) / (2 * h), abs=2e-3)
 
 
+@pytest.mark.slow
 def test_ccfg_raises_class_accuracy_with_the_size_of_the_subset(model):
     codec = batch_codec(model)
     label = 4

@@ -1,18 +1,18 @@
 """Compile every kernel that the backend launches for one kind and GPU architecture; needs no GPU.
 
-    python tests/triton_compile.py KIND CAPABILITY [DIRECTORY]
+    python tests/triton_compile.py KIND CAPABILITY [DIRECTORY] [--quick]
 
 The host code runs as ever, on meta tensors, with launches replaced by compilations. Prints a JSON list of the kernels'
 registers, stack, local and shared memory, and whether they multiply by warp groups; writes their cubins into DIRECTORY
-if given.
+if given. With --quick, only those of one search and one synthesis.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -106,30 +106,40 @@ class Compiler:
         }
 
 
-def main(kind: str, capability: str, directory: str | None = None) -> None:
-    driver.set_active(_Driver(int(capability)))
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=SHAPES)
+    parser.add_argument("capability", type=int)
+    parser.add_argument("directory", type=Path, nargs="?")
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    driver.set_active(_Driver(arguments.capability))
     # Triton 3.2 looks for the driver when kernels are defined.
     from ddcm_fast.kernels import gaussian, hadamard_search, operations, ranking, rotation, sign, synthesis
 
-    compiler = Compiler(Path(directory) if directory else None)
+    compiler = Compiler(arguments.directory)
     for module in (gaussian, hadamard_search, ranking, rotation, sign, synthesis):
         module.launch = compiler
     torch.set_default_device("meta")  # only shapes and types are looked at
     step = torch.empty((), dtype=torch.int64)
-    for size, dim in SHAPES[kind]:
-        spec = CodebookSpec(kind, dim, size, seed=7)
-        for batch in BATCHES[kind]:
+    for size, dim in SHAPES[arguments.kind]:
+        spec = CodebookSpec(arguments.kind, dim, size, seed=7)
+        for batch in BATCHES[arguments.kind]:
             w = torch.empty(batch, dim)
             operations.search(spec, w, step, True, None)
+            if arguments.quick:
+                break
             operations.search(spec, w, step, True, torch.empty(size))
             operations.scores(spec, w, step)
             operations.scores_and_norms(spec, w, step)
+        operations.combine(spec, torch.empty(1, 1, 2, dtype=torch.int64), torch.empty(1, 1, 2), step)
+        if arguments.quick:
+            break
         operations.search(spec, w, step, False, torch.empty(1, size))
         operations.topk(spec, w, step, 3, True, torch.empty(size))
         operations.to_image_order(spec, operations.to_codebook_order(spec, w))
-        operations.combine(spec, torch.empty(1, 1, 2, dtype=torch.int64), torch.empty(1, 1, 2), step)
     print(json.dumps(list(compiler.kernels.values())))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
