@@ -7,11 +7,14 @@ atoms, never K x D. Residuals `w` and sums `y` are in codebook order, (B, D) flo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from .errors import InputError
 from .law import (
     GAUSSIAN_SCALE,
     GAUSSIANS_PER_CALL,
@@ -134,6 +137,42 @@ def to_image_order(spec: CodebookSpec, y: Tensor) -> Tensor:
     z = torch.empty_like(y)
     z[:, _image_position(spec, y.device)] = y
     return z
+
+
+#: Exponent fields of float32 between which a row's largest magnitude lies for sums of any codebook's products to stay
+#: well inside the type: 2^-60 to 2^61.
+_LOWEST, _HIGHEST = 67, 187
+
+
+@lru_cache(maxsize=16)
+def _powers(device: torch.device) -> Tensor:
+    """(256, 2) float32: for each exponent field the power of two that brings it into range, and its inverse."""
+    exponent = torch.arange(256, dtype=torch.int32, device=device)
+    shift = exponent.clamp(_LOWEST, _HIGHEST) - exponent
+    return (torch.stack((127 + shift, 127 - shift), dim=1) << 23).view(torch.float32)
+
+
+def enter(
+    rotate: Callable[[CodebookSpec, Tensor], Tensor], spec: CodebookSpec, residual: Tensor, together: bool
+) -> tuple[Tensor, Tensor | None]:
+    """R^T of a residual (B, D) whose rows were brought into range: (w, unit), unit (B, 1) float32 or None for ones.
+
+    A row whose largest magnitude is outside 2^-60 to 2^61 is multiplied by a power of two that puts it at the
+    nearer end (a denormal one: at 2^-82 or more), so that no sum overflows and no product is lost; `unit` is the
+    inverse. Together, all rows get the power that suits the largest entry of all.
+
+    Raises InputError for NaN or infinite entries on a CPU. Elsewhere the numbers are not waited for: unit is never
+    None, and NaN and infinities stay what they are.
+    """
+    peak = torch.linalg.vector_norm(residual, math.inf, dim=(0, 1) if together else 1, keepdim=True)
+    bits = peak.view(torch.int32) & 0x7FFFFFFF
+    if residual.device.type == "cpu":
+        if int(bits.max()) >= 255 << 23:
+            raise InputError("the residual has NaN or infinite entries")
+        if not bool(((bits > 0) & ((bits < _LOWEST << 23) | (bits >= _HIGHEST + 1 << 23))).any()):
+            return rotate(spec, residual), None
+    scale, unit = _powers(residual.device)[bits.long() >> 23].unbind(-1)
+    return rotate(spec, residual * scale), unit.expand(len(residual), 1)
 
 
 # ---- entries -------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ..codebook import MAX_TOPK, Codebook
+from ..codebook import Codebook
 from ..combinatorics import rank, unrank
 from ..errors import ConfigError, InputError
+from ..law import MAX_TOPK
 from ..schedule import Step
 from .base import Rule
 from .pursuit import unbiased_std

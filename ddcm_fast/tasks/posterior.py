@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 
-from ..codebook import MAX_TOPK
 from ..codec import Codec, Encoded
 from ..errors import ConfigError, InputError
+from ..law import MAX_TOPK
 from ..models.base import DiffusionModel
 from ..rules import Greedy
 from ..sampler import Chooser, StepContext
