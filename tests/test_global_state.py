@@ -1,4 +1,4 @@
-"""Results do not depend on torch's global state: default dtype and device, autocast, grad mode, determinism, tracing."""
+"""Results do not depend on torch's global state: default dtype, default device, autocast, grad mode, tracing."""
 
 from __future__ import annotations
 
