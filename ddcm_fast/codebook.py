@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import backends, ops, reference
-from .errors import ConfigError, InputError
-from .law import CodebookSpec
-
-MAX_TOPK = 1024
+from .errors import InputError
+from .law import MAX_STEP, MAX_TOPK, CodebookSpec, integer
 
 
 class Codebook:
@@ -28,12 +25,18 @@ class Codebook:
         backend: "auto" (fastest present on the tensors' device; the environment variable
             DDCM_BACKEND overrides it), "cuda", "triton", "cpu" or "reference".
 
-    `step` is an int, or a 0-d int64 tensor on the data's device where a compiled or captured graph is to
-    be replayed for many steps.
+    `step` is an integer from 0 to 2^32 - 1, or a 0-d int64 tensor on the data's device where a compiled or captured
+    graph is to be replayed for many steps.
 
-    Non-finite residuals: on a CPU they raise InputError at once. On a GPU that check would wait for the
-    device, so there the search answers index -1 instead and whoever brings the indices to the host
-    checks them (`check_index`; the sampler and the codec do).
+    Any finite residual is searched as well as any other: rows beyond 2^-60 to 2^61 are multiplied by a power of two
+    first. Their scores are multiplied back, so they are infinite where the true ones exceed float32.
+
+    What only the data can tell: on a CPU, NaN or infinite entries of a residual, a NaN in a bias, an index outside the
+    codebook and a step tensor out of range raise at once. On a GPU a check would wait for the device. There the
+    search answers index -1, sign +1 and score NaN for such a residual or bias, and whoever brings the indices to the
+    host checks them (`check_index`; the sampler and the codec do); an index is clamped, a step taken modulo 2^32.
+
+    Nothing here depends on torch's default dtype or device, autocast or grad mode, and no result has a gradient.
 
     Raises:
         ConfigError: impossible parameters. BackendError: a backend that cannot serve the device.
@@ -51,6 +54,7 @@ class Codebook:
         backend: str = "auto",
     ) -> None:
         self.spec = CodebookSpec(kind, dim, size, groups, seed)
+        self._numbers = self.spec.numbers
         self.signed = signed
         self._asked = backend
         self._resolved: dict[torch.device, str] = {}
@@ -81,55 +85,44 @@ class Codebook:
         Args:
             residual: (B, D) or any (B, ...) of D entries an image; floating point.
             step: index of the step.
-            bias: optional additive per-atom bias, (K,) or (G, K); signed codebooks maximise
-                |score| + bias.
+            bias: optional additive per-atom bias, (K,) or (G, K); signed codebooks maximise |score| + bias.
+                -inf forbids an atom (where all are forbidden, the answer is atom 0), inf prefers it to all finite ones.
 
         Returns:
             index (B, G) int64, sign (B, G) int8 (all +1 if unsigned) and score (B, G) float32
             = <sign * z_index, residual> restricted to the group, without the bias. Ties go to the lower index.
         """
-        w = self._enter(residual)
-        return ops.search(
-            w, self._step(step, w.device), self._bias(bias, w.device), self.signed, **self._args(w)
-        )
+        r = self._residual(residual)
+        return ops.search(r, self._step(step, r.device), self._bias(bias), self.signed, *self._codebook(r.device))
 
     def topk(
         self, residual: Tensor, step: int | Tensor, m: int, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The m best atoms of each group, best first; arguments as `search`, results (B, G, m)."""
-        if not 1 <= m <= min(MAX_TOPK, self.spec.size):
-            raise ConfigError(
-                f"m is {m}; topk returns 1 to {min(MAX_TOPK, self.spec.size)} atoms of this codebook"
-            )
-        w = self._enter(residual)
-        return ops.topk(
-            w,
-            self._step(step, w.device),
-            self._bias(bias, w.device),
-            m,
-            self.signed,
-            **self._args(w),
-        )
+        r, m = self._residual(residual), integer("m", m, 1, MAX_TOPK)
+        return ops.topk(r, self._step(step, r.device), self._bias(bias), m, self.signed, *self._codebook(r.device))
 
     def scores(self, residual: Tensor, step: int | Tensor) -> Tensor:
         """All scores <z_k, residual> of each group, unsigned: (B, G, K) float32."""
-        w = self._enter(residual)
-        return ops.scores(w, self._step(step, w.device), **self._args(w))
+        r = self._residual(residual)
+        return ops.scores(r, self._step(step, r.device), *self._codebook(r.device))
 
     def scores_and_norms(self, residual: Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
         """`scores` (B, G, K) and the squared norms of all atoms (G, K), float32, in one pass over the noise."""
-        w = self._enter(residual)
-        return ops.scores_and_norms(w, self._step(step, w.device), **self._args(w))
+        r = self._residual(residual)
+        return ops.scores_and_norms(r, self._step(step, r.device), *self._codebook(r.device))
 
     def atoms(self, index: Tensor, step: int | Tensor, sign: Tensor | None = None) -> Tensor:
         """Noise vectors from one index a group: index (B, G) integer, sign (B, G) of +1 and -1.
 
         Returns z (B, D) float32 in image order, bit-identical on every backend and device.
         """
+        _dense("index", index)
         if index.dim() != 2:
             raise InputError(f"index has shape {tuple(index.shape)}; atoms() takes (B, G)")
-        coefficient = torch.ones_like(index, dtype=torch.float32) if sign is None else sign.float()
-        return self.combine(index.unsqueeze(-1), coefficient.unsqueeze(-1), step)
+        if sign is None:
+            sign = torch.ones_like(index, dtype=torch.float32)
+        return self.combine(index.unsqueeze(-1), _dense("sign", sign).unsqueeze(-1), step)
 
     def combine(self, index: Tensor, coefficient: Tensor, step: int | Tensor) -> Tensor:
         """Weighted sums of atoms: sum over m of coefficient[..., m] * z_{index[..., m]}.
@@ -137,33 +130,14 @@ class Codebook:
         index (B, G, M) or, for one group, (B, M) integer; coefficient of the same shape. Returns (B, D) float32,
         bit-identical on every backend and device (docs/noise-law.md, section 6).
         """
-        if index.shape != coefficient.shape:
-            raise InputError(
-                f"index has shape {tuple(index.shape)} but coefficient {tuple(coefficient.shape)}"
-            )
-        if index.dim() == 2 and self.spec.groups == 1:
-            index, coefficient = index.unsqueeze(1), coefficient.unsqueeze(1)
-        if index.dim() != 3 or index.shape[1] != self.spec.groups:
-            raise InputError(
-                f"index has shape {tuple(index.shape)}; this codebook takes (B, {self.spec.groups}, M)"
-            )
-        if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype == torch.bool:
+        _dense("index", index)
+        _dense("coefficient", coefficient)
+        if index.dtype.is_floating_point or index.dtype == torch.bool:
             raise InputError(f"index has dtype {index.dtype}; it must be an integer tensor")
-        if coefficient.device != index.device:
-            raise InputError(f"index is on {index.device} but coefficient on {coefficient.device}")
-        self.check_index(index)
-        index = index.to(torch.int64).contiguous()
-        args = self._numbers()
-        backend = self.backend(index.device)
-        y = ops.combine(
-            index,
-            coefficient.to(torch.float32).contiguous(),
-            self._step(step, index.device),
-            dim=self.spec.dim,
-            **args,
-            backend=backend,
-        )
-        return ops.to_image_order(y, args["kind"], args["seed"], backend)
+        if self.spec.groups == 1 and index.dim() == coefficient.dim() == 2:
+            index, coefficient = index.unsqueeze(1), coefficient.unsqueeze(1)
+        at = self._step(step, index.device)
+        return ops.combine(index.to(torch.int64), coefficient.to(torch.float32), at, *self._codebook(index.device))
 
     def check_index(self, index: Tensor) -> None:
         """Raise InputError for indices no search of this codebook returns (free for CPU tensors only).
@@ -171,66 +145,41 @@ class Codebook:
         On a GPU tensor it does nothing, since it would have to wait for the device: kernels there clamp
         an index into range, and the caller checks once on the host.
         """
-        if index.device.type != "cpu" or torch.compiler.is_compiling() or index.numel() == 0:
-            return
-        low, high = int(index.min()), int(index.max())
-        if low == -1:
-            raise InputError("the residual had NaN or infinite entries (search answered index -1)")
-        if low < 0 or high >= self.spec.size:
-            raise InputError(f"index {low if low < 0 else high} is outside 0 to {self.spec.size - 1}")
+        if index.device.type == "cpu":
+            ops.see_index(index, self.spec.size)
 
     def initial_noise(self, batch: int, device: torch.device | str = "cpu") -> Tensor:
         """x_T: (batch, D) float32, the same standard normal vector in every row (section 7)."""
         return reference.initial_noise(self.spec.dim, self.spec.seed, device).repeat(batch, 1)
 
-    # ---- checks ----------------------------------------------------------------------------------
+    # ---- what the ops take -----------------------------------------------------------------------
 
-    def _numbers(self) -> dict[str, int]:
-        s = self.spec
-        return {
-            "kind": s.kind_number,
-            "size": s.size,
-            "groups": s.groups,
-            "seed": ops.pack_seed(s.seed),
-        }
+    def _codebook(self, device: torch.device) -> tuple[int | str, ...]:
+        return *self._numbers, self.backend(device)
 
-    def _args(self, w: Tensor) -> dict:  # type: ignore[type-arg]
-        return {**self._numbers(), "backend": self.backend(w.device)}
-
-    def _step(self, step: int | Tensor, device: torch.device) -> Tensor:
+    @staticmethod
+    def _step(step: int | Tensor, device: torch.device) -> Tensor:
         if isinstance(step, Tensor):
-            if step.dim() != 0 or step.dtype != torch.int64 or step.device.type != device.type:
-                raise InputError(f"step must be an int or a 0-d int64 tensor on {device}")
             return step
-        if isinstance(step, bool) or not 0 <= step < 2**32:
-            raise ConfigError(f"step is {step!r}; it must be an integer from 0 to 2^32 - 1")
-        return torch.full((), step, dtype=torch.int64, device=device)
+        return torch.full((), integer("step", step, 0, MAX_STEP), dtype=torch.int64, device=device)
 
-    def _bias(self, bias: Tensor | None, device: torch.device) -> Tensor | None:
-        if bias is None:
-            return None
-        s = self.spec
-        if bias.shape not in ((s.size,), (s.groups, s.size)) or bias.device.type != device.type:
-            raise InputError(
-                f"bias has shape {tuple(bias.shape)} on {bias.device}; "
-                f"it must be ({s.size},) or ({s.groups}, {s.size}) on {device}"
-            )
-        return bias.to(torch.float32).contiguous()
+    @staticmethod
+    def _bias(bias: Tensor | None) -> Tensor | None:
+        return None if bias is None else _dense("bias", bias).to(torch.float32)
 
-    def _enter(self, residual: Tensor) -> Tensor:
-        """Check a residual and carry it to codebook order."""
-        if not isinstance(residual, Tensor) or not residual.dtype.is_floating_point:
-            what = residual.dtype if isinstance(residual, Tensor) else type(residual).__name__
-            raise InputError(f"the residual is {what}; it must be a floating point tensor")
-        if residual.dim() < 2 or residual[0].numel() != self.spec.dim if len(residual) else True:
-            raise InputError(
-                f"the residual has shape {tuple(residual.shape)}; "
-                f"this codebook takes (B, {self.spec.dim}) with B at least 1"
-            )
-        r = residual.reshape(len(residual), -1).to(torch.float32).contiguous()
-        on_cpu = r.device.type == "cpu" and not torch.compiler.is_compiling()
-        # By numpy: for these few microseconds torch would wake all its threads, and wait for them.
-        if on_cpu and not np.isfinite(r.detach().numpy()).all():
-            raise InputError("the residual has NaN or infinite entries")
-        args = self._numbers()
-        return ops.to_codebook_order(r, args["kind"], args["seed"], self.backend(r.device))
+    @staticmethod
+    def _residual(residual: Tensor) -> Tensor:
+        if not _dense("the residual", residual).dtype.is_floating_point:
+            raise InputError(f"the residual is {residual.dtype}; it must be a floating point tensor")
+        if residual.dim() > 2:
+            residual = residual.flatten(1)
+        return residual.to(torch.float32)
+
+
+def _dense(name: str, tensor: Tensor) -> Tensor:
+    """The tensor. Raises InputError for what cannot be converted to dense real numbers."""
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{name} is of type {type(tensor).__name__}; it must be a tensor")
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_complex():
+        raise InputError(f"{name} is {tensor.dtype}, {tensor.layout}; it must be a dense tensor of real numbers")
+    return tensor

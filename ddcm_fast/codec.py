@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from . import container
+from .autocast import without_autocast
 from .condition import Condition, ConditionHash, Edit, settle
 from .config import SHARING_RULES, CodecConfig, preset
 from .container import DTYPE_NAMES, MAX_SIDE, Header
@@ -163,6 +164,7 @@ class Codec:
 
     # ---- encoding --------------------------------------------------------------------------------
 
+    @without_autocast
     def encode(
         self,
         images: ImageLike | Sequence[ImageLike],
@@ -329,6 +331,7 @@ class Codec:
         """Draw `count` images at random; each comes with its file. `seed` chooses the symbols."""
         return self.sample(Draw(seed), height, width, count, condition, embed_condition)
 
+    @without_autocast
     def sample(
         self,
         chooser: Chooser,
@@ -351,6 +354,7 @@ class Codec:
 
     # ---- decoding --------------------------------------------------------------------------------
 
+    @without_autocast
     def decode(
         self, data: bytes, ignore_checksum: bool = False, condition: Condition | None = None, first: float = 1.0
     ) -> Tensor:
@@ -379,7 +383,7 @@ class Codec:
         if first < 1:
             payload = payload[: max(0, math.ceil(first * len(data)) - (len(data) - len(payload)))]
         rows = job.rule.read(payload, job.coded, prefix=first < 1 or ignore_checksum)
-        letters = [torch.tensor([row], dtype=torch.int64) for row in rows]
+        letters = [torch.tensor([row], dtype=torch.int64, device="cpu") for row in rows]
         edit = header.edit or Edit(0, condition)
         done = self._run(job, Replay(letters), 1, "decompress", lambda step: edit.at(step.index, condition))
         return self._crop(job, self.model.decode(done.x0))[0]

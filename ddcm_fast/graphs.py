@@ -128,7 +128,7 @@ class StepGraphs:
         ]
         self._table = torch.tensor(rows, dtype=torch.float32, device=model.device)
         self._row = torch.zeros((), dtype=torch.int64, device=model.device)
-        self._x = self._target = self._weight = torch.empty(0, device=model.device)
+        self._x = self._target = self._weight = torch.empty(0, device=model.device, dtype=torch.float32)
         self._forms: dict[Any, _Form] = {}
 
     def begin(self, x: Tensor, chooser: Chooser) -> None:

@@ -185,11 +185,11 @@ def measure(
 
     x0 (B, *latent_shape) float32; eps is drawn on the CPU from `seed`.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     out = []
     for t in timesteps:
         alpha, sigma = model.alpha_sigma(t)
-        eps = torch.randn(x0.shape, generator=generator).to(x0.device)
+        eps = torch.randn(x0.shape, generator=generator, dtype=torch.float32, device="cpu").to(x0.device)
         x0_hat, _ = model.predict(alpha * x0 + sigma * eps, t, condition)
         out.append(float((x0 - x0_hat).double().square().mean()))
         if on_level is not None:

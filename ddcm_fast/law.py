@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from numbers import Integral
 from statistics import NormalDist
+from typing import Any
 
+import numpy as np
 import torch
 
 from .errors import ConfigError
@@ -22,6 +25,8 @@ KINDS = ("gaussian", "sign", "hadamard")
 
 MAX_DIM = 2**31 - 1
 MAX_SIZE = 2**32
+MAX_STEP = 2**32 - 1
+MAX_TOPK = 1024
 
 # Philox streams (docs/noise-law.md, section 2).
 STREAM_INITIAL = 0
@@ -39,11 +44,25 @@ MIN_HADAMARD, MAX_HADAMARD = 64, 16384
 
 
 @lru_cache(maxsize=1)
-def gaussian_table() -> torch.Tensor:
-    """Upper half of the standard normal quantile function in 1/256ths: (32768,) int16, CPU."""
+def _gaussian_values() -> np.ndarray[Any, np.dtype[np.int16]]:
     quantile = NormalDist().inv_cdf
     values = [round(256 * quantile((32768 + j + 0.5) / 65536)) for j in range(32768)]
-    return torch.tensor(values, dtype=torch.int16)
+    return np.array(values, dtype=np.int16)
+
+
+def gaussian_table() -> torch.Tensor:
+    """Upper half of the standard normal quantile function in 1/256ths: (32768,) int16, CPU.
+
+    numpy keeps the numbers: a tensor kept from under a FakeTensorMode would have none.
+    """
+    return torch.from_numpy(_gaussian_values())
+
+
+def integer(name: str, value: object, low: int, high: int) -> int:
+    """The value as an int. Raises ConfigError unless it is an integer (numpy's too, no bool) from low to high."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
+        raise ConfigError(f"{name} is {value!r}; it must be an integer from {low} to {high}")
+    return int(value)
 
 
 def _largest_power_of_4(limit: int) -> int:
@@ -68,16 +87,14 @@ class CodebookSpec:
             raise ConfigError(
                 f"unknown codebook kind {self.kind!r}: choose one of {', '.join(KINDS)}"
             )
-        for name, value, low, high in (
-            ("dim", self.dim, 1, MAX_DIM),
-            ("size (K)", self.size, 1, MAX_SIZE),
-            ("groups (G)", self.groups, 1, self.dim),
-            ("seed", self.seed, 0, 2**64 - 1),
+        for name, field, low, high in (
+            ("dim", "dim", 1, MAX_DIM),
+            ("size (K)", "size", 1, MAX_SIZE),
+            ("groups (G)", "groups", 1, self.dim),
+            ("seed", "seed", 0, 2**64 - 1),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ConfigError(
-                    f"codebook {name} is {value!r}; it must be an integer from {low} to {high}"
-                )
+            value = integer(f"codebook {name}", getattr(self, field), low, high)
+            object.__setattr__(self, field, value)
         if self.groups * self.calls_per_group >= 2**32:
             raise ConfigError(
                 f"{self.groups} groups of {self.max_group_dim} entries exceed the 2^32 blocks "
@@ -88,6 +105,11 @@ class CodebookSpec:
     def kind_number(self) -> int:
         """Number of the kind in files and kernels."""
         return KINDS.index(self.kind)
+
+    @property
+    def numbers(self) -> tuple[int, int, int, int, int]:
+        """Kind, dim, size, groups and seed as the signed 64 bit integers that a torch op takes."""
+        return (self.kind_number, self.dim, self.size, self.groups, self.seed - (self.seed >> 63 << 64))
 
     @property
     def rotated(self) -> bool:

@@ -267,7 +267,7 @@ def decode(
     job = _job(model, settings, side, side)
     coded = [step for step in job.steps if step.coded]
     rows = unpack(Path(path).read_bytes(), settings, len(coded))
-    letters = [torch.tensor([row], dtype=torch.int64) for row in rows]
+    letters = [torch.tensor([row], dtype=torch.int64, device="cpu") for row in rows]
     done = job.run(model, Replay(letters), progress)
     return model.decode(done.x0)[0]
 

@@ -58,4 +58,4 @@ class Paced(Toward):
                 total += second - first
                 letters[g] = other[g]
         self._spent = total
-        return torch.tensor([letters], device=direction.device)
+        return torch.tensor([letters], device=direction.device, dtype=torch.int64)

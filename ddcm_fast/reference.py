@@ -7,11 +7,14 @@ atoms, never K x D. Residuals `w` and sums `y` are in codebook order, (B, D) flo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from .errors import InputError
 from .law import (
     GAUSSIAN_SCALE,
     GAUSSIANS_PER_CALL,
@@ -56,7 +59,7 @@ def philox(seed: int, block: Tensor, atom: Tensor, step: int, stream: int) -> Te
 
 def _signs(words: Tensor) -> Tensor:
     """Words (..., calls, 4) -> signs (..., calls * 128) float32: +1 for bit 0, -1 for bit 1."""
-    shift = torch.arange(32, device=words.device)
+    shift = torch.arange(32, device=words.device, dtype=torch.int64)
     bits = (words.unsqueeze(-1) >> shift) & 1
     return (1 - 2 * bits).flatten(-3).float()
 
@@ -71,10 +74,10 @@ def _gaussians(words: Tensor) -> Tensor:
 
 def initial_noise(dim: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
     """x_T: (dim,) float32 standard normal on the grid of the gaussian kind (section 7)."""
-    out = torch.empty(-(-dim // GAUSSIANS_PER_CALL), GAUSSIANS_PER_CALL, device=device)
+    out = torch.empty(-(-dim // GAUSSIANS_PER_CALL), GAUSSIANS_PER_CALL, device=device, dtype=torch.float32)
     chunk = _CHUNK_ENTRIES // GAUSSIANS_PER_CALL
     for first in range(0, len(out), chunk):
-        calls = torch.arange(first, min(first + chunk, len(out)), device=device)
+        calls = torch.arange(first, min(first + chunk, len(out)), device=device, dtype=torch.int64)
         noise = _gaussians(philox(seed, calls, torch.zeros_like(calls), 0, STREAM_INITIAL))
         out[first : first + chunk] = noise.view(-1, GAUSSIANS_PER_CALL)
     return out.flatten()[:dim]
@@ -100,11 +103,11 @@ def hadamard_transform(x: Tensor) -> Tensor:
 
 
 def _image_position(spec: CodebookSpec, device: torch.device) -> Tensor:
-    return torch.arange(spec.dim, device=device) * spec.stride % spec.dim
+    return torch.arange(spec.dim, device=device, dtype=torch.int64) * spec.stride % spec.dim
 
 
 def _flips(spec: CodebookSpec, device: torch.device) -> Tensor:
-    calls = torch.arange(-(-spec.dim // SIGNS_PER_CALL), device=device)
+    calls = torch.arange(-(-spec.dim // SIGNS_PER_CALL), device=device, dtype=torch.int64)
     words = philox(spec.seed, calls, torch.zeros_like(calls), 0, STREAM_ROTATION)
     return _signs(words)[: spec.dim]
 
@@ -136,12 +139,48 @@ def to_image_order(spec: CodebookSpec, y: Tensor) -> Tensor:
     return z
 
 
+#: Exponent fields of float32 between which a row's largest magnitude lies for sums of any codebook's products to stay
+#: well inside the type: 2^-60 to 2^61.
+_LOWEST, _HIGHEST = 67, 187
+
+
+@lru_cache(maxsize=16)
+def _powers(device: torch.device) -> Tensor:
+    """(256, 2) float32: for each exponent field the power of two that brings it into range, and its inverse."""
+    exponent = torch.arange(256, dtype=torch.int32, device=device)
+    shift = exponent.clamp(_LOWEST, _HIGHEST) - exponent
+    return (torch.stack((127 + shift, 127 - shift), dim=1) << 23).view(torch.float32)
+
+
+def enter(
+    rotate: Callable[[CodebookSpec, Tensor], Tensor], spec: CodebookSpec, residual: Tensor, together: bool
+) -> tuple[Tensor, Tensor | None]:
+    """R^T of a residual (B, D) whose rows were brought into range: (w, unit), unit (B, 1) float32 or None for ones.
+
+    A row whose largest magnitude is outside 2^-60 to 2^61 is multiplied by a power of two that puts it at the
+    nearer end (a denormal one: at 2^-82 or more), so that no sum overflows and no product is lost; `unit` is the
+    inverse. Together, all rows get the power that suits the largest entry of all.
+
+    Raises InputError for NaN or infinite entries on a CPU. Elsewhere the numbers are not waited for: unit is never
+    None, and NaN and infinities stay what they are.
+    """
+    peak = torch.linalg.vector_norm(residual, math.inf, dim=(0, 1) if together else 1, keepdim=True)
+    bits = peak.view(torch.int32) & 0x7FFFFFFF
+    if residual.device.type == "cpu":
+        if int(bits.max()) >= 255 << 23:
+            raise InputError("the residual has NaN or infinite entries")
+        if not bool(((bits > 0) & ((bits < _LOWEST << 23) | (bits >= _HIGHEST + 1 << 23))).any()):
+            return rotate(spec, residual), None
+    scale, unit = _powers(residual.device)[bits.long() >> 23].unbind(-1)
+    return rotate(spec, residual * scale), unit.expand(len(residual), 1)
+
+
 # ---- entries -------------------------------------------------------------------------------------
 
 
 def _group_calls(spec: CodebookSpec, device: torch.device) -> Tensor:
     """Philox block numbers (G, calls_per_group) int64."""
-    calls = torch.arange(spec.groups * spec.calls_per_group, device=device)
+    calls = torch.arange(spec.groups * spec.calls_per_group, device=device, dtype=torch.int64)
     return calls.view(spec.groups, spec.calls_per_group)
 
 
@@ -163,7 +202,7 @@ def entries(spec: CodebookSpec, atom: Tensor, step: int) -> Tensor:
         pair, row = atom // n, atom % n
         spectrum = hadamard_transform(_sub_block_signs(spec, pair, step, STREAM_INNER))
         outer = _sub_block_signs(spec, pair, step, STREAM_OUTER)
-        shifted = torch.arange(n, device=atom.device) ^ row[..., None, None]
+        shifted = torch.arange(n, device=atom.device, dtype=torch.int64) ^ row[..., None, None]
         y = outer * spectrum.gather(-1, shifted.expand_as(spectrum))
         return y.flatten(-2)[..., : spec.max_group_dim]
     calls = _group_calls(spec, atom.device)
@@ -198,7 +237,7 @@ def _entry_chunks(
     """Yield (first atom, entries (chunk, G, dmax) float64) over the whole codebook, in atom order."""
     chunk = max(1, _CHUNK_ENTRIES // (spec.groups * spec.max_group_dim))
     for first in range(0, spec.size, chunk):
-        atom = torch.arange(first, min(first + chunk, spec.size), device=device)
+        atom = torch.arange(first, min(first + chunk, spec.size), device=device, dtype=torch.int64)
         yield first, entries(spec, atom.view(-1, 1).expand(-1, spec.groups), step).double()
 
 
@@ -214,7 +253,7 @@ def _score_chunks(
         pairs = -(-spec.size // n)
         chunk = max(1, _CHUNK_ENTRIES // (spec.groups * spec.sub_blocks * n * len(w)))
         for first in range(0, pairs, chunk):
-            pair = torch.arange(first, min(first + chunk, pairs), device=w.device)
+            pair = torch.arange(first, min(first + chunk, pairs), device=w.device, dtype=torch.int64)
             pair = pair.view(-1, 1).expand(-1, spec.groups)
             inner = _sub_block_signs(spec, pair, step, STREAM_INNER)
             outer = _sub_block_signs(spec, pair, step, STREAM_OUTER)
@@ -248,7 +287,7 @@ def topk(
         v = s.abs() if signed else s
         if bias is not None:
             v = v + bias[..., first : first + s.shape[-1]].double()
-        k = torch.arange(first, first + s.shape[-1], device=w.device).expand_as(s)
+        k = torch.arange(first, first + s.shape[-1], device=w.device, dtype=torch.int64).expand_as(s)
         value = torch.cat((value, v), dim=-1)
         # Stable: candidates stand in the order of their index, so ties keep the lower one first.
         order = value.argsort(dim=-1, descending=True, stable=True)[..., :m]
@@ -269,13 +308,14 @@ def search(
 
 def norms(spec: CodebookSpec, step: int, device: torch.device | str = "cpu") -> Tensor:
     """Squared norm of every atom of each group: (G, K) float32."""
-    dims = torch.tensor([spec.group_start(g + 1) - spec.group_start(g) for g in range(spec.groups)])
+    lengths = [spec.group_start(g + 1) - spec.group_start(g) for g in range(spec.groups)]
+    dims = torch.tensor(lengths, dtype=torch.int64, device="cpu")
     exact = spec.kind == "sign" or (
         spec.kind == "hadamard" and bool((dims % spec.hadamard_n == 0).all())
     )
     if exact:  # signs, or whole rows of orthogonal matrices: every norm is the group's size
         return dims.to(device, torch.float32).view(-1, 1).repeat(1, spec.size)
-    inside = _split_groups(spec, torch.ones(1, spec.dim, device=device))[0]
+    inside = _split_groups(spec, torch.ones(1, spec.dim, device=device, dtype=torch.float32))[0]
     parts = [(y * y * inside).sum(-1).T.float() for _, y in _entry_chunks(spec, step, device)]
     return torch.cat(parts, dim=-1)
 
@@ -299,7 +339,7 @@ def combine(spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: int) -
     index (B, G, M) int64, coefficient (B, G, M) float32 -> y (B, D) float32.
     """
     batch, groups, m = index.shape
-    y = torch.zeros(batch, groups, spec.max_group_dim, device=index.device)
+    y = torch.zeros(batch, groups, spec.max_group_dim, device=index.device, dtype=torch.float32)
     for b in range(batch):
         for j in range(m):
             y[b] = y[b] + coefficient[b, :, j, None] * entries(spec, index[b, :, j], step)

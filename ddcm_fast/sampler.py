@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .autocast import without_autocast
 from .models.base import DiffusionModel
 from .rules import Rule
 from .schedule import Step
@@ -104,7 +105,7 @@ class Draw(Blind):
     """Generator: uniformly random letters, from a CPU generator so that they do not depend on the device."""
 
     def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
 
     def letters(self, rule: Rule, step: Step, batch: int, device: torch.device) -> Tensor:
         """See Blind.letters."""
@@ -176,6 +177,7 @@ def complete(context: StepContext, chooser: Chooser, update: Step | Update) -> t
     return advance(update, context.x0_hat, context.eps_hat, rule.noise(choice, step)), choice
 
 
+@without_autocast
 @torch.inference_mode()
 def sample(
     model: DiffusionModel,

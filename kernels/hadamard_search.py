@@ -196,7 +196,7 @@ def _warps(entries: int, most: int = 8) -> int:
 
 def norms(spec: CodebookSpec, step: Tensor) -> Tensor:
     """Squared norms of all atoms: (G, K) float32. Scratch is bounded by going over the pairs in chunks."""
-    out = torch.empty(spec.groups, spec.size, device=step.device)
+    out = torch.empty(spec.groups, spec.size, device=step.device, dtype=torch.float32)
     n = spec.hadamard_n
     all_pairs = ceil_div(spec.size, n)
     chunk = max(1, min(all_pairs, (1 << 22) // (spec.groups * n)))

@@ -93,5 +93,5 @@ def scores_and_norms(spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tenso
         return out, norms
     if spec.kind == "hadamard":
         return scores(spec, w, step), hadamard_search.norms(spec, step)
-    start = torch.arange(spec.groups + 1, device=step.device) * spec.dim // spec.groups
+    start = torch.arange(spec.groups + 1, device=step.device, dtype=torch.int64) * spec.dim // spec.groups
     return scores(spec, w, step), start.diff().float()[:, None].repeat(1, spec.size)

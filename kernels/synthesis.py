@@ -112,7 +112,7 @@ def combine(spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor
     Indices outside 0 .. K - 1 are clamped into it.
     """
     batch, groups, terms = index.shape
-    y = torch.empty(batch, spec.dim, device=index.device)
+    y = torch.empty(batch, spec.dim, device=index.device, dtype=torch.float32)
     data = (index, coefficient, step)
     sizes = (spec.dim, spec.size, groups)
     # Without fused multiply-adds, which would round a product and its sum once where the law rounds twice.

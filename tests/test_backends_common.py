@@ -264,20 +264,18 @@ def test_backend_that_cannot_be_imported_is_missing(monkeypatch, error):
 @pytest.mark.parametrize("kind", range(3), ids=KINDS)
 def test_opcheck(backend, kind):
     name, device = backend
-    w, step = torch.randn(2, 20, device=device), step_tensor(STEP, device)
+    r, step = torch.randn(2, 20, device=device), step_tensor(STEP, device)
     index = torch.zeros(2, 2, 3, dtype=torch.int64, device=device)
     coefficient = torch.ones(2, 2, 3, device=device)
     bias = torch.zeros(2, 9, device=device)
-    seed = ops.pack_seed(SEED)
+    book = (*CodebookSpec(KINDS[kind], 20, 9, 2, SEED).numbers, name)
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     calls = (
-        (ops.to_codebook_order, (w, kind, seed, name)),
-        (ops.to_image_order, (w, kind, seed, name)),
-        (ops.topk, (w, step, bias, 3, True, kind, 9, 2, seed, name)),
-        (ops.search, (w, step, None, True, kind, 9, 2, seed, name)),
-        (ops.scores, (w, step, kind, 9, 2, seed, name)),
-        (ops.scores_and_norms, (w, step, kind, 9, 2, seed, name)),
-        (ops.combine, (index, coefficient, step, kind, 20, 9, 2, seed, name)),
+        (ops.search, (r, step, None, True, *book)),
+        (ops.topk, (r, step, bias, 3, True, *book)),
+        (ops.scores, (r, step, *book)),
+        (ops.scores_and_norms, (r, step, *book)),
+        (ops.combine, (index, coefficient, step, *book)),
     )
     for op, arguments in calls:
         torch.library.opcheck(op, arguments, test_utils=tests)

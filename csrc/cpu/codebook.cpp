@@ -285,6 +285,28 @@ void rotation(const Geometry& g, int64_t batch, int threads, void (*unit)(const 
   });
 }
 
+// Bits of the largest magnitude: as integers they are ordered like magnitudes, infinity and then NaN on top.
+uint32_t peak_bits(const float* x, int64_t count) {
+  int32_t peak = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, x + i, 4);
+    peak = std::max(peak, bits & 0x7fffffff);
+  }
+  return static_cast<uint32_t>(peak);
+}
+
+// Power of two that brings a magnitude into range, and its inverse: ddcm_fast.reference.enter.
+struct Power {
+  float scale, unit;
+  explicit Power(uint32_t peak) {
+    const int exponent = static_cast<int>(peak >> 23);
+    const int shift = peak == 0 ? 0 : std::min(std::max(exponent, 67), 187) - exponent;
+    scale = __builtin_ldexpf(1.0f, shift);
+    unit = __builtin_ldexpf(1.0f, -shift);
+  }
+};
+
 void unit_to_codebook_order(const Geometry& g, int64_t unit, const float* r, float* w) {
   int64_t start, count;
   unit_range(g, unit, &start, &count);
@@ -490,6 +512,43 @@ DDCM_EXPORT void ddcm_cpu_geometry(int kind, int64_t dim, int64_t size, int64_t 
 DDCM_EXPORT int ddcm_cpu_to_codebook_order(const Geometry* g, const float* r, int64_t batch, float* w,
                                            int threads) {
   return guarded([&] { rotation(*g, batch, threads, unit_to_codebook_order, r, w); });
+}
+
+// The same of rows brought into range: ddcm_fast.reference.enter, by whose rule unit (B) is filled. Returns 3 if any
+// of them is not 1, 2 if r has NaN or infinite entries (w and unit are then not written).
+DDCM_EXPORT int ddcm_cpu_enter(const Geometry* g, const float* r, int64_t batch, int together, float* w,
+                               float* unit, int threads) {
+  int status = 0;
+  const int failed = guarded([&] {
+    std::vector<uint32_t> peaks(static_cast<size_t>(batch));
+    const int useful = useful_threads(static_cast<double>(batch) * static_cast<double>(g->dim) / 8, threads);
+    parallel(batch, useful, [&](int64_t row, int) {
+      peaks[static_cast<size_t>(row)] = peak_bits(r + row * g->dim, g->dim);
+    });
+    const uint32_t top = *std::max_element(peaks.begin(), peaks.end());
+    if (top >= 0x7f800000u) {
+      status = 2;
+      return;
+    }
+    if (together) std::fill(peaks.begin(), peaks.end(), top);
+    bool scaled = false;
+    for (int64_t row = 0; row < batch; ++row) {
+      unit[row] = Power(peaks[static_cast<size_t>(row)]).unit;
+      scaled = scaled || unit[row] != 1.0f;
+    }
+    if (!scaled) {
+      rotation(*g, batch, threads, unit_to_codebook_order, r, w);
+      return;
+    }
+    status = 3;
+    std::vector<float> x(static_cast<size_t>(g->dim));
+    for (int64_t row = 0; row < batch; ++row) {
+      const float scale = Power(peaks[static_cast<size_t>(row)]).scale;
+      for (int64_t i = 0; i < g->dim; ++i) x[static_cast<size_t>(i)] = r[row * g->dim + i] * scale;
+      rotation(*g, 1, threads, unit_to_codebook_order, x.data(), w + row * g->dim);
+    }
+  });
+  return failed ? failed : status;
 }
 
 // z = R y: (B, D) -> (B, D).

@@ -2,8 +2,9 @@
 
 A backend is a module with the functions of `ddcm_fast.reference` (to_codebook_order, to_image_order,
 search, topk, scores, scores_and_norms, combine), taking the step as a 0-d int64 tensor on the data's device where
-`reference` takes an int, and a function `unavailable(device) -> str | None` that says why it cannot
-serve a device (None: it can).
+`reference` takes an int, a function `unavailable(device) -> str | None` that says why it cannot
+serve a device (None: it can), and, if it has a quicker way, its own `enter(spec, residual, together)`. The
+tensors it is given were checked (`ddcm_fast.ops`).
 """
 
 from __future__ import annotations

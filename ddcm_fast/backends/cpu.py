@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import build, library_cache
-from ..errors import BackendError
+from ..errors import BackendError, InputError
 from ..law import CodebookSpec, gaussian_table
 
 
@@ -45,6 +45,7 @@ _G = POINTER(_Geometry)
 _P = c_void_p  # of an array
 _SIGNATURES = {
     "to_codebook_order": (_G, _P, c_int64, _P, c_int),
+    "enter": (_G, _P, c_int64, c_int, _P, _P, c_int),
     "to_image_order": (_G, _P, c_int64, _P, c_int),
     "scores": (_G, _P, c_int64, c_uint32, _P, _P, c_int),
     "search": (_G, _P, c_int64, c_uint32, c_int, _P, c_int, _P, _P, _P, c_int),
@@ -140,6 +141,27 @@ def to_codebook_order(spec: CodebookSpec, residual: Tensor) -> Tensor:
     return w
 
 
+def enter(spec: CodebookSpec, residual: Tensor, together: bool) -> tuple[Tensor, Tensor | None]:
+    """See ddcm_fast.reference.enter; in one pass."""
+    w = torch.empty_like(residual)
+    unit = residual.new_empty((residual.shape[0], 1), dtype=torch.float32)
+    status = _library().ddcm_cpu_enter(
+        _geometry(spec),
+        residual.data_ptr(),
+        residual.shape[0],
+        together,
+        w.data_ptr(),
+        unit.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if status == 2:
+        raise InputError("the residual has NaN or infinite entries")
+    if status == 3:
+        return w, unit
+    _check(status)
+    return w, None
+
+
 def to_image_order(spec: CodebookSpec, y: Tensor) -> Tensor:
     """See ddcm_fast.reference.to_image_order."""
     z = torch.empty_like(y)
@@ -153,9 +175,9 @@ def to_image_order(spec: CodebookSpec, y: Tensor) -> Tensor:
 
 def _results(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        torch.empty(shape, dtype=torch.int64),
-        torch.empty(shape, dtype=torch.int8),
-        torch.empty(shape, dtype=torch.float32),
+        torch.empty(shape, dtype=torch.int64, device="cpu"),
+        torch.empty(shape, dtype=torch.int8, device="cpu"),
+        torch.empty(shape, dtype=torch.float32, device="cpu"),
     )
 
 
@@ -207,7 +229,7 @@ def topk(
 
 
 def _scores(spec: CodebookSpec, w: Tensor, step: Tensor, norms: Tensor | None) -> Tensor:
-    out = torch.empty(w.shape[0], spec.groups, spec.size)
+    out = torch.empty((w.shape[0], spec.groups, spec.size), dtype=torch.float32, device="cpu")
     _check(
         _library().ddcm_cpu_scores(
             _geometry(spec),
@@ -229,14 +251,14 @@ def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
 
 def scores_and_norms(spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """See ddcm_fast.reference.scores_and_norms."""
-    norms = torch.empty(spec.groups, spec.size)
+    norms = torch.empty((spec.groups, spec.size), dtype=torch.float32, device="cpu")
     return _scores(spec, w, step, norms), norms
 
 
 def combine(spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:
     """See ddcm_fast.reference.combine. Indices outside the codebook are clamped into it."""
     batch, _, m = index.shape
-    y = torch.empty(batch, spec.dim)
+    y = torch.empty((batch, spec.dim), dtype=torch.float32, device="cpu")
     _check(
         _library().ddcm_cpu_combine(
             _geometry(spec),

@@ -166,14 +166,14 @@ class Kernels:
 
     def scores_and_norms(self, spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """See ddcm_fast.reference.scores_and_norms."""
-        norms = torch.empty(spec.groups, spec.size, device=w.device)
+        norms = torch.empty(spec.groups, spec.size, device=w.device, dtype=torch.float32)
         return self._scores(spec, w, step, 0, spec.size, norms), norms
 
     def _scores(
         self, spec: CodebookSpec, w: Tensor, step: Tensor, first: int, count: int, norms: Tensor | None
     ) -> Tensor:
         w = w.contiguous()
-        out = torch.empty(len(w), spec.groups, count, device=w.device)
+        out = torch.empty(len(w), spec.groups, count, device=w.device, dtype=torch.float32)
         c_spec = self._spec(spec, w.device)
         with self._on(w.device) as stream:
             tables = self._table(w.device)
@@ -196,7 +196,7 @@ class Kernels:
         """See ddcm_fast.reference.combine; indices are clamped into range."""
         index, coefficient = index.contiguous(), coefficient.contiguous()
         batch, _, m = index.shape
-        y = torch.empty(batch, spec.dim, device=index.device)
+        y = torch.empty(batch, spec.dim, device=index.device, dtype=torch.float32)
         with self._on(index.device) as stream:
             table = self._table(index.device).data_ptr()
             self._check(

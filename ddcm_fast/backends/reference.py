@@ -8,6 +8,9 @@ from torch import Tensor
 from .. import reference
 from ..law import CodebookSpec
 
+#: A step counts modulo 2^32, as it does where kernels read it.
+_MODULUS = 2**32
+
 to_codebook_order = reference.to_codebook_order
 to_image_order = reference.to_image_order
 
@@ -21,26 +24,26 @@ def search(
     spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ddcm_fast.reference.search."""
-    return reference.search(spec, w, int(step), signed, bias)
+    return reference.search(spec, w, int(step) % _MODULUS, signed, bias)
 
 
 def topk(
     spec: CodebookSpec, w: Tensor, step: Tensor, m: int, signed: bool, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ddcm_fast.reference.topk."""
-    return reference.topk(spec, w, int(step), m, signed, bias)
+    return reference.topk(spec, w, int(step) % _MODULUS, m, signed, bias)
 
 
 def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
     """See ddcm_fast.reference.scores."""
-    return reference.scores(spec, w, int(step))
+    return reference.scores(spec, w, int(step) % _MODULUS)
 
 
 def scores_and_norms(spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """See ddcm_fast.reference.scores_and_norms."""
-    return reference.scores_and_norms(spec, w, int(step))
+    return reference.scores_and_norms(spec, w, int(step) % _MODULUS)
 
 
 def combine(spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:
     """See ddcm_fast.reference.combine."""
-    return reference.combine(spec, index, coefficient, int(step))
+    return reference.combine(spec, index, coefficient, int(step) % _MODULUS)

@@ -39,7 +39,7 @@ def load_data(test: bool) -> tuple[Tensor, Tensor]:
     data = load_digits()
     images = torch.from_numpy(data.images).float().unsqueeze(1) / 8 - 1
     labels = torch.from_numpy(data.target).long()
-    held = torch.zeros(len(labels), dtype=torch.bool)
+    held = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
     for c in range(CLASSES):
         held[torch.nonzero(labels == c)[-TEST_PER_CLASS:]] = True
     chosen = held if test else ~held

@@ -110,9 +110,9 @@ class FluxModel(TextModel):
         if guided:
             without, no_pooled, _ = self._pipe.encode_prompt(prompt=negative or "", prompt_2=None, device=self.device)
         rows, columns = shape[-2] // 2, shape[-1] // 2
-        ids = torch.zeros(rows, columns, 3)
-        ids[..., 1] += torch.arange(rows)[:, None]
-        ids[..., 2] += torch.arange(columns)[None, :]
+        ids = torch.zeros(rows, columns, 3, dtype=torch.float32, device="cpu")
+        ids[..., 1] += torch.arange(rows, dtype=torch.int64, device="cpu")[:, None]
+        ids[..., 2] += torch.arange(columns, dtype=torch.int64, device="cpu")[None, :]
         inputs: Inputs = {
             "encoder_hidden_states": self._rows(guided, without, with_),
             "pooled_projections": self._rows(guided, no_pooled, pooled),
@@ -121,7 +121,7 @@ class FluxModel(TextModel):
         }
         if self._embeds_guidance:
             scale = 1.0 if condition is None or condition.guidance_scale is None else condition.guidance_scale
-            inputs["guidance"] = torch.tensor([scale], device=self.device)
+            inputs["guidance"] = torch.tensor([scale], device=self.device, dtype=torch.float32)
         return inputs
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:

@@ -30,7 +30,7 @@ _BISECTIONS = 200
 @lru_cache(maxsize=1)
 def _log_snr_table() -> list[float]:
     """ln(alpha^2 / sigma^2) at the timesteps 0 to 999 of DDPM's linear schedule."""
-    betas = torch.linspace(BETA_FIRST, BETA_LAST, TIMESTEPS, dtype=torch.float64)
+    betas = torch.linspace(BETA_FIRST, BETA_LAST, TIMESTEPS, dtype=torch.float64, device="cpu")
     kept = torch.cumprod(1 - betas, 0)
     return [float(v) for v in torch.log(kept / (1 - kept))]
 
@@ -91,8 +91,8 @@ class GaussianField(DiffusionModel):
 
     def power(self, height: int, width: int) -> Tensor:
         """Variance of every component of the orthonormal 2-d DFT of one channel: (H, W) float64, mean `variance`."""
-        fy = torch.fft.fftfreq(height, dtype=torch.float64)
-        fx = torch.fft.fftfreq(width, dtype=torch.float64)
+        fy = torch.fft.fftfreq(height, dtype=torch.float64, device="cpu")
+        fx = torch.fft.fftfreq(width, dtype=torch.float64, device="cpu")
         frequency = (fy[:, None].square() + fx[None, :].square()).sqrt()
         frequency = frequency.clamp_min(1 / max(height, width))
         power = frequency**-self.exponent
@@ -102,8 +102,8 @@ class GaussianField(DiffusionModel):
 
     def draw(self, count: int, height: int, width: int, seed: int = 0) -> Tensor:
         """Independent samples: (count, channels, H, W) float32 on the CPU."""
-        generator = torch.Generator().manual_seed(seed)
-        white = torch.randn(count, self.channels, height, width, dtype=torch.float64, generator=generator)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        white = torch.randn(count, self.channels, height, width, dtype=torch.float64, generator=generator, device="cpu")
         return self._filter(white, self.power(height, width).sqrt()).float()
 
     @staticmethod

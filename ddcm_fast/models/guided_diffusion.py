@@ -191,7 +191,7 @@ class _AttentionPool(nn.Module):
     def __init__(self, side: int, channels: int, head_width: int, outputs: int) -> None:
         super().__init__()
         self._heads = channels // head_width
-        self.positional_embedding = nn.Parameter(torch.zeros(channels, side**2 + 1))
+        self.positional_embedding = nn.Parameter(torch.zeros(channels, side**2 + 1, dtype=torch.float32, device="cpu"))
         self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
         self.c_proj = nn.Conv1d(channels, outputs, 1)
 
@@ -330,7 +330,7 @@ def for_guidance(classifier: GuidedClassifier, model: DiffusionModel) -> Callabl
         i = min(bisect_left(ratios, wanted), len(ratios) - 1)
         if i and wanted - ratios[i - 1] < ratios[i] - wanted:
             i -= 1
-        return classifier(x, torch.full((len(x),), times[i], device=x.device))
+        return classifier(x, torch.full((len(x),), times[i], device=x.device, dtype=torch.float32))
 
     return classify
 
@@ -373,7 +373,7 @@ class GuidedDiffusionModel(NetworkModel):
         if not self.preset.classes:
             return {}
         labels = self._label_rows(condition, self.preset.classes, None, guided)
-        return {"label": torch.tensor(labels, device=self.device)}
+        return {"label": torch.tensor(labels, device=self.device, dtype=torch.int64)}
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
         """See NetworkModel.call."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..autocast import without_autocast
 from ..condition import Condition
 from ..errors import ConfigError, ModelError
 from .levels import Levels, levels_of
@@ -36,9 +37,10 @@ class Autoencoder:
         self.channels = int(config.latent_channels)
         scale, shift = float(config.get("scaling_factor") or 1.0), float(config.get("shift_factor") or 0.0)
         mean, std = config.get("latents_mean"), config.get("latents_std")
-        self._std = torch.tensor(std or [1.0], dtype=torch.float32).view(-1, 1, 1) / scale
-        self._mean = torch.tensor(mean or [shift], dtype=torch.float32).view(-1, 1, 1)
+        self._std = torch.tensor(std or [1.0], dtype=torch.float32, device="cpu").view(-1, 1, 1) / scale
+        self._mean = torch.tensor(mean or [shift], dtype=torch.float32, device="cpu").view(-1, 1, 1)
 
+    @without_autocast
     def encode(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) float32 -> the mode of the latents, scaled, (B, C, H / factor, W / factor) float32."""
         self._choose_tiling(image.shape[-2] * image.shape[-1])
@@ -52,6 +54,7 @@ class Autoencoder:
         z = torch.cat(rows).float()
         return (z - self._mean.to(z.device)) / self._std.to(z.device)
 
+    @without_autocast
     def decode(self, x0: Tensor) -> Tensor:
         """The inverse, clamped to [-1, 1]."""
         self._choose_tiling(x0.shape[-2] * x0.shape[-1] * self.factor**2)
@@ -153,7 +156,7 @@ class DiTModel(LatentModel):
     def prepare(self, condition: Condition | None, guided: bool, shape: torch.Size) -> Inputs:
         """See NetworkModel.prepare: the label."""
         labels = self._label_rows(condition, self.classes, self.classes, guided)
-        return {"class_labels": torch.tensor(labels, device=self.device)}
+        return {"class_labels": torch.tensor(labels, device=self.device, dtype=torch.int64)}
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
         """See NetworkModel.call."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..autocast import without_autocast
 from ..condition import Condition
 from ..errors import ConfigError
 from .base import DiffusionModel, Predictor, eps_from_x0, weights_fingerprint
@@ -108,6 +109,7 @@ class NetworkModel(DiffusionModel):
         """See DiffusionModel.predictor; the condition as in `predict`."""
         inputs, scale = self._inputs(condition, shape)
 
+        @without_autocast
         def predict(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
             sample = self.levels.scale_input(x, level)
             if scale is not None:
@@ -140,6 +142,7 @@ class NetworkModel(DiffusionModel):
                 self._on_device[t] = Level(*numbers)
         return self._on_device[t]
 
+    @without_autocast
     def _inputs(
         self, condition: Condition | tuple[Condition | None, ...] | None, shape: torch.Size
     ) -> tuple[Inputs, float | None]:

@@ -87,7 +87,7 @@ class PixelModel(NetworkModel):
         if self.classes is None:
             return {}
         labels = self._label_rows(condition, self.classes, self._no_class, guided)
-        return {"class_labels": torch.tensor(labels, device=self.device)}
+        return {"class_labels": torch.tensor(labels, device=self.device, dtype=torch.int64)}
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
         """See NetworkModel.call."""

@@ -83,7 +83,8 @@ class StableDiffusionModel(TextModel):
             return {}
         scale = 1.0 if condition is None or condition.guidance_scale is None else condition.guidance_scale
         size = self.network.config.time_cond_proj_dim
-        row = self._pipe.get_guidance_scale_embedding(torch.tensor([scale - 1.0]), embedding_dim=size)
+        w = torch.tensor([scale - 1.0], dtype=torch.float32, device="cpu")
+        row = self._pipe.get_guidance_scale_embedding(w, embedding_dim=size)
         return {"timestep_cond": row.to(self.device, self.dtype)}
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
@@ -104,7 +105,8 @@ class StableDiffusionXLModel(StableDiffusionModel):
             # What guidance pushes away from by default is what the network was trained on without a prompt.
             _, with_, _, pooled = self._encode("", None)
         height, width = self._pixels(shape)
-        times = torch.tensor([[height, width, 0, 0, height, width]] * (2 if guided else 1))
+        rows = [[height, width, 0, 0, height, width]] * (2 if guided else 1)
+        times = torch.tensor(rows, dtype=torch.int64, device="cpu")
         return {
             "encoder_hidden_states": self._rows(guided, without, with_),
             "text_embeds": self._rows(guided, no_pooled, pooled),
@@ -148,8 +150,8 @@ class PixArtModel(TextModel):
         if getattr(self.network, "use_additional_conditions", False):  # the 1024 pixel PixArt-alpha
             height, width = self._pixels(shape)
             rows = 2 if guided else 1
-            inputs["resolution"] = torch.tensor([[height, width]] * rows).to(self.device, self.dtype)
-            inputs["aspect_ratio"] = torch.tensor([[height / width]] * rows).to(self.device, self.dtype)
+            inputs["resolution"] = torch.tensor([[height, width]] * rows, dtype=self.dtype, device=self.device)
+            inputs["aspect_ratio"] = torch.tensor([[height / width]] * rows, dtype=self.dtype, device=self.device)
         return inputs
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:

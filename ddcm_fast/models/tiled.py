@@ -69,7 +69,7 @@ class TiledModel(DiffusionModel):
         starts, size = self._starts(length), min(self.size, length)
         place = torch.arange(size, dtype=torch.float32, device=device)
         ramp = torch.minimum(place + 1, size - place).clamp(max=self.overlap + 1)
-        total = torch.zeros(length, device=device)
+        total = torch.zeros(length, device=device, dtype=torch.float32)
         for start in starts:
             total[start : start + size] += ramp
         return [ramp / total[start : start + size] for start in starts]

@@ -287,9 +287,9 @@ def sample_batch(
     photograph is large enough; half are flipped left to right. ``photos`` are uint8 H x W x 3, each at
     least ``crop`` pixels.
     """
-    rand = torch.rand((batch, 5), generator=generator, dtype=torch.float64).tolist()
+    rand = torch.rand((batch, 5), generator=generator, dtype=torch.float64, device="cpu").tolist()
     limits = np.cumsum(scales) / np.sum(scales)
-    out = torch.empty((batch, 3, crop, crop))
+    out = torch.empty((batch, 3, crop, crop), dtype=torch.float32, device="cpu")
     for row, (pick, y, x, shrink, flip) in enumerate(rand):
         photo = photos[int(pick * len(photos))]
         height, width = photo.shape[:2]
@@ -311,7 +311,7 @@ def sample_batch(
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device, dtype=torch.float32)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise TrainError(f"cannot use device {name!r}: {_line(error)}") from error
     return device
@@ -391,9 +391,10 @@ def evaluate(
     sums = np.zeros(len(timesteps))
     for start in range(0, len(x0), batch):
         part = x0[start : start + batch]
-        generators = [torch.Generator().manual_seed(seed * 1_000_003 + start + row) for row in range(len(part))]
+        generators = [torch.Generator("cpu").manual_seed(seed * 1_000_003 + start + row) for row in range(len(part))]
         for column, t in enumerate(timesteps):
-            noise = torch.stack([torch.randn(part.shape[1:], generator=g) for g in generators])
+            rows = (torch.randn(part.shape[1:], generator=g, dtype=torch.float32, device="cpu") for g in generators)
+            noise = torch.stack(list(rows))
             a = float(abar[t])
             noisy = math.sqrt(a) * part + math.sqrt(1.0 - a) * noise
             times = torch.full((len(part),), t, device=device, dtype=torch.long)
@@ -522,7 +523,7 @@ def train_photo(
     model.to(device=device, memory_format=memory).train()
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
-    draws = torch.Generator().manual_seed(config.seed)
+    draws = torch.Generator("cpu").manual_seed(config.seed)
     noises = torch.Generator(device).manual_seed(config.seed + 1)
     clock = _Clock()
     step = 0
@@ -593,13 +594,13 @@ def train_photo(
             rate = learning_rate(config, step, progress())
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            which = int(torch.randint(len(config.crops), (), generator=draws))
+            which = int(torch.randint(len(config.crops), (), generator=draws, dtype=torch.int64, device="cpu"))
             crop = config.crops[which]
             batch = max(1, round(config.batch * (config.crops[0] / crop) ** 2))
             times = torch.multinomial(density_t, batch, replacement=True, generator=draws)
             x0 = sample_batch(photos, batch, crop, config.scales, draws)
             x0, times = x0.to(device), times.to(device)
-            noise = torch.randn(x0.shape, generator=noises, device=device)
+            noise = torch.randn(x0.shape, generator=noises, device=device, dtype=torch.float32)
             noisy = (
                 signal_scale[times, None, None, None] * x0 + noise_scale[times, None, None, None] * noise
             ).contiguous(memory_format=memory)

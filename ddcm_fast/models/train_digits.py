@@ -55,7 +55,7 @@ def _cosine(step: int, steps: int, warmup: int = 200) -> float:
 
 
 def _batches(images: Tensor, labels: Tensor, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    rows = torch.randint(len(images), (batch,), generator=generator)
+    rows = torch.randint(len(images), (batch,), generator=generator, dtype=torch.int64, device="cpu")
     return images[rows], labels[rows]
 
 
@@ -63,7 +63,7 @@ def train_denoiser(steps: int, batch: int, seed: int, progress: bool = True) -> 
     """The class-conditional denoiser with averaged weights, and its scheduler."""
     diffusers = importlib.import_module("diffusers")  # untyped, and slow to import
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     images, labels = digits.load_data(test=False)
     state = pixel_unshuffle(images, 2)
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, prediction_type="v_prediction", clip_sample=True)
@@ -78,11 +78,11 @@ def train_denoiser(steps: int, batch: int, seed: int, progress: bool = True) -> 
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * _cosine(step, steps)
         x0, label = _batches(state, labels, batch, generator)
-        dropped = torch.rand(batch, generator=generator) < LABEL_DROPOUT
+        dropped = torch.rand(batch, generator=generator, dtype=torch.float32, device="cpu") < LABEL_DROPOUT
         label = torch.where(dropped, digits.CLASSES, label)
-        t = torch.randint(1000, (batch,), generator=generator)
+        t = torch.randint(1000, (batch,), generator=generator, dtype=torch.int64, device="cpu")
         a, s = alpha[t].view(-1, 1, 1, 1), sigma[t].view(-1, 1, 1, 1)
-        eps = torch.randn(x0.shape, generator=generator)
+        eps = torch.randn(x0.shape, generator=generator, dtype=torch.float32, device="cpu")
         v = unet(a * x0 + s * eps, t.float(), class_labels=label).sample
         loss = (v - (a * eps - s * x0)).square().mean()
         optimizer.zero_grad(set_to_none=True)
@@ -101,7 +101,7 @@ def train_denoiser(steps: int, batch: int, seed: int, progress: bool = True) -> 
 
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     """Moved by at most one pixel, as augmentation of the classifiers (the border is background, -1)."""
-    dy, dx = torch.randint(-1, 2, (2,), generator=generator).tolist()
+    dy, dx = torch.randint(-1, 2, (2,), generator=generator, dtype=torch.int64, device="cpu").tolist()
     wide = nn.functional.pad(images, (1, 1, 1, 1), value=-1.0)
     return wide[:, :, 1 + dy : 1 + dy + digits.SIDE, 1 + dx : 1 + dx + digits.SIDE]
 
@@ -109,7 +109,7 @@ def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 def train_classifier(steps: int, seed: int) -> digits.DigitsClassifier:
     """The classifier of clean digits."""
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     images, labels = digits.load_data(test=False)
     net = digits.DigitsClassifier()
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
@@ -118,7 +118,7 @@ def train_classifier(steps: int, seed: int) -> digits.DigitsClassifier:
             group["lr"] = 3e-3 * _cosine(step, steps)
         x, y = _batches(images, labels, 128, generator)
         x = _shifted(x, generator)
-        x = x + 0.1 * torch.randn(x.shape, generator=generator)
+        x = x + 0.1 * torch.randn(x.shape, generator=generator, dtype=torch.float32, device="cpu")
         loss = cross_entropy(net(x), y, label_smoothing=0.02)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -129,19 +129,21 @@ def train_classifier(steps: int, seed: int) -> digits.DigitsClassifier:
 def train_noisy_classifier(steps: int, alphas_cumprod: Tensor, seed: int) -> digits.NoisyDigitsClassifier:
     """The classifier of x_t at every noise level of the denoiser's schedule."""
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     images, labels = digits.load_data(test=False)
     alpha, sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
-    levels = torch.tensor([digits.log_snr(float(a), float(s)) for a, s in zip(alpha, sigma, strict=True)])
+    values = [digits.log_snr(float(a), float(s)) for a, s in zip(alpha, sigma, strict=True)]
+    levels = torch.tensor(values, dtype=torch.float32, device="cpu")
     net = digits.NoisyDigitsClassifier()
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * _cosine(step, steps)
         x, y = _batches(images, labels, 256, generator)
-        t = torch.randint(len(alpha), (len(x),), generator=generator)
+        t = torch.randint(len(alpha), (len(x),), generator=generator, dtype=torch.int64, device="cpu")
         pixels = _shifted(x, generator).flatten(1)
-        noisy = alpha[t, None] * pixels + sigma[t, None] * torch.randn(pixels.shape, generator=generator)
+        noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32, device="cpu")
+        noisy = alpha[t, None] * pixels + sigma[t, None] * noise
         loss = cross_entropy(net(noisy, levels[t]), y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -165,7 +167,7 @@ def train(output: Path, steps: int, batch: int, seed: int, progress: bool = True
     save_file(noisy.state_dict(), output / digits.NOISY_FILE)
     with torch.inference_mode():
         accuracy = (clean(images).argmax(1) == labels).float().mean()
-        level = torch.full((len(images),), digits.log_snr(1.0, 0.0))
+        level = torch.full((len(images),), digits.log_snr(1.0, 0.0), dtype=torch.float32, device="cpu")
         at_end = (noisy(images.flatten(1), level).argmax(1) == labels).float().mean()
     print(f"held-out accuracy: classifier {accuracy:.3f}, noisy classifier on clean images {at_end:.3f}")
     print(f"wrote {output}")

@@ -43,7 +43,8 @@ class Rule(ABC):
     def draw(self, batch: int, step: Step, generator: torch.Generator) -> Tensor:
         """Uniformly random letters (batch, n), on the CPU, for generation."""
         columns = [
-            torch.randint(radix, (batch, 1), generator=generator) for radix in self.radices(step)
+            torch.randint(radix, (batch, 1), generator=generator, dtype=torch.int64, device="cpu")
+            for radix in self.radices(step)
         ]
         return torch.cat(columns, dim=1)
 

@@ -131,10 +131,11 @@ class Pursuit(Rule):
     def draw(self, batch: int, step: Step, generator: torch.Generator) -> Tensor:
         """Uniformly random letters that use all M atoms."""
         size, codes = self._codebook.spec.size, len(self._grid)
-        columns = [torch.randint(size, (batch, 1), generator=generator)]
+        columns = [torch.randint(size, (batch, 1), generator=generator, dtype=torch.int64, device="cpu")]
         for _ in range(self._atoms - 1):
-            columns.append(torch.randint(1, codes + 1, (batch, 1), generator=generator))
-            columns.append(torch.randint(size, (batch, 1), generator=generator))
+            for low, high in ((1, codes + 1), (0, size)):
+                drawn = torch.randint(low, high, (batch, 1), generator=generator, dtype=torch.int64, device="cpu")
+                columns.append(drawn)
         return torch.cat(columns, dim=1)
 
     def to_symbols(self, letters: Sequence[int], step: Step) -> list[int]:

@@ -144,11 +144,11 @@ class Rcc(Rule):
     def draw(self, batch: int, step: Step, generator: torch.Generator) -> Tensor:
         """See Rule.draw: from the coder's distribution, whose files are shorter and whose noise is just as good."""
         spec = self.codebook(step).spec
-        weights = torch.tensor(self._weights(step), dtype=torch.float64)
+        weights = torch.tensor(self._weights(step), dtype=torch.float64, device="cpu")
         count = batch * spec.groups
         classes = torch.multinomial(weights, count, replacement=True, generator=generator)
         width = 1 << (classes - 1).clamp_min(0)
-        inside = torch.randint(2**62, (count,), generator=generator) % width
+        inside = torch.randint(2**62, (count,), generator=generator, dtype=torch.int64, device="cpu") % width
         return torch.where(classes > 0, width + inside, 0).view(batch, spec.groups)
 
     # ---- files -----------------------------------------------------------------------------------

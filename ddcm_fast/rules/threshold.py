@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ..codebook import MAX_TOPK, Codebook
+from ..codebook import Codebook
 from ..combinatorics import rank, unrank
 from ..errors import ConfigError, InputError
+from ..law import MAX_TOPK
 from ..schedule import Step
 from .base import Rule
 from .pursuit import unbiased_std
@@ -71,10 +72,10 @@ class Threshold(Rule):
     def draw(self, batch: int, step: Step, generator: torch.Generator) -> Tensor:
         """See Rule.draw: uniform over the sets and signs."""
         size, m = self._codebook.spec.size, self._atoms[step.index]
-        seeds = torch.randint(2**62, (batch,), generator=generator).tolist()
+        seeds = torch.randint(2**62, (batch,), generator=generator, dtype=torch.int64, device="cpu").tolist()
         sets = [sorted(random.Random(seed).sample(range(size), m)) for seed in seeds]
-        signs = torch.randint(2, (batch, m), generator=generator)
-        return 2 * torch.tensor(sets, dtype=torch.int64) + signs
+        signs = torch.randint(2, (batch, m), generator=generator, dtype=torch.int64, device="cpu")
+        return 2 * torch.tensor(sets, dtype=torch.int64, device="cpu") + signs
 
     def to_symbols(self, letters: Sequence[int], step: Step) -> list[int]:
         """See Rule.to_symbols."""

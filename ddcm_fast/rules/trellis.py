@@ -94,7 +94,7 @@ class Trellis(Rule):
 
     def _trace_back(self, scores: Tensor, metrics: list[Tensor]) -> Tensor:
         """Letters (B, G) of the best path; finding its predecessors again is cheaper than storing everyone's."""
-        rows = torch.arange(len(scores), device=scores.device)
+        rows = torch.arange(len(scores), device=scores.device, dtype=torch.int64)
         best, state = metrics[-1].flatten(1).max(1)
         letters = []
         for g in range(scores.shape[1] - 1, -1, -1):

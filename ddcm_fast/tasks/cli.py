@@ -123,7 +123,8 @@ def _simulate(args: argparse.Namespace, h: LinearOperator, model: DiffusionModel
     check_sigma(args.sigma)
     x = x[..., :height, :width]
     y = h.forward(x)
-    return y + args.sigma * torch.randn(y.shape, generator=torch.Generator().manual_seed(args.draw_seed)), x
+    generator = torch.Generator("cpu").manual_seed(args.draw_seed)
+    return y + args.sigma * torch.randn(y.shape, generator=generator, dtype=torch.float32, device="cpu"), x
 
 
 def _measured(args: argparse.Namespace) -> Path:

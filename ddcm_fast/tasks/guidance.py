@@ -51,7 +51,7 @@ class Subset(Chooser):
         letters = rule.draw(batch * self._size, step, self._generator).to(direction.device)
         z = rule.noise(letters, step).view(batch, self._size, dim)
         best = torch.einsum("bnd,bd->bn", z.double(), direction.double()).argmax(1)
-        rows = torch.arange(batch, device=direction.device) * self._size + best
+        rows = torch.arange(batch, device=direction.device, dtype=torch.int64) * self._size + best
         return letters[rows]
 
 
@@ -91,7 +91,7 @@ def classifier_gradient(classify: Classifier, label: int | Tensor) -> Objective:
         # The sampler runs in inference mode, whose tensors take no gradients: leave it and copy.
         with torch.inference_mode(False), torch.enable_grad():
             x = context.x.clone().requires_grad_()
-            labels = torch.as_tensor(label, device=x.device).expand(len(x)).clone()
+            labels = torch.as_tensor(label, device=x.device, dtype=torch.int64).expand(len(x)).clone()
             log_p = classify(x, step.alpha_t, step.sigma_t).log_softmax(1)
             (gradient,) = torch.autograd.grad(log_p.gather(1, labels[:, None]).sum(), x)
         return gradient
@@ -135,7 +135,8 @@ class ClassifierGuided(DiffusionModel):
 
     def fingerprint(self) -> bytes:
         """See DiffusionModel.fingerprint; of the model, the label, the scale and the classifier's answer to noise."""
-        probe = torch.randn(1, *self._model.latent_shape(self.default_side, self.default_side), generator=_seeded(0))
+        shape = (1, *self._model.latent_shape(self.default_side, self.default_side))
+        probe = torch.randn(shape, generator=_seeded(0), dtype=torch.float32, device="cpu")
         with torch.no_grad():
             answer = self._classify(probe.to(self.device), self.max_timestep / 2).float().argsort().cpu()
         text = f"{self._label} {self._scale} {answer.tolist()}".encode()
@@ -172,4 +173,4 @@ class ClassifierGuided(DiffusionModel):
 
 
 def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(seed)

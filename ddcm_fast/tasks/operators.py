@@ -102,7 +102,7 @@ class Downscale(LinearOperator):
         f, taps = self.factor, len(self._kernel)
         if size % f:
             raise InputError(f"the image's side {size} is no multiple of the downscaling factor {f}: crop it first")
-        out = torch.zeros(size // f, size, dtype=torch.float64)
+        out = torch.zeros(size // f, size, dtype=torch.float64, device="cpu")
         for row in range(size // f):
             first = row * f - (taps - f) // 2
             for i, weight in enumerate(self._kernel):
@@ -191,7 +191,7 @@ def gaussian_kernel(sigma: float) -> Tensor:
     if not 0.1 <= sigma <= 30:
         raise ConfigError(f"a Gaussian blur of sigma {sigma} is out of range: choose 0.1 to 30 pixels")
     radius = math.ceil(3 * sigma)
-    x = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    x = torch.arange(-radius, radius + 1, dtype=torch.float32, device="cpu")
     line = torch.exp(-(x**2) / (2 * sigma**2))
     kernel = torch.outer(line, line)
     return kernel / kernel.sum()
@@ -202,7 +202,7 @@ def motion_kernel(length: int, degrees: float = 0.0) -> Tensor:
     if not 2 <= length <= 99:
         raise ConfigError(f"a motion of {length} pixels is out of range: choose 2 to 99")
     size = length | 1
-    kernel = torch.zeros(size, size)
+    kernel = torch.zeros(size, size, dtype=torch.float32, device="cpu")
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     for i in range(8 * length + 1):
         along = (i / (8 * length) - 0.5) * (length - 1)

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..autocast import without_autocast
 from ..codec import Codec, Encoded
 from ..config import CodecConfig
 from ..errors import ConfigError, InputError, MissingExtraError, ModelError, out_of_memory
@@ -55,7 +56,7 @@ class Perceptual(Chooser):
         self._reference = reference
         self._quality = quality
         self._coefficient = coefficient
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
 
     def choose(self, context: StepContext) -> Tensor:
         """See Chooser.choose. Looks one step ahead, and hands the kept prediction on to the sampler."""
@@ -85,6 +86,7 @@ class Perceptual(Chooser):
         return loss + self._coefficient * score.reshape(-1).to(loss)
 
 
+@without_autocast
 def restore_blind(
     codec: Codec,
     degraded: ImageLike,
@@ -217,7 +219,7 @@ def load_quality(name: str, device: torch.device | str = "cpu") -> Quality:
             try:
                 scores.append(metric(one[None]).reshape(1))
             except AssertionError:  # and fails where it sees no face: neither good nor bad
-                scores.append(torch.zeros(1, device=image.device))
+                scores.append(torch.zeros(1, device=image.device, dtype=torch.float32))
         return sign * torch.cat(scores)
 
     return quality

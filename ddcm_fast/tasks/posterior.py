@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 
-from ..codebook import MAX_TOPK
 from ..codec import Codec, Encoded
 from ..errors import ConfigError, InputError
+from ..law import MAX_TOPK
 from ..models.base import DiffusionModel
 from ..rules import Greedy
 from ..sampler import Chooser, StepContext
@@ -65,7 +65,7 @@ class Posterior(Chooser):
             raise ConfigError(f"shortlist is {shortlist}; it must be at least 1")
         check_sigma(sigma)
         self._sigma = sigma
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
         self._operator = operator
         self._y = operator.project(measurement)
         self._height, self._width = height, width
@@ -145,7 +145,8 @@ def restore(
     _patch(codec.model)
     y = measurement.to(codec.model.device, torch.float32)
     height, width = operator.image_size(y.shape[2], y.shape[3])
-    made = operator.forward(torch.zeros(1, codec.model.channels, height, width, device=y.device)).shape
+    blank = torch.zeros(1, codec.model.channels, height, width, dtype=torch.float32, device=y.device)
+    made = operator.forward(blank).shape
     if made != y.shape:
         raise InputError(f"this operator makes measurements of shape {tuple(made)}, not {tuple(y.shape)}")
     return codec.sample(Posterior(operator, y, height, width, shortlist, sigma, seed), height, width)[0]

@@ -1,0 +1,29 @@
+"""Autocast is kept out: a file must not depend on a context around the call that its header cannot know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+
+_DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def without_autocast(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The function, computing in the dtypes it names whatever torch.autocast its caller is in."""
+
+    @wraps(function)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with ExitStack() as stack:
+            for device_type in _DEVICE_TYPES:
+                if torch.is_autocast_enabled(device_type):
+                    stack.enter_context(torch.autocast(device_type, enabled=False))
+            return function(*args, **kwargs)
+
+    return run
