@@ -1,6 +1,7 @@
 # make demo    compress and decompress a photograph into demo/
 # make test    the tests, but for the exhaustive sweeps
 # make check   lint, types and tests
+# make fuzz    damaged and hostile inputs, without end
 # make bench   microbenchmarks of the codebook operations
 # make wheel   the source archive and the wheel, as an index takes them, into dist/ (Linux; wants the network)
 #
@@ -13,7 +14,7 @@ BIN := .venv/bin
 # Two workers of one thread each.
 WORKERS := --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-avx2 test-slow lint types check bench wheel clean
+.PHONY: demo test test-avx2 test-slow fuzz lint types check bench wheel clean
 
 .venv/.installed: pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -39,6 +40,9 @@ types: .venv/.installed
 	$(BIN)/mypy
 
 check: lint types test
+
+fuzz: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py
 
 bench: .venv/.installed
 	$(BIN)/python -m pytest benchmarks

@@ -156,7 +156,7 @@ def main() -> None:
     def run(model: NetworkModel, config: CodecConfig, batch: int, chooser: Any, grid: float) -> Sample:
         """One reverse process."""
         steps = config.steps(reference)
-        rule = config.make_rule(reference, steps, dim, "auto")
+        rule = config.make_rule(steps, dim, "auto")
         noise = initial_noise(dim, config.seed).view(1, *shape).expand(batch, *shape)
         own = model.predict
         if grid:

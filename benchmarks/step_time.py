@@ -98,7 +98,7 @@ def main() -> None:
     shape = model.latent_shape(args.size, args.size)
     dim = shape[0] * shape[1] * shape[2]
     steps = config.steps(model)
-    rule = config.make_rule(model, steps, dim, args.backend)
+    rule = config.make_rule(steps, dim, args.backend)
     noise = initial_noise(dim, config.seed).view(1, *shape).expand(args.batch, *shape)
     target = torch.rand(args.batch, *shape, device=model.device) * 2 - 1
 

@@ -5,6 +5,7 @@ from .codec import Codec, Encoded
 from .condition import Condition
 from .config import PRESETS, CodecConfig, preset
 from .errors import DDCMError
+from .limits import Limits
 from .models import DiffusionModel, load_model
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "DDCMError",
     "DiffusionModel",
     "Encoded",
+    "Limits",
     "__version__",
     "load_model",
     "preset",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -21,6 +23,7 @@ from .errors import DDCMWarning, InputError
 from .files import FILE, JSON, MAX_PIPED, STDIN, STDOUT, Kind, Outputs, is_regular, picture, read
 from .images import describe_endings
 from .law import KINDS
+from .limits import OPTIONS, Limits
 from .rate import QUALITIES
 from .tasks import cli as tasks
 from .terminal import EXIT_HELP, MISTAKE, complain, guarded, say
@@ -151,7 +154,7 @@ def _compress(args: argparse.Namespace) -> None:
     image = read_image(args.input)
     mask = None if args.mask is None else read_image(args.mask, background="black")
     model = load(args, args.model, args.dtype)
-    codec = Codec(model, config, args.backend, progress=_progress(args))
+    codec = Codec(model, config, args.backend, progress=_progress(args), limits=limits_of(args))
     start = time.perf_counter()
     coded = codec.encode(
         image,
@@ -185,7 +188,8 @@ def _decompress(args: argparse.Namespace) -> None:
         image, said = _decode_official(args)
     else:
         header, _ = container.read(data, args.ignore_checksum)
-        codec = Codec(load_for(args, header.model, header.dtype), backend=args.backend, progress=_progress(args))
+        model = load_for(args, header.model, header.dtype)
+        codec = Codec(model, backend=args.backend, progress=_progress(args), limits=limits_of(args))
         start = time.perf_counter()
         image, said = codec.decompress(data, args.ignore_checksum, tasks.condition_of(args), args.first), ""
     outputs.write(args.output, image_bytes(image, name))
@@ -199,7 +203,7 @@ def _decode_official(args: argparse.Namespace) -> tuple[Image.Image, str]:
 
     found = official.Settings.of_path(args.input.resolve())
     model = load_for(args, found.hub_id, "float32")
-    image = to_pil(official.decode(args.input, model, found, progress=_progress(args)))
+    image = to_pil(official.decode(args.input, model, found, _progress(args), limits_of(args)))
     return image, f", official DDCM file of {found.hub_id}"
 
 
@@ -237,7 +241,7 @@ def _generate(args: argparse.Namespace) -> None:
     for name in names:
         tasks.add(outputs, name)
     model = load(args, args.model, args.dtype)
-    codec = Codec(model, config, args.backend, progress=_progress(args))
+    codec = Codec(model, config, args.backend, progress=_progress(args), limits=limits_of(args))
     width, height = args.size or (model.default_side, model.default_side)
     images = tasks.generate(codec, args, height, width)
     for name, coded in zip(names, images, strict=True):
@@ -316,8 +320,33 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="load files whose format can run code: pickled weights (.bin, .ckpt, .pt), .pt2 and TorchScript restorers",
     )
-    group.add_argument("--force", action="store_true", help="replace existing files of another kind, too")
+    group.add_argument("--force", action="store_true", help="replace existing files of another kind; search for hours")
     group.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    add_limits(parser)
+
+
+def _amount(text: str) -> int:
+    found = re.fullmatch(r"(\d{1,18})([kMGT]?)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, as in 5000000, 5M or 16G")
+    return int(found[1]) << 10 * " kMGT".index(found[2] or " ")
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """The options that set Limits."""
+    group = parser.add_argument_group("what files and settings may ask for (as in 5000000, 5M or 16G, M being 2^20)")
+    for name, (what, default) in OPTIONS.items():
+        option = f"--max-{name.replace('_', '-')}"
+        group.add_argument(option, type=_amount, metavar="N", help=f"{what} (default: {default})")
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """The limits that the options give; --force lifts the one on time."""
+    given = {name: getattr(args, f"max_{name}") for name in OPTIONS}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if args.force:
+        asked["seconds"] = math.inf
+    return Limits(**asked)
 
 
 def add_coding(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from .graphs import StepGraphs, require_gpu
 from .images import ImageLike, to_mask, to_pil, to_tensor
 from .images import psnr as measured_psnr
 from .information import model_curve
+from .limits import Limits
 from .models.base import DiffusionModel
 from .models.loading import as_model
 from .pace import Paced
@@ -41,7 +43,7 @@ from .rate import (
 from .reference import initial_noise
 from .rules import Rcc, Rule
 from .rules.threshold import pool_weight
-from .sampler import Chooser, Draw, Replay, Sample, sample, toward
+from .sampler import Blind, Chooser, Draw, Replay, Sample, sample, toward
 from .schedule import Step
 
 DEFAULT_PRESET = "product"
@@ -49,9 +51,6 @@ MAX_BPP = 8.0
 
 #: Encodings in search of a file's size, for the rule whose size depends on the image.
 _MOST_RETRIES = 6
-
-#: A file with more is refused before anything of that size is allocated: a damaged header can ask for any number.
-_MOST_ATOMS_PER_BYTE = 64
 
 
 @dataclass(frozen=True)
@@ -96,9 +95,10 @@ def _stored(condition: Condition | None, embed: bool) -> Condition | ConditionHa
 class _Job:
     """One configuration at one image size: the steps, the rule and x_T; captured steps by images a run."""
 
+    config: CodecConfig
     steps: list[Step]
     rule: Rule
-    noise: Tensor  # (1, *latent_shape)
+    shape: tuple[int, ...]  # of a state
     height: int
     width: int
     graphs: dict[int, StepGraphs] = field(default_factory=dict)
@@ -106,6 +106,11 @@ class _Job:
     @property
     def coded(self) -> list[Step]:
         return [step for step in self.steps if step.coded]
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """x_T (1, *shape), made when a run begins: a payload that does not fit is refused before."""
+        return initial_noise(math.prod(self.shape), self.config.seed).view(1, *self.shape)
 
 
 class Codec:
@@ -121,6 +126,7 @@ class Codec:
         progress: progress bars: True, False, or None for "if standard error is a terminal".
         cuda_graph: take whole steps as CUDA graphs (rules greedy, product and threshold): for a network whose kernels
             take less time than their launching. What was captured is kept for the last configuration and size.
+        limits: of what files and settings may ask for; whatever asks for more raises LimitError before any work.
 
     Raises:
         ConfigError: batch_size below 1; cuda_graph without a GPU.
@@ -134,6 +140,7 @@ class Codec:
         batch_size: int = 1,
         progress: bool | None = False,
         cuda_graph: bool = False,
+        limits: Limits | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
@@ -143,6 +150,7 @@ class Codec:
         self.batch_size = batch_size
         self.progress = progress
         self.cuda_graph = cuda_graph
+        self.limits = limits or Limits()
         self._last: tuple[Any, _Job] | None = None
         if cuda_graph:
             require_gpu(self.model)
@@ -157,10 +165,11 @@ class Codec:
         batch_size: int = 1,
         progress: bool | None = False,
         cuda_graph: bool = False,
+        limits: Limits | None = None,
         **settings: Any,
     ) -> Codec:
         """A codec with a preset's configuration, some of it replaced: from_preset(model, "pursuit", K=1024, M=8)."""
-        return cls(model, preset(name, **settings), backend, batch_size, progress, cuda_graph)
+        return cls(model, preset(name, **settings), backend, batch_size, progress, cuda_graph, limits)
 
     # ---- encoding --------------------------------------------------------------------------------
 
@@ -188,7 +197,7 @@ class Codec:
                 0 (Turbo-DDCM's priority-aware coding; the decoder needs no mask).
 
         Raises:
-            InputError: not an image, NaN, or a side outside 16 to 4096 pixels.
+            InputError: not an image, NaN, or a side outside 16 to 4096 pixels. LimitError: beyond the limits.
             ConfigError: a configuration or condition this model or size cannot take.
         """
         condition = self.model.complete_condition(condition)
@@ -231,7 +240,7 @@ class Codec:
         job = self._job(config, height, width)
         weight = None if mask is None else self._weight(mask, height, width)
         chooser = toward(x0, weight)
-        if bits > 0 and isinstance(job.rule, Rcc):
+        if bits > 0 and job.coded and isinstance(job.rule, Rcc):
             chooser = Paced(x0, weight, job.rule, job.coded, bits)
         done = self._run(job, chooser, len(images), "compress", condition)
         return self._finish(job, done, config, stored), float((done.x0 - x0).double().square().mean())
@@ -252,6 +261,7 @@ class Codec:
         height, width = image.shape[-2:]
         x0 = self._target(image)
         dim = x0[0].numel()
+        self.limits.check_search(self.config, dim, 1, self.backend, model.device)
         curve = image_curve(model, x0, condition)
 
         def payload(file_bits: float, config: CodecConfig) -> float:
@@ -366,13 +376,13 @@ class Codec:
         `condition` is needed where it does not travel in the file, and checked where it does.
 
         Raises:
-            FormatError: not a readable .ddcm file. ModelError: made with another model.
+            FormatError: not a readable .ddcm file. LimitError: one that asks for more than the limits allow.
+            ModelError: made with another model.
             ConfigError: the condition is missing or is not the one the file was made with.
         """
         header, payload = container.read(data, ignore_checksum)
+        self.limits.check("payload", len(payload))
         self._check_model(header)
-        if header.config.atoms > _MOST_ATOMS_PER_BYTE * (len(payload) + 64):
-            raise FormatError("the header asks for far more atoms than the file can hold: it is truncated or corrupt")
         condition = settle(header.condition, condition and self.model.complete_condition(condition))
         try:
             job = self._job(header.config, header.height, header.width)
@@ -407,13 +417,12 @@ class Codec:
         return self._last[1]
 
     def _new_job(self, config: CodecConfig, height: int, width: int) -> _Job:
-        model = self.model
-        shape = model.latent_shape(*self._padded(height, width))
-        dim = math.prod(shape)
-        steps = config.steps(model)
-        noise = initial_noise(dim, config.seed).view(1, *shape)
-        rule = config.make_rule(model, steps, dim, self.backend)
-        return _Job(steps, rule, noise, height, width)
+        padded = self._padded(height, width)
+        self.limits.check_size(config, self.model, *padded)
+        shape = self.model.latent_shape(*padded)
+        steps = config.steps(self.model)
+        rule = config.make_rule(steps, math.prod(shape), self.backend)
+        return _Job(config, steps, rule, shape, height, width)
 
     def _padded(self, height: int, width: int) -> tuple[int, int]:
         _check_side(self.model, height, width)
@@ -447,7 +456,10 @@ class Codec:
     def _run(
         self, job: _Job, chooser: Chooser, batch: int, what: str, condition: Any = None
     ) -> Sample:
-        noise = job.noise.expand(batch, *job.noise.shape[1:])
+        if not isinstance(chooser, Blind):
+            dim = math.prod(job.shape)
+            self.limits.check_search(job.config, dim, batch, self.backend, self.model.device)
+        noise = job.noise.expand(batch, *job.shape)
         graphs = None
         if self.cuda_graph:
             graphs = job.graphs.get(batch) or StepGraphs(self.model, job.steps, job.rule)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .codebook import Codebook
 from .errors import ConfigError
 from .information import kl_timesteps, shares
-from .law import KINDS, MAX_SIZE
+from .law import KINDS, MAX_SIZE, CodebookSpec
 from .models.base import DiffusionModel
 from .rules import Greedy, Product, Pursuit, Rcc, Rule, Threshold, Trellis
 from .rules.rcc import DEFAULT_MARGIN
@@ -24,6 +24,9 @@ SCHEDULES = ("linspace", "trailing", "kl")
 #: Rules whose steps share the file's `atoms` by their information.
 SHARING_RULES = ("product", "threshold", "rcc", "trellis")
 
+#: Of these, the rules whose atoms are each of a group of coordinates.
+GROUPED_RULES = ("product", "rcc", "trellis")
+
 #: Rules that use C.
 RULES_WITH_BITS = ("pursuit", "trellis")
 
@@ -33,6 +36,15 @@ _TIMESTEPS: dict[str, Callable[[DiffusionModel, int], list[float]]] = {
     "linspace": linspace,
     "trailing": trailing,
 }
+
+
+class SearchCost(NamedTuple):
+    """What choosing an image's symbols takes: `entries` of noise made, and `numbers` of 8 bytes held at once beside the
+    state, on which `operations` are done."""
+
+    entries: int
+    numbers: int = 0
+    operations: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,7 +123,12 @@ class CodecConfig:
             raise ConfigError(f"t_range is {self.t_range}; it must be (high, low) with high >= low >= 0")
 
     def steps(self, model: DiffusionModel) -> list[Step]:
-        """The schedule's steps for a model, those with atoms marked as coded."""
+        """The schedule's steps for a model, with what is coded in each: the plan that encoder and decoder follow.
+
+        With the rules that share atoms, a step whose share rounds to nothing is worth no bits and is made
+        deterministic: noise there would only have to be undone. The others then share all atoms, but have one at
+        least, so a file can have a few more than `atoms`.
+        """
         if self.schedule == "kl":
             timesteps = kl_timesteps(model, self.T, self.stop)
             end = tail_timesteps(self.stop, self.tail)
@@ -127,9 +144,15 @@ class CodecConfig:
             ]
         if self.rule not in SHARING_RULES:
             return steps
-        # A step whose share rounds to nothing is worth no bits; noise there would only have to be undone.
-        counts = self.atoms_per_step(model, steps)
-        return [step if counts.get(step.index, 1) else step.deterministic for step in steps]
+        noisy = [step for step in steps if step.coded]
+        worth = [step for step, part in zip(noisy, self._parts(model, noisy), strict=True) if part]
+        planned = {step.index: step.deterministic for step in noisy}
+        for step, part in zip(worth, self._parts(model, worth), strict=True):
+            planned[step.index] = dataclasses.replace(step, atoms=max(1, part))
+        return [planned.get(step.index, step) for step in steps]
+
+    def _parts(self, model: DiffusionModel, steps: Sequence[Step]) -> list[int]:
+        return allocate(self.atoms, shares(model, steps))
 
     @property
     def trellis_memory(self) -> int:
@@ -141,16 +164,25 @@ class CodecConfig:
         """Information of one group of the rule rcc: log2 K less the margin its search needs."""
         return self.K.bit_length() - 1 - DEFAULT_MARGIN
 
-    def atoms_per_step(self, model: DiffusionModel, steps: Sequence[Step]) -> dict[int, int]:
-        """Index of each coded step -> its part of `atoms`."""
-        coded = [step for step in steps if step.coded]
-        parts = allocate(self.atoms, shares(model, coded))
-        return {step.index: part for step, part in zip(coded, parts, strict=True)}
+    def search_cost(self, dim: int) -> SearchCost:
+        """About what an encoder of states of `dim` entries does in all, as if its steps were alike."""
+        groups = min(dim, max(1, self.atoms // self.T)) if self.rule in GROUPED_RULES else 1
+        spec = CodebookSpec(self.kind, dim, self.K, groups)
+        whole = self.T * self.K * groups * spec.calls_per_group * spec.entries_per_call
+        if self.rule == "pursuit" and self.M > 1:
+            # Scores and norms of all atoms, and for each coefficient and atom about ten numbers from them.
+            passes = 1 if spec.orthogonal else self.M
+            return SearchCost(passes * whole, 16 * self.K, 12 * self.T * self.M * self.K << self.C)
+        if self.rule == "trellis":  # scores and the paths' metrics
+            return SearchCost(whole // 2, groups * self.K, 2 * self.T * groups * self.K)
+        if self.rule == "rcc":  # arrival times
+            return SearchCost(whole, 3 * groups * self.K, 8 * self.T * groups * self.K)
+        return SearchCost(whole)
 
-    def make_rule(self, model: DiffusionModel, steps: Sequence[Step], dim: int, backend: str) -> Rule:
+    def make_rule(self, steps: Sequence[Step], dim: int, backend: str) -> Rule:
         """The rule for states of `dim` entries; `steps` as returned by `steps`."""
         if self.rule in SHARING_RULES:
-            atoms = {index: count for index, count in self.atoms_per_step(model, steps).items() if count}
+            atoms = {step.index: step.atoms for step in steps if step.coded}
             if self.rule == "threshold":
                 return Threshold(Codebook(self.kind, dim, self.K, seed=self.seed, backend=backend), atoms)
             if max(atoms.values(), default=0) > dim:

@@ -24,6 +24,10 @@ class FormatError(DDCMError, ValueError):
     """A file that is not a readable .ddcm file: foreign, truncated, corrupt or too new."""
 
 
+class LimitError(DDCMError, ValueError):
+    """A file or settings that ask for more than the limits allow; the message names what raises the limit."""
+
+
 class ModelError(DDCMError, RuntimeError):
     """A model that cannot be loaded, or is not the one the file was made with."""
 

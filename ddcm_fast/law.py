@@ -139,14 +139,22 @@ class CodebookSpec:
         """`hadamard` sub-blocks a group: ceil(dmax / n)."""
         return -(-self.max_group_dim // self.hadamard_n)
 
+    @property
+    def entries_per_call(self) -> int:
+        """Entries of noise from one Philox block."""
+        return GAUSSIANS_PER_CALL if self.kind == "gaussian" else SIGNS_PER_CALL
+
     @cached_property
     def calls_per_group(self) -> int:
         """Philox blocks a group and atom (for `hadamard`: a group, pair and stream)."""
-        if self.kind == "gaussian":
-            return -(-self.max_group_dim // GAUSSIANS_PER_CALL)
-        if self.kind == "sign":
-            return -(-self.max_group_dim // SIGNS_PER_CALL)
-        return self.sub_blocks * -(-self.hadamard_n // SIGNS_PER_CALL)
+        if self.kind == "hadamard":
+            return self.sub_blocks * -(-self.hadamard_n // self.entries_per_call)
+        return -(-self.max_group_dim // self.entries_per_call)
+
+    @property
+    def orthogonal(self) -> bool:
+        """Whether the atoms of a group are exactly orthogonal."""
+        return self.kind == "hadamard" and self.size <= self.hadamard_n and self.dim % self.hadamard_n == 0
 
     @cached_property
     def rotation_block(self) -> int:

@@ -15,16 +15,17 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .codebook import Codebook
-from .errors import ConfigError, FormatError, ModelError
+from .config import MAX_C, MAX_M
+from .errors import ConfigError, FormatError, InputError, ModelError
+from .limits import Limits
 from .models.base import DiffusionModel
 from .rules import Greedy, Pursuit, Rule
-from .sampler import Chooser, Replay, sample, toward
+from .sampler import Chooser, Replay, Sample, sample, toward
 from .schedule import Step
 
 INITIAL_SEED = 100000
@@ -54,15 +55,16 @@ class Settings:
     model: str = ""
 
     def __post_init__(self) -> None:
-        if not (self.T >= 1 and self.K >= 2 and self.M >= 1 and self.C >= 1 and self.high >= self.low >= 0):
+        possible = self.T >= 1 and self.K >= 2 and 1 <= self.M <= MAX_M and 1 <= self.C <= MAX_C
+        if not (possible and self.high >= self.low >= 0):
             raise FormatError(f"impossible settings of an official file: {self}")
 
     @staticmethod
     def of_path(path: Path | str) -> Settings:
         """Read them from the path of a file; raises FormatError if it does not say all of them."""
         text = str(path).replace("\\", "/")
-        number = {key: re.search(rf"{key}=(\d+)", text) for key in "TKMC"}
-        span, model = re.search(r"_in(\d+)-(\d+)", text), re.search(r"model=([^/]+)/", text)
+        number = {key: re.search(rf"{key}=(\d{{1,12}})(?!\d)", text) for key in "TKMC"}
+        span, model = re.search(r"_in(\d{1,12})-(\d{1,12})(?!\d)", text), re.search(r"model=([^/]+)/", text)
         if span is None or model is None or None in number.values():
             raise FormatError(
                 f"{path}: an official DDCM file needs its folder's name, T=.._in..-.._K=.._M=.._C=.._model=.., "
@@ -92,6 +94,11 @@ def _fields(settings: Settings) -> list[int]:
     return [index] + [settings.C, index] * (settings.M - 1)
 
 
+def _bytes(settings: Settings, steps: int) -> int:
+    """Of a file with so many coded steps."""
+    return (settings.bits * steps + 7) // 8
+
+
 def unpack(data: bytes, settings: Settings, steps: int) -> list[list[int]]:
     """The letters of each coded step: k_1, then pairs (code of c, k).
 
@@ -101,11 +108,11 @@ def unpack(data: bytes, settings: Settings, steps: int) -> list[list[int]]:
     """
     bits = settings.bits * steps
     value = int.from_bytes(data, "big")
-    if len(data) != (bits + 7) // 8 or value.bit_length() > bits:
-        raise FormatError(f"the file has {len(data)} bytes where its name asks for {(bits + 7) // 8}")
+    if len(data) != _bytes(settings, steps) or value.bit_length() > bits:
+        raise FormatError(f"the file has {len(data)} bytes where its name asks for {_bytes(settings, steps)}")
     rows = []
     for i in range(steps):
-        own = value >> settings.bits * (steps - 1 - i)
+        own = value >> settings.bits * (steps - 1 - i) & ((1 << settings.bits) - 1)
         row: list[int] = []
         for width in reversed(_fields(settings)):
             row.append(own & ((1 << width) - 1))
@@ -127,7 +134,7 @@ def pack(rows: list[list[int]], settings: Settings) -> bytes:
     for row in rows:
         for width, number in zip(_fields(settings), row, strict=True):
             value = value << width | number
-    return value.to_bytes((settings.bits * len(rows) + 7) // 8, "big")
+    return value.to_bytes(_bytes(settings, len(rows)), "big")
 
 
 class TorchRandn(Codebook):
@@ -221,22 +228,21 @@ def steps_of(model: DiffusionModel, settings: Settings) -> list[Step]:
     return steps
 
 
-@dataclass(frozen=True)
-class _Job:
-    steps: list[Step]
-    rule: Rule
-    noise: Tensor
-    shape: tuple[int, ...]
-
-    def run(self, model: DiffusionModel, chooser: Chooser, progress: bool | None) -> Any:
-        return sample(model, self.steps, self.rule, chooser, self.noise, None, progress, "official DDCM")
-
-
-def _job(model: DiffusionModel, settings: Settings, height: int, width: int) -> _Job:
-    shape = model.latent_shape(height, width)
+def _run(
+    model: DiffusionModel, settings: Settings, side: int, steps: list[Step], chooser: Chooser, progress: bool | None
+) -> Sample:
+    shape = model.latent_shape(side, side)
     book = TorchRandn(math.prod(shape), settings.K, model.dtype, model.device)
     noise = book.draw(INITIAL_SEED, 1).view(1, *shape)
-    return _Job(steps_of(model, settings), _rule(book, settings), noise, shape)
+    return sample(model, steps, _rule(book, settings), chooser, noise, None, progress, "official DDCM")
+
+
+def _check(model: DiffusionModel, settings: Settings, side: int, limits: Limits) -> None:
+    """Raise LimitError before a codebook is made that is too large: it is held as drawn and in float32."""
+    limits.check("pixels", side * side)
+    limits.check("pixel_steps", side * side * settings.T * settings.M)
+    limits.check("evaluations", settings.T * model.calls(side, side))
+    limits.check("memory", 8 * settings.K * math.prod(model.latent_shape(side, side)))
 
 
 def _own_size(model: DiffusionModel) -> int:
@@ -249,7 +255,11 @@ def _own_size(model: DiffusionModel) -> int:
 
 
 def decode(
-    path: Path | str, model: DiffusionModel, settings: Settings | None = None, progress: bool | None = False
+    path: Path | str,
+    model: DiffusionModel,
+    settings: Settings | None = None,
+    progress: bool | None = False,
+    limits: Limits | None = None,
 ) -> Tensor:
     """An official .bin file -> image (C, H, W) float32 in [-1, 1], of the model's own size.
 
@@ -257,18 +267,25 @@ def decode(
         path: of the file, below the folder that says its settings.
         model: load_model(settings.hub_id); float32 or float16 as in the encoder, on the same kind of device.
         settings: where the path does not say them.
-        progress: see Codec.
+        progress, limits: see Codec.
 
     Raises:
-        FormatError: the file does not fit its name.
+        FormatError: the file does not fit its name. LimitError: its name asks for more than the limits allow.
+        InputError: it cannot be read.
     """
     settings = settings or Settings.of_path(path)
     side = _own_size(model)
-    job = _job(model, settings, side, side)
-    coded = [step for step in job.steps if step.coded]
-    rows = unpack(Path(path).read_bytes(), settings, len(coded))
+    _check(model, settings, side, limits or Limits())
+    steps = steps_of(model, settings)
+    coded = sum(step.coded for step in steps)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_bytes(settings, coded) + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    rows = unpack(data, settings, coded)
     letters = [torch.tensor([row], dtype=torch.int64, device="cpu") for row in rows]
-    done = job.run(model, Replay(letters), progress)
+    done = _run(model, settings, side, steps, Replay(letters), progress)
     return model.decode(done.x0)[0]
 
 
@@ -282,9 +299,8 @@ def encode(
     side = _own_size(model)
     if image.shape[-2:] != (side, side):
         raise ConfigError(f"official files hold images of the model's own size, {side}x{side}")
-    job = _job(model, settings, side, side)
     with torch.inference_mode():
         target = model.encode(image[None].to(model.device))
-    done = job.run(model, toward(target), progress)
+    done = _run(model, settings, side, steps_of(model, settings), toward(target), progress)
     rows = [letters[0].tolist() for letters in done.letters]
     return pack(rows, settings), model.decode(done.x0)[0]

@@ -178,9 +178,8 @@ def _bits(config: CodecConfig, model: DiffusionModel, dim: int) -> float:
     steps = config.steps(model)
     coded = [step for step in steps if step.coded]
     if config.rule == "threshold":
-        counts = config.atoms_per_step(model, coded)
-        return sum(_log2_comb(config.K, m) + m for m in counts.values())
-    rule = config.make_rule(model, steps, dim, "reference")
+        return sum(_log2_comb(config.K, step.atoms) + step.atoms for step in coded)
+    rule = config.make_rule(steps, dim, "reference")
     return sum(math.log2(radix) for step in coded for radix in rule.radices(step))
 
 

@@ -29,6 +29,7 @@ class Step:
         t, alpha_t, sigma_t: where the step starts. alpha_s, sigma_s: where it ends (1, 0 at the last).
         noise: v, the weight of the noise z (0: deterministic step). direction: weight of eps_hat.
         coded: whether z carries bits; a noisy step without bits uses atom 0.
+        atoms: how many of them a coded step has, with the rules that share a file's atoms among its steps.
         position: the index as a 0-d int64 tensor on the device, in a step that stands for several alike (graphs.py).
     """
 
@@ -41,6 +42,7 @@ class Step:
     noise: float
     direction: float
     coded: bool
+    atoms: int = 0
     position: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property

@@ -48,7 +48,7 @@ class Bench:
         self.model, self.condition = model, condition
         self.shape = model.latent_shape(16, 32)
         self.steps = config.steps(model)
-        self.rule = config.make_rule(model, self.steps, math.prod(self.shape), "auto")
+        self.rule = config.make_rule(self.steps, math.prod(self.shape), "auto")
         generator = torch.Generator().manual_seed(3)
         self.x0 = [torch.rand(2, *self.shape, generator=generator) * 2 - 1 for _ in range(2)]
 

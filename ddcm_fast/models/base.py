@@ -95,6 +95,10 @@ class DiffusionModel(ABC):
         if height % self.multiple or width % self.multiple:
             raise ConfigError(f"model {self.name!r} takes multiples of {self.multiple}, not {width}x{height}")
 
+    def calls(self, height: int, width: int) -> int:
+        """How often `predict` calls the network for an (already padded) image of this size."""
+        return 1
+
     def complete_condition(self, condition: Condition | None) -> Condition | None:
         """The condition with this model's defaults filled in, as files keep it; None if it says nothing.
 

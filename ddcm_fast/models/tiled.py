@@ -121,6 +121,11 @@ class TiledModel(DiffusionModel):
         most = self.size * self._factor
         self.inner.check_size(min(height, most), min(width, most))
 
+    def calls(self, height: int, width: int) -> int:
+        """See DiffusionModel.calls."""
+        rows, columns = self.latent_shape(height, width)[-2:]
+        return len(self._starts(rows)) * len(self._starts(columns))
+
     def fingerprint(self) -> bytes:
         """See DiffusionModel.fingerprint."""
         said = f"tile {self.size} {self.overlap}".encode()

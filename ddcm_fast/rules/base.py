@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..bitstream import pack, unpack, unpack_prefix
 from ..codebook import Codebook
+from ..errors import FormatError
 from ..schedule import Step
 
 
@@ -22,7 +23,12 @@ class Rule(ABC):
 
     The encoder calls `choose`, the generator `draw`, and everyone `noise`: encoder and decoder share the code that
     matters.
+
+    Attributes:
+        unwritten: bits of a payload's end that may be missing from its file.
     """
+
+    unwritten = 0
 
     @abstractmethod
     def codebook(self, step: Step) -> Codebook:
@@ -31,6 +37,10 @@ class Rule(ABC):
     @abstractmethod
     def radices(self, step: Step) -> list[int]:
         """Radices of the symbols of a step; the step costs sum(log2(radix)) bits."""
+
+    def least_bits(self, step: Step) -> float:
+        """Bits that a step takes in a payload at least; without a list of many radices, as files can ask for any."""
+        return sum(radix.bit_length() - 1 for radix in self.radices(step))
 
     @abstractmethod
     def choose(self, direction: Tensor, step: Step) -> Tensor:
@@ -67,18 +77,25 @@ class Rule(ABC):
         With `prefix`, data is the beginning of a payload and only the steps that it determines are returned.
         Raises FormatError: the data is not what `write` writes.
         """
-        radices = [self.radices(step) for step in steps]
-        flat = [radix for own in radices for radix in own]
-        symbols = unpack_prefix(data, flat) if prefix else unpack(data, flat)
+        if prefix:
+            symbols = unpack_prefix(data, (radix for step in steps for radix in self.radices(step)))
+        else:
+            self.check_length(data, steps)
+            symbols = unpack(data, [radix for step in steps for radix in self.radices(step)])
         letters: list[list[int]] = []
         first = 0
-        for own, step in zip(radices, steps, strict=True):
-            last = first + len(own)
+        for step in steps:
+            last = first + len(self.radices(step))
             if last > len(symbols):
                 break
             letters.append(self.to_letters(symbols[first:last], step))
             first = last
         return letters
+
+    def check_length(self, data: bytes, steps: Sequence[Step]) -> None:
+        """Raise FormatError for a payload that is shorter than any of the steps' would be."""
+        if sum(self.least_bits(step) for step in steps) > 8 * len(data) + self.unwritten:
+            raise FormatError("the payload is not as long as the header says: the file is truncated or corrupt")
 
     def uncoded_noise(self, batch: int, step: Step, device: torch.device) -> Tensor:
         """Noise of a step that carries no bits: atom 0 of every group, the same for every image."""

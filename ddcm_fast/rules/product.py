@@ -39,6 +39,11 @@ class Product(Rule):
         book = self.codebook(step)
         return [2 * book.spec.size] * book.spec.groups
 
+    def least_bits(self, step: Step) -> float:
+        """See Rule.least_bits."""
+        spec = self.codebook(step).spec
+        return spec.groups * spec.size.bit_length()
+
     def choose(self, direction: Tensor, step: Step) -> Tensor:
         """See Rule.choose; a letter is 2 index + (1 for a negative sign)."""
         index, sign, _ = self.codebook(step).search(direction, step.at)

@@ -48,6 +48,7 @@ class Pursuit(Rule):
         self._codebook = codebook
         self._atoms = atoms
         self._grid = coefficient_grid(bits, official_grid)
+        self._levels = torch.tensor([1.0, *self._grid], dtype=torch.float64, device="cpu")  # by code
         self._ways = [1]
         for _ in range(atoms - 1):
             self._ways.append(1 + len(self._grid) * codebook.spec.size * self._ways[-1])
@@ -73,8 +74,7 @@ class Pursuit(Rule):
         value, index = score.max(dim=1, keepdim=True)
         best = book.atoms(index, i)
         letters = [index]
-        spec = book.spec
-        orthogonal = spec.kind == "hadamard" and spec.size <= spec.hadamard_n and dim % spec.hadamard_n == 0
+        orthogonal = book.spec.orthogonal
         weight = torch.zeros_like(score).scatter_(1, index, 1.0)  # of each atom in best, where they are orthogonal
         active = torch.ones_like(index, dtype=torch.bool)
         for _ in range(self._atoms - 1):
@@ -110,7 +110,10 @@ class Pursuit(Rule):
     def noise(self, letters: Tensor, step: Step) -> Tensor:
         """See Rule.noise: replay the refinement."""
         z = self._codebook.atoms(letters[:, :1], step.index)
+        on_cpu = letters.device.type == "cpu"  # elsewhere a look at the letters would wait for the device
         for m in range(1, 2 * self._atoms - 1, 2):
+            if on_cpu and not letters[:, m].any():
+                break
             z = self._refine(z, letters[:, m : m + 1], letters[:, m + 1 : m + 2], step.index)
         return z
 
@@ -125,7 +128,7 @@ class Pursuit(Rule):
 
     def _mixing(self, code: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(c), sqrt(1 - c) of the codes (B, 1), in the dtype of `like`; code 0 counts as c = 1."""
-        c = like.new_tensor([1.0, *self._grid])[code]
+        c = self._levels.to(like)[code]
         return c.sqrt(), (1 - c).sqrt()
 
     def draw(self, batch: int, step: Step, generator: torch.Generator) -> Tensor:

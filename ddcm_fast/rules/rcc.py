@@ -34,6 +34,7 @@ MAX_LOG2_SIZE = 24
 DEFAULT_MARGIN = 6
 _QUANTUM = 16  # bits of a group are rounded to 1/16: a last-digit difference between machines must not change a file
 _WEIGHT_SCALE = 1 << 20
+_ROUNDING = 1e-3  # part of a length by which the coder's probabilities may miss it
 
 
 def _constriction() -> Any:
@@ -89,6 +90,9 @@ class Rcc(Rule):
     Raises ConfigError: no groups or bits of a step, or K beyond 2^24.
     """
 
+    # Zeros at the end are not written. No image's own has more than these by chance.
+    unwritten = 1 << 16
+
     def __init__(
         self,
         kind: str,
@@ -126,6 +130,11 @@ class Rcc(Rule):
         """See Rule.radices: K of every group, far more than what `write` spends."""
         spec = self.codebook(step).spec
         return [spec.size] * spec.groups
+
+    def least_bits(self, step: Step) -> float:
+        """See Rule.least_bits: every index of the likeliest class, less what the coder's rounding may save."""
+        weights = self._weights(step)
+        return self.codebook(step).spec.groups * math.log2(sum(weights) / max(weights)) * (1 - _ROUNDING)
 
     def choose(self, direction: Tensor, step: Step, draw: int = 0) -> Tensor:
         """See Rule.choose: not the best noise for the residual `direction`, but a sample of the right one.
@@ -194,14 +203,18 @@ class Rcc(Rule):
 
     def read(self, data: bytes, steps: Sequence[Step], prefix: bool = False) -> list[list[int]]:
         """See Rule.read."""
-        low = self._decode(data, steps)
         if not prefix:
+            self.check_length(data, steps)
+            low = self._decode(data, steps)
             if len(low) < len(steps) or self.write(low, steps) != data:
                 raise FormatError("the payload is not a sequence of indices: the file is truncated or corrupt")
             return low
         # The payloads that begin with `data` lie between those continued by zeros and by ones, and the coder is
-        # monotone: what both say is certain.
-        high = self._decode(data, steps, b"\xff")
+        # monotone: what both say is certain. Steps beyond the data need not be looked at.
+        spent = itertools.accumulate(self.least_bits(step) for step in steps)
+        held = [step for step, bits in zip(steps, spent, strict=True) if bits <= 8 * len(data) + self.unwritten]
+        low = self._decode(data, held)
+        high = self._decode(data, held, b"\xff")
         certain = 0
         while certain < min(len(low), len(high)) and low[certain] == high[certain]:
             certain += 1

@@ -75,6 +75,10 @@ class Trellis(Rule):
         """See Rule.radices: G letters of b bits."""
         return [1 << self._bits] * self.codebook(step).spec.groups
 
+    def least_bits(self, step: Step) -> float:
+        """See Rule.least_bits."""
+        return self.codebook(step).spec.groups * self._bits
+
     def choose(self, direction: Tensor, step: Step) -> Tensor:
         """See Rule.choose: the letters of the path with the largest <z, direction>; -1 where that is not finite."""
         scores = self.codebook(step).scores(direction, step.index)
@@ -108,8 +112,9 @@ class Trellis(Rule):
     def noise(self, letters: Tensor, step: Step) -> Tensor:
         """See Rule.noise: the path's atoms side by side."""
         state = torch.zeros_like(letters)
-        for back in range(1, -(-self._memory // self._bits) + 1):
-            state[:, back:] |= letters[:, : letters.shape[1] - back] << (self._bits * (back - 1))
+        reach = -(-self._memory // self._bits)  # letters that a state remembers, if so many came before
+        for back in range(1, min(reach, letters.shape[1] - 1) + 1):
+            state[:, back:] |= letters[:, :-back] << (self._bits * (back - 1))
         state &= (1 << self._memory) - 1
         index = (state << (self._bits - 1)) + (letters >> 1)
         return self.codebook(step).atoms(index, step.index, 1 - 2 * (letters & 1))

@@ -192,7 +192,8 @@ def _restore(args: argparse.Namespace) -> None:
         settings = {**settings, **{k: v for k, v in (("K", 4096), ("T", 1000)) if settings[k] is None}}
         args.quality = args.quality or FACE_METRIC
     model = cli.load(args, args.model, args.dtype)
-    codec = Codec(model, preset(args.preset, **settings), args.backend, progress=False if args.quiet else None)
+    progress = False if args.quiet else None
+    codec = Codec(model, preset(args.preset, **settings), args.backend, progress=progress, limits=cli.limits_of(args))
     names = [args.output]
     if args.task is not None:
         results = [_run_task(args, codec, outputs)]
@@ -270,14 +271,16 @@ def _edit(args: argparse.Namespace) -> None:
     data = read(args.input, start=container.MAGIC)
     if data.startswith(container.MAGIC):
         header, _ = container.read(data)
-        codec = Codec(cli.load_for(args, header.model, header.dtype), backend=args.backend, progress=quiet)
+        model = cli.load_for(args, header.model, header.dtype)
+        codec = Codec(model, backend=args.backend, progress=quiet, limits=cli.limits_of(args))
         check_edit(codec.model, header.config, conditions, starts)
     else:
         plain = args.output_dir / f"{stem}.png"
         add(outputs, plain)
         image = cli.read_image(args.input)
         model = cli.load(args, args.model or cli.DEFAULT_MODEL, args.dtype)
-        codec = Codec(model, preset(args.preset, **cli.settings(args)), args.backend, progress=quiet)
+        config = preset(args.preset, **cli.settings(args))
+        codec = Codec(model, config, args.backend, progress=quiet, limits=cli.limits_of(args))
         check_edit(model, codec.config, conditions, starts)
         coded = codec.encode(image, source)[0]
         write(outputs, plain, coded)
