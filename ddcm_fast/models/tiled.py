@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -121,10 +122,17 @@ class TiledModel(DiffusionModel):
         most = self.size * self._factor
         self.inner.check_size(min(height, most), min(width, most))
 
-    def fingerprint(self) -> bytes:
+    def fingerprint(self, dtype: torch.dtype | None = None) -> bytes:
         """See DiffusionModel.fingerprint."""
-        said = f"tile {self.size} {self.overlap}".encode()
-        return hashlib.sha256(self.inner.fingerprint() + said).digest()[:4]
+        own = hashlib.sha256(f"tile {self.size} {self.overlap}".encode()).digest()[:4]
+        return bytes(a ^ b for a, b in zip(self.inner.fingerprint(dtype), own, strict=True))
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """See DiffusionModel.using."""
+        with self.inner.using():
+            self.device, self.dtype = self.inner.device, self.inner.dtype
+            yield
 
     def alpha_sigma(self, t: float) -> tuple[float, float]:
         """See DiffusionModel.alpha_sigma."""
