@@ -83,9 +83,9 @@ def test_files_in_any_form(plain: Codec, tmp_path: Path) -> None:
     with path.open("rb") as stream:
         assert plain.decompress(stream).size == (16, 16)
     for wrong in (str(path), 5, None):
-        with pytest.raises(InputError, match="pathlib.Path"):
+        with pytest.raises(InputError, match=r"pathlib\.Path"):
             plain.decode(wrong)
-    with pytest.raises(InputError, match="cannot read .*No such file"):
+    with pytest.raises(InputError, match=r"cannot read .*No such file"):
         plain.decode(tmp_path / "none.ddcm")
 
 

@@ -49,12 +49,14 @@ def unaligned(network: nn.Module) -> None:
 def test_a_pipeline_is_left_as_it_was_found(name: str) -> None:
     pipe = tiny_pipelines.build(name)
     expected = Codec(tiny_pipelines.build(name), CONFIG).encode(image(), CONDITIONS.get(name))[0]
-    for network in networks(pipe).values():
+    for part, network in networks(pipe).items():
+        if part.startswith("text_encoder"):  # transformers puts hooks of its own on a network that runs first
+            network(torch.ones(1, 8, dtype=torch.int64), output_hidden_states=True)
         unaligned(network)
         network.train()
         for parameter in list(network.parameters())[::2]:
             parameter.requires_grad_()
-        if hasattr(network, "enable_tiling"):
+        if hasattr(network, "use_tiling"):
             network.enable_tiling()
             network.use_slicing = True
     weights = {k: v.clone() for part in networks(pipe).values() for k, v in part.state_dict().items()}
@@ -63,7 +65,8 @@ def test_a_pipeline_is_left_as_it_was_found(name: str) -> None:
     coded = codec.encode(image(), CONDITIONS.get(name))[0]
     assert coded.data == expected.data and torch.equal(coded.reconstruction, expected.reconstruction)
     assert torch.equal(codec.decode(coded.data), coded.reconstruction) and not coded.reconstruction.requires_grad
-    assert str(state(pipe)) == str(before)
+    after = state(pipe)
+    assert [key for key in {**before, **after} if str(before.get(key)) != str(after.get(key))] == []
     for part in networks(pipe).values():
         assert all(torch.equal(weights[k], v) for k, v in part.state_dict().items() if v.shape == weights[k].shape)
 
