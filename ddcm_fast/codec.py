@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from functools import cached_property, wraps
+from itertools import groupby
+from typing import Any, Concatenate, ParamSpec, TypeVar, Union
 
 import numpy as np
 import torch
@@ -17,12 +19,12 @@ from torch.nn.functional import pad
 
 from . import container
 from .autocast import without_autocast
-from .condition import Condition, ConditionHash, Edit, settle
+from .condition import Condition, ConditionHash, ConditionLike, Edit, as_condition, one_each, settle
 from .config import SHARING_RULES, CodecConfig, preset
-from .container import DTYPE_NAMES, MAX_SIDE, Header
+from .container import DTYPE_NAMES, MAX_SIDE, FileData, Header
 from .errors import ConfigError, DDCMWarning, FormatError, InputError, ModelError
 from .graphs import StepGraphs, require_gpu
-from .images import ImageLike, to_mask, to_pil, to_tensor
+from .images import ImageLike, load_image, to_mask, to_pil, to_tensor
 from .images import psnr as measured_psnr
 from .information import model_curve
 from .limits import Limits
@@ -45,6 +47,13 @@ from .rules import Rcc, Rule
 from .rules.threshold import pool_weight
 from .sampler import Blind, Chooser, Draw, Replay, Sample, sample, toward
 from .schedule import Step
+
+#: What an image may be given as, or its file's path.
+Picture = Union[ImageLike, "os.PathLike[str]"]
+_SINGLE = (Image.Image, np.ndarray, Tensor, os.PathLike)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 DEFAULT_PRESET = "product"
 MAX_BPP = 8.0
@@ -86,6 +95,18 @@ def _check_side(model: DiffusionModel, height: int, width: int) -> None:
         raise InputError(f"the image has {width}x{height} pixels; each side must be {low} to {MAX_SIDE}")
 
 
+def _using_model(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """All of an operation inside `model.using()`: header, fingerprint and pictures are of the same weights."""
+
+    @wraps(method)
+    @without_autocast
+    def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.model.using():
+            return method(self, *args, **kwargs)
+
+    return run
+
+
 def _stored(condition: Condition | None, embed: bool) -> Condition | ConditionHash | None:
     """What a header says of a condition."""
     return condition if condition is None or embed else ConditionHash(condition.digest())
@@ -115,6 +136,9 @@ class _Job:
 
 class Codec:
     """Compress and decompress images with a diffusion model.
+
+    Conditions may be given as a prompt (a text) wherever there is a Condition; seeds as a torch.Generator, from which
+    the seed is then drawn; files as bytes of any kind, binary streams or pathlib.Path.
 
     Args:
         model: from load_model, or a diffusers pipeline (see models.wrap_pipeline).
@@ -173,11 +197,11 @@ class Codec:
 
     # ---- encoding --------------------------------------------------------------------------------
 
-    @without_autocast
+    @_using_model
     def encode(
         self,
-        images: ImageLike | Sequence[ImageLike],
-        condition: Condition | None = None,
+        images: Picture | Sequence[Picture],
+        condition: ConditionLike | Sequence[ConditionLike] = None,
         embed_condition: bool = True,
         bpp: float | None = None,
         psnr: float | None = None,
@@ -187,8 +211,8 @@ class Codec:
 
         Args:
             images: a PIL image, an array (H, W, 3) or (H, W) of uint8 or uint16, a tensor (C, H, W) or (B, C, H, W)
-                in [-1, 1], or a sequence of these; see images.to_tensor.
-            condition: prompt, label and guidance, for conditional models.
+                in [-1, 1], an image file's path, or a sequence of these; see images.to_tensor.
+            condition: prompt, label and guidance, for conditional models; or a sequence of one for each image.
             embed_condition: the condition travels in the file; if not, only 4 bytes of its hash do and the decoder
                 must be given it.
             bpp: bits a pixel of the whole file, never exceeded and met within an atom; each image is then coded alone.
@@ -200,24 +224,24 @@ class Codec:
             InputError: not an image, NaN, or a side outside 16 to 4096 pixels. LimitError: beyond the limits.
             ConfigError: a configuration or condition this model or size cannot take.
         """
-        condition = self.model.complete_condition(condition)
-        stored = _stored(condition, embed_condition)
-        items = [images] if isinstance(images, (Image.Image, np.ndarray, Tensor)) else list(images)
-        tensors = [row for item in items for row in to_tensor(item, self.model.channels).split(1)]
+        items = [images] if isinstance(images, _SINGLE) else list(images)
+        loaded = [load_image(os.fspath(item)) if isinstance(item, os.PathLike) else item for item in items]
+        tensors = [row for item in loaded for row in to_tensor(item, self.model.channels).split(1)]
+        conditions = self._conditions(condition, len(tensors))
         results: list[Encoded | None] = [None] * len(tensors)
         sizes: dict[tuple[int, int], list[int]] = {}
         for i, tensor in enumerate(tensors):
             sizes.setdefault((tensor.shape[2], tensor.shape[3]), []).append(i)
         controlled = bpp is not None or psnr is not None
         for members in sizes.values():
-            size = 1 if controlled else self.batch_size
-            for first in range(0, len(members), size):
-                batch = members[first : first + size]
+            for batch in self._batches(members, conditions, 1 if controlled else self.batch_size):
                 images = torch.cat([tensors[i] for i in batch])
+                own = [conditions[i] for i in batch]
+                stored = [_stored(each, embed_condition) for each in own]
                 if controlled:
-                    coded = [self._controlled(images, bpp, psnr, condition, stored, mask)]
+                    coded = [self._controlled(images, bpp, psnr, own[0], stored[0], mask)]
                 else:
-                    coded, _ = self._encode(images, self._target(images), self.config, condition, stored, mask)
+                    coded, _ = self._encode(images, self._target(images), self.config, own, stored, mask)
                 for i, one in zip(batch, coded, strict=True):
                     results[i] = one
         return [r for r in results if r is not None]
@@ -227,12 +251,12 @@ class Codec:
         images: Tensor,
         x0: Tensor,
         config: CodecConfig,
-        condition: Condition | None,
-        stored: Condition | ConditionHash | None,
+        conditions: Sequence[Condition | None],
+        stored: Sequence[Condition | ConditionHash | None],
         mask: ImageLike | None,
         bits: float = 0.0,
     ) -> tuple[list[Encoded], float]:
-        """Images (B, C, H, W) of one size and their x0, in one batch; also the mean squared error of the state.
+        """Images (B, C, H, W) of one size and guidance and their x0, in one batch; also the state's mean squared error.
 
         `bits` is what the payload of one image should take, where that is not known from the configuration.
         """
@@ -242,7 +266,7 @@ class Codec:
         chooser = toward(x0, weight)
         if bits > 0 and job.coded and isinstance(job.rule, Rcc):
             chooser = Paced(x0, weight, job.rule, job.coded, bits)
-        done = self._run(job, chooser, len(images), "compress", condition)
+        done = self._run(job, chooser, len(images), "compress", _together(conditions))
         return self._finish(job, done, config, stored), float((done.x0 - x0).double().square().mean())
 
     def _controlled(
@@ -279,7 +303,7 @@ class Codec:
                 for _ in range(2):  # the header's length depends a little on what is in it
                     config = with_payload(config, model, curve, dim, payload(goal, config), trust)
                 bits = payload(file_bits, config)
-                (coded,), error = self._encode(image, x0, config, condition, stored, mask, bits)
+                (coded,), error = self._encode(image, x0, config, [condition], [stored], mask, bits)
                 size = 8 * len(coded.data)
                 if size <= file_bits and (best is None or len(coded.data) > len(best[0].data)):
                     best = coded, error, foretold_error(config, curve)
@@ -317,8 +341,8 @@ class Codec:
 
     def compress(
         self,
-        images: ImageLike | Sequence[ImageLike],
-        condition: Condition | None = None,
+        images: Picture | Sequence[Picture],
+        condition: ConditionLike | Sequence[ConditionLike] = None,
         embed_condition: bool = True,
         bpp: float | None = None,
         psnr: float | None = None,
@@ -326,7 +350,7 @@ class Codec:
     ) -> bytes | list[bytes]:
         """`encode`, only the files: bytes for one image, a list for a batch or a sequence."""
         files = [coded.data for coded in self.encode(images, condition, embed_condition, bpp, psnr, mask)]
-        single = isinstance(images, (Image.Image, np.ndarray)) or (isinstance(images, Tensor) and images.dim() == 3)
+        single = isinstance(images, _SINGLE) and not (isinstance(images, Tensor) and images.dim() != 3)
         return files[0] if single else files
 
     def generate(
@@ -334,39 +358,39 @@ class Codec:
         count: int,
         height: int,
         width: int,
-        seed: int = 0,
-        condition: Condition | None = None,
+        seed: int | torch.Generator = 0,
+        condition: ConditionLike | Sequence[ConditionLike] = None,
         embed_condition: bool = True,
     ) -> list[Encoded]:
         """Draw `count` images at random; each comes with its file. `seed` chooses the symbols."""
         return self.sample(Draw(seed), height, width, count, condition, embed_condition)
 
-    @without_autocast
+    @_using_model
     def sample(
         self,
         chooser: Chooser,
         height: int,
         width: int,
         count: int = 1,
-        condition: Condition | None = None,
+        condition: ConditionLike | Sequence[ConditionLike] = None,
         embed_condition: bool = True,
     ) -> list[Encoded]:
         """Images whose noise any Chooser picks (see ddcm_fast.tasks); each comes with its file."""
         _check_side(self.model, height, width)
-        condition = self.model.complete_condition(condition)
-        stored = _stored(condition, embed_condition)
+        conditions = self._conditions(condition, count)
         job = self._job(self.config, height, width)
         out: list[Encoded] = []
-        while len(out) < count:
-            done = self._run(job, chooser, min(self.batch_size, count - len(out)), "generate", condition)
-            out += self._finish(job, done, self.config, stored)
+        for batch in self._batches(range(count), conditions, self.batch_size):
+            own = [conditions[i] for i in batch]
+            done = self._run(job, chooser, len(batch), "generate", _together(own))
+            out += self._finish(job, done, self.config, [_stored(each, embed_condition) for each in own])
         return out
 
     # ---- decoding --------------------------------------------------------------------------------
 
-    @without_autocast
+    @_using_model
     def decode(
-        self, data: bytes, ignore_checksum: bool = False, condition: Condition | None = None, first: float = 1.0
+        self, data: FileData, ignore_checksum: bool = False, condition: ConditionLike = None, first: float = 1.0
     ) -> Tensor:
         """The bytes of a file -> image (C, H, W) float32 in [-1, 1] on the model's device.
 
@@ -380,10 +404,12 @@ class Codec:
             ModelError: made with another model.
             ConfigError: the condition is missing or is not the one the file was made with.
         """
+        data = container.file_bytes(data)
         header, payload = container.read(data, ignore_checksum)
         self.limits.check("payload", len(payload))
         self._check_model(header)
-        condition = settle(header.condition, condition and self.model.complete_condition(condition))
+        given = as_condition(condition)
+        condition = settle(header.condition, given and self.model.complete_condition(given))
         try:
             job = self._job(header.config, header.height, header.width)
         except (ConfigError, InputError) as error:
@@ -399,12 +425,27 @@ class Codec:
         return self._crop(job, self.model.decode(done.x0))[0]
 
     def decompress(
-        self, data: bytes, ignore_checksum: bool = False, condition: Condition | None = None, first: float = 1.0
+        self, data: FileData, ignore_checksum: bool = False, condition: ConditionLike = None, first: float = 1.0
     ) -> Image.Image:
         """`decode`, as a PIL image."""
         return to_pil(self.decode(data, ignore_checksum, condition, first))
 
     # ---- parts -----------------------------------------------------------------------------------
+
+    def _conditions(
+        self, given: ConditionLike | Sequence[ConditionLike], count: int
+    ) -> list[Condition | None]:
+        """The conditions of `count` images, the model's defaults filled in."""
+        return [self.model.complete_condition(each) for each in one_each(given, count)]
+
+    @staticmethod
+    def _batches(
+        members: Sequence[int], conditions: Sequence[Condition | None], size: int
+    ) -> Iterator[list[int]]:
+        """Members in their order, at most `size` at a time and of one guidance scale: what a network call takes."""
+        for _, run in groupby(members, lambda i: getattr(conditions[i], "guidance_scale", None)):
+            alike = list(run)
+            yield from (alike[first : first + size] for first in range(0, len(alike), size))
 
     def _job(self, config: CodecConfig, height: int, width: int) -> _Job:
         if not self.cuda_graph:
@@ -467,27 +508,28 @@ class Codec:
         return sample(self.model, job.steps, job.rule, chooser, noise, condition, self.progress, what, graphs)
 
     def _finish(
-        self, job: _Job, done: Sample, config: CodecConfig, condition: Condition | ConditionHash | None = None
+        self, job: _Job, done: Sample, config: CodecConfig, stored: Sequence[Condition | ConditionHash | None]
     ) -> list[Encoded]:
         """Bring the letters to the host, once, and write the files."""
         images = self._crop(job, self.model.decode(done.x0))
         rows = [letters.tolist() for letters in done.letters]
-        header = self._header(config, job.height, job.width, condition)
+        headers = [self._header(config, job.height, job.width, each) for each in stored]
         for step, batch in zip(job.coded, rows, strict=True):
             if any(min(row, default=0) < 0 for row in batch):
                 raise InputError(f"the model's prediction at t={step.t:g} is NaN or infinite; try --dtype float32")
         payloads = (job.rule.write([batch[b] for batch in rows], job.coded) for b in range(len(images)))
         return [
-            Encoded(container.write(header, payload), image) for payload, image in zip(payloads, images, strict=True)
+            Encoded(container.write(header, payload), image)
+            for header, payload, image in zip(headers, payloads, images, strict=True)
         ]
 
     @staticmethod
     def _crop(job: _Job, images: Tensor) -> Tensor:
         return images[..., : job.height, : job.width]
 
-    def _fingerprint(self, config: CodecConfig) -> bytes:
-        """The model's, and where steps or atoms follow the information curve also the curve's."""
-        own = self.model.fingerprint()
+    def _fingerprint(self, config: CodecConfig, dtype: torch.dtype | None = None) -> bytes:
+        """The model's (see there), and where steps or atoms follow the information curve also the curve's."""
+        own = self.model.fingerprint(dtype)
         if config.schedule != "kl" and config.rule not in SHARING_RULES:
             return own
         digest = model_curve(self.model).digest
@@ -495,12 +537,17 @@ class Codec:
 
     def _check_model(self, header: Header) -> None:
         model = self.model
-        own = self._fingerprint(header.config)
-        if header.fingerprint != own:
+        # Of a wider network than the file's the values are known as that one has them, of a narrower one only signs.
+        dtype = file_dtype(header)
+        known = model.dtype in (dtype, torch.float32)
+        own = self._fingerprint(header.config, dtype if known else None)
+        if header.fingerprint != own and (known or header.fingerprint[:2] != own[:2]):
+            alike = header.fingerprint[:2] == own[:2]
             raise ModelError(
                 f"the file was made with model {header.model!r} (fingerprint {header.fingerprint.hex()}), "
-                f"this is {model.name!r} ({own.hex()}) or a calibration of it that is not the file's; "
-                "load that model to decode it"
+                f"this is {model.name!r} ({own.hex()})"
+                + (", the same network with weights of other values" if alike else "")
+                + " or a calibration of it that is not the file's; load that model to decode it"
             )
         if header.dtype != _dtype_name(model.dtype):
             warnings.warn(
@@ -509,6 +556,11 @@ class Codec:
                 DDCMWarning,
                 stacklevel=3,
             )
+
+
+def _together(conditions: Sequence[Condition | None]) -> Condition | tuple[Condition | None, ...] | None:
+    """What a model is told of a batch: the condition of all, or each one's."""
+    return conditions[0] if len(set(conditions)) == 1 else tuple(conditions)
 
 
 def file_dtype(header: Header) -> torch.dtype:

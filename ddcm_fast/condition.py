@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Union
 
 from .errors import ConfigError, FormatError
 
@@ -50,6 +52,10 @@ class Condition:
                 raise ConfigError(f"{name} is not UTF-8")
             if text is not None and "\0" in text:
                 raise ConfigError(f"{name} holds a NUL character")
+            try:
+                (text or "").encode()
+            except UnicodeEncodeError as error:
+                raise ConfigError(f"{name} cannot be written as UTF-8: {text!a}") from error
             if text == "":
                 object.__setattr__(self, name, None)
         label, scale = self.label, self.guidance_scale
@@ -109,6 +115,29 @@ class Condition:
             )
         except (IndexError, ValueError, zlib.error) as error:
             raise FormatError(f"the condition in the header is damaged: {error}") from error
+
+
+#: What a condition may be given as: a text is the prompt.
+ConditionLike = Union[Condition, str, None]
+
+
+def as_condition(given: ConditionLike) -> Condition | None:
+    """A condition, from a prompt too. Raises ConfigError for anything else."""
+    if given is None or isinstance(given, Condition):
+        return given
+    if isinstance(given, str):
+        return Condition(given)
+    raise ConfigError(f"a condition must be a Condition or a prompt, not {type(given).__name__}")
+
+
+def one_each(given: ConditionLike | Sequence[ConditionLike], count: int) -> list[Condition | None]:
+    """Conditions of `count` images, from one for all of them or one for each. Raises ConfigError for another number."""
+    if given is None or isinstance(given, (Condition, str)):
+        return [as_condition(given)] * count
+    conditions = [as_condition(each) for each in (given if isinstance(given, Iterable) else [given])]
+    if len(conditions) != count:
+        raise ConfigError(f"{len(conditions)} conditions for {count} images; give one for all or one for each")
+    return conditions
 
 
 @dataclass(frozen=True)

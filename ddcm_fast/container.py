@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Union
 
 from .condition import MAX_BYTES, Condition, ConditionHash, Edit, read_condition
 from .config import RULES, RULES_WITH_BITS, SCHEDULES, SHARING_RULES, CodecConfig
-from .errors import ConfigError, FormatError
+from .errors import ConfigError, FormatError, InputError
 from .law import KINDS, MAX_SIZE, NOISE_LAW_VERSION
 
 MAGIC = b"\xdcDM"
 FORMAT_VERSION = 1
 MAX_SIDE = 4096
 MAX_NAME = 255
+#: What the bytes of a file may be given as; anything with a buffer (an array of uint8) besides.
+FileData = Union[bytes, bytearray, memoryview, IO[bytes], "os.PathLike[str]", Any]
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 
 
@@ -94,6 +99,22 @@ class _Reader:
         if not 1 <= value <= MAX_SIZE:
             raise FormatError("the header holds an impossible codebook size: the file is corrupt")
         return value
+
+
+def file_bytes(data: FileData) -> bytes:
+    """The bytes of a file given as bytes of any kind, a binary stream (from where it stands) or a path.
+
+    Raises InputError: a path that cannot be read, or anything else (a name must come as a pathlib.Path).
+    """
+    try:
+        if isinstance(data, os.PathLike):
+            return Path(data).read_bytes()
+        return bytes(memoryview(data.read() if hasattr(data, "read") else data))
+    except OSError as error:
+        raise InputError(f"cannot read {data!s}: {error.strerror or error}") from error
+    except TypeError as error:
+        what = type(data).__name__
+        raise InputError(f"a file must be given as bytes, a binary stream or a pathlib.Path, not {what}") from error
 
 
 def write(header: Header, payload: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .autocast import without_autocast
+from .errors import ConfigError
 from .models.base import DiffusionModel
 from .rules import Rule
 from .schedule import Step
@@ -89,6 +91,22 @@ def toward(target: Tensor, weight: Tensor | None = None) -> Toward:
     return Toward(target, weight)
 
 
+def seeded(seed: int | torch.Generator) -> torch.Generator:
+    """A CPU generator of its own for a seed, or for the next number of a generator (of any device).
+
+    Raises ConfigError: not an integer from 0 to 2^64 - 1 or a generator.
+    """
+    if isinstance(seed, torch.Generator):
+        seed = int(torch.randint(2**63 - 1, (), dtype=torch.int64, generator=seed, device=seed.device))
+    try:
+        number = index(seed)
+    except TypeError as error:
+        raise ConfigError(f"the seed is {seed!r}; it must be an integer or a torch.Generator") from error
+    if not 0 <= number < 2**64:
+        raise ConfigError(f"the seed is {number}; it must be from 0 to 2^64 - 1")
+    return torch.Generator("cpu").manual_seed(number)
+
+
 class Blind(Chooser):
     """A chooser whose letters do not depend on what the model predicts."""
 
@@ -104,8 +122,8 @@ class Blind(Chooser):
 class Draw(Blind):
     """Generator: uniformly random letters, from a CPU generator so that they do not depend on the device."""
 
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator("cpu").manual_seed(seed)
+    def __init__(self, seed: int | torch.Generator) -> None:
+        self._generator = seeded(seed)
 
     def letters(self, rule: Rule, step: Step, batch: int, device: torch.device) -> Tensor:
         """See Blind.letters."""
@@ -190,7 +208,7 @@ def sample(
     description: str = "",
     graphs: StepGraphs | None = None,
 ) -> Sample:
-    """Run the reverse process.
+    """Run the reverse process, all of it inside `model.using()`.
 
     Args:
         model, steps, rule: from load_model, schedule.plan and rules.
@@ -204,22 +222,23 @@ def sample(
     Returns:
         Sample. The same inputs give the same bits on the same device.
     """
-    x = initial_state(model, steps[0], noise.to(model.device, torch.float32))
     letters: list[Tensor] = []
     hide = None if progress is None else not progress
     bar = tqdm(steps, disable=hide, desc=description, unit="step", leave=False)
-    if graphs is not None:
-        graphs.begin(x, chooser)
-    for step, following in zip(bar, [*steps[1:], None], strict=True):
-        current = condition(step) if callable(condition) else condition
+    with model.using():
+        x = initial_state(model, steps[0], noise.to(model.device, torch.float32))
         if graphs is not None:
-            choice = graphs.take(step, chooser, current)
-        else:
-            x0_hat, eps_hat = model.predict(x, step.t, current) if chooser.ahead is None else chooser.ahead
-            chooser.ahead = None
-            x, choice = complete(
-                StepContext(model, rule, step, x, x0_hat, eps_hat, current, following), chooser, step
-            )
-        if choice is not None:
-            letters.append(choice)
+            graphs.begin(x, chooser)
+        for step, following in zip(bar, [*steps[1:], None], strict=True):
+            current = condition(step) if callable(condition) else condition
+            if graphs is not None:
+                choice = graphs.take(step, chooser, current)
+            else:
+                x0_hat, eps_hat = model.predict(x, step.t, current) if chooser.ahead is None else chooser.ahead
+                chooser.ahead = None
+                x, choice = complete(
+                    StepContext(model, rule, step, x, x0_hat, eps_hat, current, following), chooser, step
+                )
+            if choice is not None:
+                letters.append(choice)
     return Sample(x if graphs is None else graphs.state(), letters)

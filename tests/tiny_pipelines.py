@@ -298,6 +298,6 @@ def build(name: str, seed: int = 0) -> Any:
             for parameter in part.parameters():
                 if parameter.dim() > 1 and not parameter.any():
                     torch.nn.init.normal_(parameter, std=0.05)
-            part.requires_grad_(False)
+            part.requires_grad_(False).eval()
     pipe.set_progress_bar_config(disable=True)
     return pipe

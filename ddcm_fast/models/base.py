@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 #: (x, level) -> (x0_hat, eps_hat), see DiffusionModel.predictor.
 Predictor = Callable[[Tensor, Level], tuple[Tensor, Tensor]]
-
-_SAMPLES = 4096  # entries of each tensor that go into the fingerprint
 
 
 class DiffusionModel(ABC):
@@ -87,8 +85,20 @@ class DiffusionModel(ABC):
         raise ConfigError(f"model {self.name!r} cannot be captured in a CUDA graph")
 
     @abstractmethod
-    def fingerprint(self) -> bytes:
-        """4 bytes that tell this model's weights from another's, whatever dtype they are held in."""
+    def fingerprint(self, dtype: torch.dtype | None = None) -> bytes:
+        """4 bytes that tell this model from another: two that no dtype changes, two of its weights' values.
+
+        dtype: what the values are rounded to, the network's own where None. A wider network then has the fingerprint
+        of the same network loaded in that dtype.
+        """
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """Around evaluations: what was done to the networks since the last time is noticed once, at the beginning.
+
+        Networks that belong to a pipeline are as the model needs them inside, and as they were found outside.
+        """
+        yield
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ConfigError if the model cannot take (already padded) images of this size."""
@@ -116,19 +126,3 @@ class DiffusionModel(ABC):
 def eps_from_x0(x: Tensor, x0_hat: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
     """The eps_hat that goes with x0_hat: (x - alpha x0_hat) / sigma."""
     return (x - alpha * x0_hat) / sigma
-
-
-def weights_fingerprint(config: str, tensors: Iterable[tuple[str, Tensor]]) -> bytes:
-    """4 bytes over a configuration text and the signs of up to 4096 weights of every tensor.
-
-    Signs survive a change of dtype (even an underflow keeps its sign bit), so a model loaded in bfloat16
-    is still the same model, while any fine-tuning flips the signs of some small weights.
-    """
-    digest = hashlib.sha256(config.encode())
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        flat = tensor.detach().reshape(-1)
-        stride = max(1, flat.numel() // _SAMPLES)
-        signs = torch.signbit(flat[::stride][:_SAMPLES]).cpu().numpy()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(signs.tobytes())
-    return digest.digest()[:4]

@@ -163,7 +163,7 @@ class GaussianField(DiffusionModel):
         x0_hat = self._filter(x, gain.float())
         return x0_hat, eps_from_x0(x, x0_hat, alpha, sigma)
 
-    def fingerprint(self) -> bytes:
+    def fingerprint(self, dtype: torch.dtype | None = None) -> bytes:
         """See DiffusionModel.fingerprint: of the parameters."""
         text = f"{self.name} {self.exponent!r} {self.variance!r} {self.floor!r} {self.channels}"
         return hashlib.sha256(text.encode()).digest()[:4]

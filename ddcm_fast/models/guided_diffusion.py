@@ -24,6 +24,7 @@ from ..condition import Condition
 from ..errors import ModelError, out_of_memory
 from .base import DiffusionModel
 from .levels import levels_of
+from .loading import short_name
 from .network import Inputs, NetworkModel
 from .trust import check_pickle
 
@@ -433,7 +434,7 @@ def load(
     if config.classifier:
         raise ModelError(f"{path.name!r} is a classifier; load it with guided_diffusion.load_classifier")
     network = _load_into(GuidedUNet, path, config, torch.device(device), dtype, trust)
-    return GuidedDiffusionModel(network, str(path), compile)
+    return GuidedDiffusionModel(network, short_name(str(path)), compile)
 
 
 def load_classifier(

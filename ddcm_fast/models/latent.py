@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,12 +12,19 @@ from torch import Tensor
 from ..autocast import without_autocast
 from ..condition import Condition
 from ..errors import ConfigError, ModelError
+from .lent import Part, execution_device, uncompiled
 from .levels import Levels, levels_of
-from .network import Inputs, NetworkModel, settled
+from .network import Inputs, NetworkModel, gradients_of
 
 #: Above so many pixels the autoencoder works in its own overlapping tiles, to bound memory. It depends on the image's
 #: size alone, so encoder and decoder agree.
 TILED_FROM = 2**21
+
+#: Sizes of these tiles, which an autoencoder's owner can set.
+_TILING = (
+    "tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor", "tile_sample_min_height",
+    "tile_sample_min_width", "tile_sample_stride_height", "tile_sample_stride_width",
+)  # fmt: skip
 
 
 class Autoencoder:
@@ -28,10 +37,8 @@ class Autoencoder:
     """
 
     def __init__(self, vae: Any) -> None:
-        config = vae.config
-        if vae.dtype == torch.float16 and config.get("force_upcast"):
-            vae = vae.to(torch.float32)  # as the pipelines do: these overflow in float16
-        self.vae = settled(vae.eval().requires_grad_(False))
+        self.vae = uncompiled(vae)
+        config = self.vae.config
         blocks = config.get("encoder_block_out_channels") or config.get("block_out_channels")
         self.factor = 2 ** (len(blocks) - 1)
         self.channels = int(config.latent_channels)
@@ -40,32 +47,52 @@ class Autoencoder:
         self._std = torch.tensor(std or [1.0], dtype=torch.float32, device="cpu").view(-1, 1, 1) / scale
         self._mean = torch.tensor(mean or [shift], dtype=torch.float32, device="cpu").view(-1, 1, 1)
 
+    def part(self) -> Part:
+        """The network and the dtype it is evaluated in: some overflow in float16, and the pipelines widen them too."""
+        widened = self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast")
+        return Part("vae.", self.vae, torch.float32 if widened else None)
+
+    def describe(self) -> dict[str, Any]:
+        """What besides weights makes the latents and the picture, for the fingerprint."""
+        tiles = {name: getattr(self.vae, name) for name in _TILING if hasattr(self.vae, name)}
+        return {"mean": self._mean.flatten().tolist(), "std": self._std.flatten().tolist(), "tiles": tiles}
+
     @without_autocast
     def encode(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) float32 -> the mode of the latents, scaled, (B, C, H / factor, W / factor) float32."""
-        self._choose_tiling(image.shape[-2] * image.shape[-1])
         rows = []
-        for row in image.to(self.vae.device, self.vae.dtype).split(1):
-            out = self.vae.encode(row)
-            if hasattr(out, "latent_dist"):
-                rows.append(out.latent_dist.mode())
-            else:
-                rows.append(out.latent if hasattr(out, "latent") else out.latents)
+        with self._tiling(image.shape[-2] * image.shape[-1]):
+            for row in self._given(image).split(1):
+                out = self.vae.encode(row)
+                if hasattr(out, "latent_dist"):
+                    rows.append(out.latent_dist.mode())
+                else:
+                    rows.append(out.latent if hasattr(out, "latent") else out.latents)
         z = torch.cat(rows).float()
         return (z - self._mean.to(z.device)) / self._std.to(z.device)
 
     @without_autocast
     def decode(self, x0: Tensor) -> Tensor:
         """The inverse, clamped to [-1, 1]."""
-        self._choose_tiling(x0.shape[-2] * x0.shape[-1] * self.factor**2)
         z = x0 * self._std.to(x0.device) + self._mean.to(x0.device)
-        rows = z.to(self.vae.device, self.vae.dtype).split(1)
-        image = torch.cat([self.vae.decode(row).sample for row in rows])
+        with self._tiling(x0.shape[-2] * x0.shape[-1] * self.factor**2):
+            image = torch.cat([self.vae.decode(row).sample for row in self._given(z).split(1)])
         return image.float().clamp(-1, 1)
 
-    def _choose_tiling(self, pixels: int) -> None:
-        if hasattr(self.vae, "enable_tiling"):
-            self.vae.enable_tiling() if pixels > TILED_FROM else self.vae.disable_tiling()
+    def _given(self, x: Tensor) -> Tensor:
+        return x.to(execution_device(self.vae), self.vae.dtype)
+
+    @contextmanager
+    def _tiling(self, pixels: int) -> Iterator[None]:
+        """Tiles for this size, whatever the pipeline's owner has chosen for theirs."""
+        if not hasattr(self.vae, "use_tiling"):
+            yield
+            return
+        before, self.vae.use_tiling = self.vae.use_tiling, pixels > TILED_FROM
+        try:
+            yield
+        finally:
+            self.vae.use_tiling = before
 
 
 class LatentModel(NetworkModel):
@@ -85,11 +112,11 @@ class LatentModel(NetworkModel):
 
     def description(self) -> dict[str, Any]:
         """See NetworkModel.description."""
-        return {"class": type(self.network).__name__, **self.levels.describe()}
+        return {"class": type(self.network).__name__, **self.levels.describe(), "vae": self.autoencoder.describe()}
 
-    def weights(self) -> list[tuple[str, Tensor]]:
-        """See NetworkModel.weights. Text encoders are left out: transformers renames their weights now and then."""
-        return [*super().weights(), *(("vae." + k, v) for k, v in self.autoencoder.vae.state_dict().items())]
+    def parts(self) -> list[Part]:
+        """See NetworkModel.parts."""
+        return [*super().parts(), self.autoencoder.part()]
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """See DiffusionModel.latent_shape."""
@@ -98,11 +125,13 @@ class LatentModel(NetworkModel):
 
     def encode(self, image: Tensor) -> Tensor:
         """See DiffusionModel.encode."""
-        return self.autoencoder.encode(image).to(self.device)
+        with self.using(), gradients_of(image):
+            return self.autoencoder.encode(image).to(self.device)
 
     def decode(self, x0: Tensor) -> Tensor:
         """See DiffusionModel.decode."""
-        return self.autoencoder.decode(x0).to(self.device)
+        with self.using(), gradients_of(x0):
+            return self.autoencoder.decode(x0).to(self.device)
 
 
 def unet_patch(unet: Any) -> int:

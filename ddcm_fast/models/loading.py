@@ -16,6 +16,7 @@ from ..errors import DDCMError, MissingExtraError, ModelError, out_of_memory
 from ..information import InformationCurve
 from .base import DiffusionModel
 from .gaussian_field import GaussianField
+from .network import NetworkModel
 from .tiled import TiledModel, split_name
 from .trust import check_folder, check_index, read_config
 
@@ -94,13 +95,15 @@ def require_builtin(name: str) -> None:
 def wrap_pipeline(pipe: Any, name: str | None = None, compile: bool = False) -> DiffusionModel:
     """A DiffusionModel over a diffusers pipeline that is already loaded; it shares the pipeline's networks.
 
+    The pipeline stays as it is (dtypes, modes, gradients, hooks), and what is done to it later is noticed.
+
     Args:
         pipe: of one of the classes in PIPELINES (or derived from one), on its device.
-        name: travels in files; where the pipeline was loaded from by default.
+        name: travels in files; by default the hub id that the pipeline was loaded from, or its folder's own name.
         compile: call the denoising network through torch.compile.
 
     Raises:
-        ModelError: a class that is not supported.
+        ModelError: a class that is not supported, or a network in another dtype than float32, bfloat16 or float16.
     """
     for cls in type(pipe).__mro__:
         if cls.__name__ in PIPELINES:
@@ -108,9 +111,21 @@ def wrap_pipeline(pipe: Any, name: str | None = None, compile: bool = False) -> 
             break
     else:
         raise ModelError(f"{type(pipe).__name__} is not supported; these pipelines are: {', '.join(sorted(PIPELINES))}")
-    name = name or getattr(pipe, "name_or_path", None) or type(pipe).__name__
+    name = name or short_name(getattr(pipe, "name_or_path", None) or type(pipe).__name__)
     wrapper = getattr(import_module(f".{module}", __package__), adapter)
     return wrapper.from_pipeline(pipe, name, compile)
+
+
+def short_name(name: str) -> str:
+    """What files call a model: its hub id or built-in name, of a local one its folder's or file's own name.
+
+    Where it lies is nobody else's business, and means nothing elsewhere: files know their model by its fingerprint.
+    """
+    path = Path(name)
+    if not path.exists() and (_HUB_ID.fullmatch(name) or "/" not in name):
+        return name
+    own = path.resolve().name or "model"
+    return own.encode(errors="replace").decode()  # names of files need not be text
 
 
 def as_model(model: Any) -> DiffusionModel:
@@ -155,6 +170,8 @@ def load_model(
         dtype = DTYPES[dtype]
     name, tiles = split_name(fspath(name))
     model = _load(name, where, dtype, compile, trust, options)
+    if isinstance(model, NetworkModel):
+        model.own()
     return model if tiles is None else TiledModel(model, *tiles)
 
 
@@ -218,7 +235,7 @@ def _load_pipeline(
         )
     except Exception as error:  # the libraries raise many types for a damaged folder
         raise _not_loaded(name, error, trust) from error
-    return wrap_pipeline(pipe.to(device), name, compiled)
+    return wrap_pipeline(pipe.to(device), short_name(name), compiled)
 
 
 def _download(name: str, options: dict[str, Any]) -> Path:
@@ -303,9 +320,9 @@ def _load_unet(
         scheduler = scheduler_class.from_pretrained(folder)
     except Exception as error:  # the library raises many types for a damaged folder
         raise _not_loaded(name, error, trust) from error
-    unet = unet.to(device, memory_format=torch.channels_last)
+    unet = unet.to(device)
     patch, classes = settings.get("space_to_depth", 1), settings.get("classes")
-    model = PixelModel(unet, scheduler, name, patch, classes, compiled)
+    model = PixelModel(unet, scheduler, short_name(name), patch, classes, compiled)
     model.min_side = settings.get("min_side", model.min_side)
     model.default_side = settings.get("default_side", model.default_side)
     if "information" in settings:

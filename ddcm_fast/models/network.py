@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +15,14 @@ from torch import Tensor
 
 from ..autocast import without_autocast
 from ..condition import Condition
-from ..errors import ConfigError
-from .base import DiffusionModel, Predictor, eps_from_x0, weights_fingerprint
+from ..errors import ConfigError, ModelError
+from .base import DiffusionModel, Predictor, eps_from_x0
+from .fingerprint import weights_fingerprint
+from .lent import Lent, Part, execution_device, uncompiled
 from .levels import Level, Levels
 
 _KEPT = 16  # prepared conditions kept
-_ALIGNMENT = 64  # bytes, of torch's CPU allocator
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # those that files have names for
 
 Inputs = dict[str, Any]
 
@@ -29,28 +33,46 @@ class NetworkModel(DiffusionModel):
     Subclasses say what a condition is to the network (`prepare`) and how it is called (`call`). What does not change
     from step to step is prepared once for a condition, batch and size, and kept on the device.
 
+    The network stays its owner's: it is evaluated as it has to be (see Lent) and found again as it was.
+
     Args:
-        network: a torch module with `config`, `dtype` and `device`.
+        network: a torch module with `config` and `dtype`, compiled or not.
         levels: what its inputs and outputs mean.
         name: travels in files.
         compiled: call it through torch.compile.
+
+    Raises ModelError: a network in another dtype than float32, bfloat16 or float16, or without weights.
     """
 
     #: Guidance where there is a prompt or a label and the user does not say.
     default_guidance: float = 1.0
 
     def __init__(self, network: Any, levels: Levels, name: str, compiled: bool = False) -> None:
-        self.network = settled(network.eval().requires_grad_(False)).to(memory_format=torch.channels_last)
+        self.network = uncompiled(network)
         self.levels = levels
         self.name = name
-        self.device = network.device
-        self.dtype = network.dtype
         self.max_timestep = levels.max_timestep
         self.fresh_noise = levels.fresh_noise
         self._run = torch.compile(network) if compiled else network
-        self._fingerprint: bytes | None = None
+        self._lent = Lent(self.parts)
+        self._fingerprints: dict[torch.dtype, bytes] = {}
         self._prepared: OrderedDict[tuple[Any, ...], tuple[Inputs, float | None]] = OrderedDict()
         self._on_device: dict[float, Level] = {}
+        self._look_anew()
+
+    def _look_anew(self) -> None:
+        """Whatever was derived from the networks is made again when it is next asked for."""
+        self.device, self.dtype = execution_device(self.network), self.network.dtype
+        if self.dtype not in _DTYPES:
+            raise ModelError(
+                f"model {self.name!r} is in {self.dtype}, not float32, bfloat16 or float16; convert it first, as with "
+                "pipe.to(torch.float32)"
+            )
+        if self.device.type == "meta":
+            raise ModelError(f"model {self.name!r} has no weights (they are on the device 'meta'); load them first")
+        self._fingerprints.clear()
+        self._prepared.clear()
+        self._on_device.clear()
 
     # ---- what an adapter says ------------------------------------------------------------------
 
@@ -80,11 +102,23 @@ class NetworkModel(DiffusionModel):
         """What besides weights tells this model from another, for the fingerprint."""
         return self.levels.describe()
 
-    def weights(self) -> list[tuple[str, Tensor]]:
-        """Named weights of every sub-network that touches the image, for the fingerprint."""
-        return list(self.network.state_dict().items())
+    def parts(self) -> list[Part]:
+        """Every network that the picture depends on."""
+        return [Part("", self.network, channels_last=True)]
 
     # ---- DiffusionModel --------------------------------------------------------------------------
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """See DiffusionModel.using. Raises ModelError: the networks were moved where they cannot be used."""
+        if not self._lent.in_use and self._lent.changed():
+            self._look_anew()
+        with self._lent.lend():
+            yield
+
+    def own(self) -> None:
+        """Take the networks over for good, of a model that was loaded and belongs to no one else."""
+        self._lent.own()
 
     def alpha_sigma(self, t: float) -> tuple[float, float]:
         """See DiffusionModel.alpha_sigma."""
@@ -103,7 +137,8 @@ class NetworkModel(DiffusionModel):
 
         The condition may be a tuple of one a row, of one guidance scale.
         """
-        return self.predictor(condition, x.shape)(x, self._placed(t))
+        with self.using(), gradients_of(x):
+            return self.predictor(condition, x.shape)(x, self._placed(t))
 
     def predictor(self, condition: Any, shape: torch.Size) -> Predictor:
         """See DiffusionModel.predictor; the condition as in `predict`."""
@@ -121,7 +156,7 @@ class NetworkModel(DiffusionModel):
             output = self.call(sample, time, inputs)
             if output.shape[1] == 2 * x.shape[1]:
                 output = output[:, : x.shape[1]]  # a learned variance follows; the codebooks replace it
-            output = output.float().contiguous()
+            output = output.to(x.device, torch.float32).contiguous()
             if scale is not None:
                 without, with_ = output.chunk(2)
                 output = without + scale * (with_ - without)
@@ -162,11 +197,13 @@ class NetworkModel(DiffusionModel):
         self._prepared.move_to_end(key)
         return self._prepared[key]
 
-    def fingerprint(self) -> bytes:
+    def fingerprint(self, dtype: torch.dtype | None = None) -> bytes:
         """See DiffusionModel.fingerprint."""
-        if self._fingerprint is None:
-            self._fingerprint = weights_fingerprint(json.dumps(self.description()), self.weights())
-        return self._fingerprint
+        with self.using():
+            dtype = dtype or self.dtype
+            if dtype not in self._fingerprints:
+                self._fingerprints[dtype] = weights_fingerprint(json.dumps(self.description()), self.parts(), dtype)
+            return self._fingerprints[dtype]
 
     # ---- for adapters ----------------------------------------------------------------------------
 
@@ -204,16 +241,11 @@ class NetworkModel(DiffusionModel):
         return condition
 
 
-def settled(module: Any) -> Any:
-    """The module, its CPU weights moved to aligned memory.
-
-    Weights mapped from a file start anywhere, and matrix products over unaligned operands take other code paths that
-    round differently: the same model loaded in two ways would differ in its last bits (docs/reproducibility.md).
-    """
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
-            tensor.data = tensor.data.clone()
-    return module
+@contextmanager
+def gradients_of(x: Tensor) -> Iterator[None]:
+    """Gradients are recorded where x wants them, not because a network's weights would take some too."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+        yield
 
 
 def _stacked(rows: list[Any], batch: int) -> Any:

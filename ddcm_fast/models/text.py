@@ -13,8 +13,11 @@ from torch import Tensor
 
 from ..condition import Condition
 from .latent import LatentModel, unet_patch
+from .lent import Part, uncompiled
 from .levels import Levels, levels_of
-from .network import Inputs, settled
+from .network import Inputs
+
+_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 class TextModel(LatentModel):
@@ -27,9 +30,11 @@ class TextModel(LatentModel):
     def __init__(self, pipe: Any, network: Any, levels: Levels, name: str, patch: int, compiled: bool = False) -> None:
         super().__init__(network, pipe.vae, levels, name, patch, compiled)
         self._pipe = pipe
-        for part in pipe.components.values():
-            if isinstance(part, torch.nn.Module):
-                settled(part)
+
+    def parts(self) -> list[Part]:
+        """See NetworkModel.parts. Transformers renames the text encoders' weights now and then: names say nothing."""
+        encoders = (getattr(self._pipe, name, None) for name in _ENCODERS)
+        return [*super().parts(), *(Part(None, uncompiled(each)) for each in encoders if each is not None)]
 
     def complete_condition(self, condition: Condition | None) -> Condition | None:
         """See DiffusionModel.complete_condition."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -126,10 +127,17 @@ class TiledModel(DiffusionModel):
         rows, columns = self.latent_shape(height, width)[-2:]
         return len(self._starts(rows)) * len(self._starts(columns))
 
-    def fingerprint(self) -> bytes:
+    def fingerprint(self, dtype: torch.dtype | None = None) -> bytes:
         """See DiffusionModel.fingerprint."""
-        said = f"tile {self.size} {self.overlap}".encode()
-        return hashlib.sha256(self.inner.fingerprint() + said).digest()[:4]
+        own = hashlib.sha256(f"tile {self.size} {self.overlap}".encode()).digest()[:4]
+        return bytes(a ^ b for a, b in zip(self.inner.fingerprint(dtype), own, strict=True))
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """See DiffusionModel.using."""
+        with self.inner.using():
+            self.device, self.dtype = self.inner.device, self.inner.dtype
+            yield
 
     def alpha_sigma(self, t: float) -> tuple[float, float]:
         """See DiffusionModel.alpha_sigma."""

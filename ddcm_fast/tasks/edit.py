@@ -13,14 +13,14 @@ from collections.abc import Sequence
 
 from .. import container
 from ..codec import Codec, Encoded
-from ..condition import Condition, Edit
+from ..condition import Condition, ConditionLike, Edit, as_condition
 from ..config import CodecConfig
 from ..errors import ConfigError
 from ..models.base import DiffusionModel
 
 
 def check_edit(
-    model: DiffusionModel, config: CodecConfig, targets: Sequence[Condition], t_edit: Sequence[int]
+    model: DiffusionModel, config: CodecConfig, targets: Sequence[ConditionLike], t_edit: Sequence[int]
 ) -> list[Condition | None]:
     """The targets with the model's defaults filled in; raises ConfigError for what `edit` cannot do."""
     steps = len(config.steps(model))
@@ -29,28 +29,28 @@ def check_edit(
     for start in t_edit:
         if not 0 <= start <= steps:
             raise ConfigError(f"t_edit is {start}; this file has steps 0 to {steps - 1}, and {steps} changes nothing")
-    return [model.complete_condition(target) for target in targets]
+    return [model.complete_condition(as_condition(target)) for target in targets]
 
 
 def edit(
     codec: Codec,
-    data: bytes,
-    targets: Sequence[Condition],
+    data: container.FileData,
+    targets: Sequence[ConditionLike],
     t_edit: Sequence[int],
-    source: Condition | None = None,
+    source: ConditionLike = None,
 ) -> list[Encoded]:
     """The image of a file, edited towards every target from every step on, in that order.
 
     Args:
-        data: a .ddcm file, from `codec.encode(image, source)` or edited before.
-        targets: what the model is told instead.
+        data: a .ddcm file (see Codec), from `codec.encode(image, source)` or edited before.
+        targets: what the model is told instead; a text is a prompt.
         t_edit: indices of the step (0 is the noisiest) at which the target takes over.
         source: only for files whose condition does not travel with them.
 
     Raises:
         ConfigError: a target the model cannot take, a step outside the schedule, or none at all.
     """
-    header, payload = container.read(data)
+    header, payload = container.read(container.file_bytes(data))
     out = []
     for target in check_edit(codec.model, header.config, targets, t_edit):
         for start in t_edit:

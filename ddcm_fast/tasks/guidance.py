@@ -9,7 +9,8 @@ decodes without the classifier, the label or whatever gave g.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..condition import Condition
 from ..errors import ConfigError
 from ..models.base import DiffusionModel
-from ..sampler import Chooser, StepContext
+from ..sampler import Chooser, StepContext, seeded
 
 Objective = Callable[[StepContext], Tensor]
 """StepContext -> a direction of the state's shape (B, *latent_shape): noise along it is wanted."""
@@ -36,12 +37,12 @@ class Subset(Chooser):
     Raises ConfigError for a size below 1.
     """
 
-    def __init__(self, objective: Objective, size: int, seed: int = 0) -> None:
+    def __init__(self, objective: Objective, size: int, seed: int | torch.Generator = 0) -> None:
         if size < 1:
             raise ConfigError(f"the subset has {size} atoms; it needs at least 1")
         self._objective = objective
         self._size = size
-        self._generator = _seeded(seed)
+        self._generator = seeded(seed)
 
     def choose(self, context: StepContext) -> Tensor:
         """See Chooser.choose."""
@@ -70,7 +71,7 @@ def ccfg_direction(condition: Any) -> Objective:
     return objective
 
 
-def ccfg(condition: Any, size: int, seed: int = 0) -> Subset:
+def ccfg(condition: Any, size: int, seed: int | torch.Generator = 0) -> Subset:
     """Compressed classifier-free guidance (Ohayon et al., ICML 2025): no guidance scale, but a subset size.
 
     The sampler runs unconditionally; at each step a random subset of the codebook is drawn and the atom with the
@@ -133,15 +134,22 @@ class ClassifierGuided(DiffusionModel):
         eps_hat = eps_hat - self._scale * sigma * gradient
         return (x - sigma * eps_hat) / alpha, eps_hat
 
-    def fingerprint(self) -> bytes:
+    def fingerprint(self, dtype: torch.dtype | None = None) -> bytes:
         """See DiffusionModel.fingerprint; of the model, the label, the scale and the classifier's answer to noise."""
         shape = (1, *self._model.latent_shape(self.default_side, self.default_side))
-        probe = torch.randn(shape, generator=_seeded(0), dtype=torch.float32, device="cpu")
+        probe = torch.randn(shape, generator=seeded(0), dtype=torch.float32, device="cpu")
         with torch.no_grad():
             answer = self._classify(probe.to(self.device), self.max_timestep / 2).float().argsort().cpu()
         text = f"{self._label} {self._scale} {answer.tolist()}".encode()
         own = hashlib.sha256(text).digest()[:4]
-        return bytes(a ^ b for a, b in zip(self._model.fingerprint(), own, strict=True))
+        return bytes(a ^ b for a, b in zip(self._model.fingerprint(dtype), own, strict=True))
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """See DiffusionModel.using."""
+        with self._model.using():
+            self.device, self.dtype = self._model.device, self._model.dtype
+            yield
 
     def complete_condition(self, condition: Condition | None) -> Condition | None:
         """See DiffusionModel.complete_condition."""
@@ -170,7 +178,3 @@ class ClassifierGuided(DiffusionModel):
     def training_timesteps(self) -> list[float]:
         """See DiffusionModel.training_timesteps."""
         return self._model.training_timesteps()
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator("cpu").manual_seed(seed)

@@ -27,7 +27,7 @@ from ..config import CodecConfig
 from ..errors import ConfigError, InputError, MissingExtraError, ModelError, out_of_memory
 from ..images import MAX_PIXELS_TO_CUT, ImageLike, to_srgb, to_tensor
 from ..models.base import DiffusionModel
-from ..sampler import Chooser, StepContext, advance
+from ..sampler import Chooser, StepContext, advance, seeded
 
 Restorer = Callable[[Tensor], Tensor]
 """Degraded image (B, C, h, w) in [-1, 1] -> estimate (B, C, H, W) in [-1, 1]."""
@@ -50,13 +50,15 @@ class Perceptual(Chooser):
         seed: of the random candidates.
     """
 
-    def __init__(self, reference: Tensor, quality: Quality | None, coefficient: float = 1.0, seed: int = 0) -> None:
+    def __init__(
+        self, reference: Tensor, quality: Quality | None, coefficient: float = 1.0, seed: int | torch.Generator = 0
+    ) -> None:
         if not math.isfinite(coefficient):
             raise ConfigError(f"the weight of the quality metric is {coefficient}; it must be a finite number")
         self._reference = reference
         self._quality = quality
         self._coefficient = coefficient
-        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._generator = seeded(seed)
 
     def choose(self, context: StepContext) -> Tensor:
         """See Chooser.choose. Looks one step ahead, and hands the kept prediction on to the sampler."""
@@ -93,7 +95,7 @@ def restore_blind(
     restorer: Restorer,
     quality: Quality | None = None,
     coefficient: float = 1.0,
-    seed: int = 0,
+    seed: int | torch.Generator = 0,
 ) -> Encoded:
     """Restore an image of unknown degradation; the file decodes without the image, restorer and metric.
 

@@ -24,7 +24,7 @@ from ..errors import ConfigError, InputError
 from ..law import MAX_TOPK
 from ..models.base import DiffusionModel
 from ..rules import Greedy
-from ..sampler import Chooser, StepContext
+from ..sampler import Chooser, StepContext, seeded
 from .operators import LinearOperator
 
 DEFAULT_SHORTLIST = 16
@@ -59,13 +59,13 @@ class Posterior(Chooser):
         width: int,
         shortlist: int = DEFAULT_SHORTLIST,
         sigma: float = 0.0,
-        seed: int = 0,
+        seed: int | torch.Generator = 0,
     ) -> None:
         if shortlist < 1:
             raise ConfigError(f"shortlist is {shortlist}; it must be at least 1")
         check_sigma(sigma)
         self._sigma = sigma
-        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._generator = seeded(seed)
         self._operator = operator
         self._y = operator.project(measurement)
         self._height, self._width = height, width
@@ -125,7 +125,7 @@ def restore(
     operator: LinearOperator,
     sigma: float = 0.0,
     shortlist: int = DEFAULT_SHORTLIST,
-    seed: int = 0,
+    seed: int | torch.Generator = 0,
 ) -> Encoded:
     """An image that agrees with y = H x + n, and its file, which decodes without y and H.
 
