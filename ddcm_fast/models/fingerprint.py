@@ -50,7 +50,7 @@ def weights_of(module: nn.Module, name: str = "") -> Iterator[tuple[str, Tensor]
         if tensor is not None and own not in module._non_persistent_buffers_set:
             yield name + own, value_of(module, own, tensor)
     if all(inside.get(key) for key in FREEU):
-        yield f"{name}freeu {[inside[key] for key in FREEU]}", torch.empty(0)
+        yield f"{name}freeu {[inside[key] for key in FREEU]}", torch.empty(0, dtype=torch.float32, device="cpu")
     children = {key: child for key, child in module._modules.items() if child is not None}
     adapted = "base_layer" in children and hasattr(module, "merged_adapters")
     for key, child in children.items():

@@ -78,7 +78,7 @@ class Lent:
         self._seen: list[Any] = []
         self._tensors: list[Tensor] = []  # keeps what `_seen` names by its id
         self._places: dict[torch.device, list[Tensor]] = {}
-        self._values = torch.empty(0, dtype=torch.uint8)
+        self._values = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._modules: list[nn.Module] = []
         self._hooked = False
         self._swaps: list[tuple[dict[str, Any], str, Tensor, Tensor]] | None = None
@@ -148,7 +148,7 @@ class Lent:
         """The bytes of some entries of every tensor, on the CPU."""
         with torch.inference_mode(False), torch.no_grad():
             read = [torch.cat(places).cpu() for places in self._places.values()]
-            return torch.cat(read) if read else torch.empty(0, dtype=torch.uint8)
+            return torch.cat(read) if read else torch.empty(0, dtype=torch.uint8, device="cpu")
 
     @contextmanager
     def lend(self) -> Iterator[None]:
