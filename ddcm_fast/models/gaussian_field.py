@@ -85,7 +85,9 @@ class GaussianField(DiffusionModel):
         self._gains: dict[tuple[int, int], Tensor] = {}
         levels = curve_levels(self)  # exact, for a typical size: the curve hardly depends on it
         side = 64
-        self.information = InformationCurve(tuple(levels), tuple(self.mmse(t, side, side) for t in levels), variance)
+        # Six digits, as a measured curve has: the last ones depend on the processor, and files on the curve.
+        errors = tuple(float(f"{self.mmse(t, side, side):.6g}") for t in levels)
+        self.information = InformationCurve(tuple(levels), errors, variance)
 
     # ---- the field -------------------------------------------------------------------------------
 

@@ -1,0 +1,54 @@
+"""Makes the golden files: one .ddcm a preset, of the analytic model, and the picture that it decodes to.
+
+    python tests/golden/files/make.py
+
+They say that a file of today decodes tomorrow. Made once; made anew only where the format or the noise law gets a new
+version, and then beside the old ones.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddcm_fast import Codec, load_model
+
+FOLDER = Path(__file__).resolve().parent
+SIDE = 16
+
+#: Preset -> settings that keep it small.
+SETTINGS: dict[str, dict[str, int]] = {
+    "ddcm": {"T": 12, "K": 256},
+    "pursuit": {"T": 8, "K": 128, "M": 3, "C": 2},
+    "product": {"T": 6, "K": 1024, "atoms": 60},
+    "trellis": {"T": 6, "K": 256, "C": 2, "atoms": 120},
+    "turbo": {"T": 5, "K": 512, "atoms": 60},
+    "turbo-hadamard": {"T": 5, "K": 512, "atoms": 60},
+    "diffc": {"T": 6, "K": 4096, "atoms": 30},
+}
+
+
+def picture() -> torch.Tensor:
+    """A smooth scene: (3, 16, 16) float32 in [-1, 1]."""
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    planes = [np.sin(5 * x + 2 * y), np.cos(4 * y), x * y * 2 - 1]
+    return torch.from_numpy(0.8 * np.stack(planes)).float()
+
+
+def codec(name: str) -> Codec:
+    """The preset's codec, on the plain-torch backend's twin that this machine has."""
+    return Codec.from_preset(load_model("gaussian-field", device="cpu"), name, **SETTINGS[name])
+
+
+def main() -> None:
+    for name in SETTINGS:
+        coded = codec(name).encode(picture())[0]
+        (FOLDER / f"{name}.ddcm").write_bytes(coded.data)
+        coded.image.save(FOLDER / f"{name}.png")
+        print(name, len(coded.data), "bytes")
+
+
+if __name__ == "__main__":
+    main()
