@@ -22,7 +22,7 @@ WORKERS := --numprocesses 2 --dist worksteal
 	touch $@
 
 demo: .venv/.installed
-	$(BIN)/python -m ddcm_fast.demo --output demo
+	$(BIN)/python examples/demo.py --output demo
 
 test: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) -m "not slow" tests

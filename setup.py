@@ -1,7 +1,7 @@
 """Packaging. `kernels/` installs as ddcm_fast.kernels and `csrc/` travels as package data.
 
 The cpu backend's library is compiled here when there is a compiler, and lies in ddcm_fast/_lib; where
-there is none the package installs all the same, and ddcm_fast/library_cache.py tries again at first use.
+there is none the package installs all the same, and ddcm_fast/codebook/library_cache.py tries again at first use.
 """
 
 import importlib.util
@@ -18,7 +18,8 @@ except ImportError:  # setuptools before 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 # By path: importing the package would import torch, which an isolated build does not have.
-_spec = importlib.util.spec_from_file_location("ddcm_fast_build", Path(__file__).parent / "ddcm_fast" / "build.py")
+_BUILDER = Path(__file__).parent / "ddcm_fast" / "codebook" / "build.py"
+_spec = importlib.util.spec_from_file_location("ddcm_fast_build", _BUILDER)
 build = importlib.util.module_from_spec(_spec)
 sys.modules[_spec.name] = build  # dataclasses look their module up
 _spec.loader.exec_module(build)
@@ -54,7 +55,11 @@ class BdistWheel(bdist_wheel):
 
 
 setup(
-    packages=[*find_packages(include=["ddcm_fast", "ddcm_fast.*"]), "ddcm_fast.kernels", "ddcm_fast.csrc"],
+    # Training serves the repository and needs its photographs; a wheel has no use for it.
+    packages=[
+        *find_packages(include=["ddcm_fast", "ddcm_fast.*"], exclude=["ddcm_fast.models.train"]),
+        *("ddcm_fast.kernels", "ddcm_fast.csrc"),
+    ],
     package_dir={"ddcm_fast.kernels": "kernels", "ddcm_fast.csrc": "csrc"},
     package_data={
         "ddcm_fast": ["py.typed", "models/weights/*/*"],

@@ -17,13 +17,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ddcm_fast import Codec, DiffusionModel, load_model
-from ddcm_fast.cli import image_bytes
-from ddcm_fast.condition import Condition
-from ddcm_fast.demo import photograph
+from ddcm_fast.cli.command import image_bytes
+from ddcm_fast.codec.images import load_image, to_pil, to_tensor
 from ddcm_fast.files import picture, write
-from ddcm_fast.images import load_image, to_pil, to_tensor
 from ddcm_fast.models import digits
-from ddcm_fast.sampler import Chooser, StepContext
+from ddcm_fast.sampling.choosers import Chooser, StepContext
+from ddcm_fast.sampling.condition import Condition
 from ddcm_fast.tasks import Subset, ccfg, classifier_gradient, edit, operator, restore, restore_blind
 from ddcm_fast.tasks.perceptual import model_denoiser
 
@@ -122,7 +121,9 @@ def brightness_sheet(folder: Path) -> None:
 def photograph_tensor(photo: Path | None) -> Tensor:
     """(1, 3, 128, 128)."""
     if photo is None:
-        return to_tensor(photograph().crop(FACE).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+        from skimage import data
+
+        return to_tensor(Image.fromarray(data.astronaut()).crop(FACE).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
     truth = to_tensor(load_image(photo))
     top, left = (truth.shape[2] - SIDE) // 2, (truth.shape[3] - SIDE) // 2
     return truth[..., top : top + SIDE, left : left + SIDE]

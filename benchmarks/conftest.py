@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ddcm_fast import backends
+from ddcm_fast.codebook import backends
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 BACKENDS = [

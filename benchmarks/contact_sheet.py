@@ -17,8 +17,8 @@ from photographs import centre_crops
 from PIL import Image, ImageDraw, ImageFont
 
 from ddcm_fast import Codec, load_model, preset
+from ddcm_fast.codec.images import psnr, to_tensor
 from ddcm_fast.files import picture, write
-from ddcm_fast.images import psnr, to_tensor
 
 #: Bitrate -> atoms a step of DDCM's matching pursuit whose 280 steps stay below it.
 RATES = {0.25: 4, 0.5: 8}

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
-from ddcm_fast.backends import cpu
-from ddcm_fast.codebook import Codebook
+from ddcm_fast.codebook.backends import cpu
+from ddcm_fast.codebook.codebook import Codebook
 from ddcm_fast.files import write_json
 
 KINDS = ("gaussian", "sign", "hadamard")

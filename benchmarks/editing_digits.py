@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from ddcm_fast import Codebook, load_model
-from ddcm_fast.condition import Condition, Edit
+from ddcm_fast.codebook.reference import initial_noise
 from ddcm_fast.files import TEXT, write, write_json
 from ddcm_fast.models import digits
-from ddcm_fast.reference import initial_noise
-from ddcm_fast.rules import Greedy
-from ddcm_fast.sampler import Replay, sample, toward
-from ddcm_fast.schedule import linspace, plan
+from ddcm_fast.sampling.choosers import Replay, toward
+from ddcm_fast.sampling.condition import Condition, Edit
+from ddcm_fast.sampling.rules import Greedy
+from ddcm_fast.sampling.sampler import sample
+from ddcm_fast.sampling.schedule import linspace, plan
 
 RESULTS = Path(__file__).parent / "results"
 

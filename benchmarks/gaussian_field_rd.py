@@ -28,12 +28,13 @@ import torch
 from ddcm_fast import Codebook
 from ddcm_fast.files import picture, write, write_json
 from ddcm_fast.models.gaussian_field import GaussianField
-from ddcm_fast.rules import Greedy, Product, Rule
-from ddcm_fast.rules.rcc import Rcc
-from ddcm_fast.rules.threshold import Threshold
-from ddcm_fast.rules.trellis import Trellis
-from ddcm_fast.sampler import Match, StepContext, sample
-from ddcm_fast.schedule import Step, allocate, linspace, plan
+from ddcm_fast.sampling.choosers import Match, StepContext
+from ddcm_fast.sampling.rules import Greedy, Product, Rule
+from ddcm_fast.sampling.rules.rcc import Rcc
+from ddcm_fast.sampling.rules.threshold import Threshold
+from ddcm_fast.sampling.rules.trellis import Trellis
+from ddcm_fast.sampling.sampler import sample
+from ddcm_fast.sampling.schedule import Step, allocate, linspace, plan
 
 PSNR_GRID = range(18, 29)
 # Share of a step's bits that its information should be: what a rule's choice is worth. Measured; the optimum is flat.

@@ -29,15 +29,17 @@ import torch
 from torch import Tensor
 
 from ddcm_fast import Codebook, Codec, DiffusionModel, load_model
-from ddcm_fast.cli import image_bytes
-from ddcm_fast.condition import Condition
-from ddcm_fast.config import preset
+from ddcm_fast.cli.command import image_bytes
+from ddcm_fast.codec.config import preset
+from ddcm_fast.codec.container import FILE
+from ddcm_fast.codec.images import load_image, to_pil
 from ddcm_fast.errors import ConfigError, DDCMError, InputError, MissingExtraError
-from ddcm_fast.files import FILE, picture, write, write_json
-from ddcm_fast.images import load_image, to_pil
-from ddcm_fast.rules import Rule
-from ddcm_fast.sampler import Draw, sample
-from ddcm_fast.schedule import Step, linspace, plan
+from ddcm_fast.files import picture, write, write_json
+from ddcm_fast.sampling.choosers import Draw
+from ddcm_fast.sampling.condition import Condition
+from ddcm_fast.sampling.rules import Rule
+from ddcm_fast.sampling.sampler import sample
+from ddcm_fast.sampling.schedule import Step, linspace, plan
 from ddcm_fast.tasks.guidance import ClassifierGuided
 from ddcm_fast.tasks.perceptual import load_restorer
 

@@ -27,14 +27,15 @@ import torch
 from torch import Tensor
 
 from ddcm_fast import Codebook, load_model
-from ddcm_fast.condition import Condition
+from ddcm_fast.codebook.reference import initial_noise
 from ddcm_fast.files import JSON, TEXT, picture, write
 from ddcm_fast.models import digits
 from ddcm_fast.models.pixel import PixelModel
-from ddcm_fast.reference import initial_noise
-from ddcm_fast.rules import Greedy, Rule
-from ddcm_fast.sampler import Chooser, Draw, sample
-from ddcm_fast.schedule import Step, linspace, plan
+from ddcm_fast.sampling.choosers import Chooser, Draw
+from ddcm_fast.sampling.condition import Condition
+from ddcm_fast.sampling.rules import Greedy, Rule
+from ddcm_fast.sampling.sampler import sample
+from ddcm_fast.sampling.schedule import Step, linspace, plan
 from ddcm_fast.tasks.guidance import Subset, ccfg, classifier_gradient
 
 RESULTS = Path(__file__).parent / "results"

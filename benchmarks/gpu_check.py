@@ -63,12 +63,12 @@ use_checkout()
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from ddcm_fast import backends, reference  # noqa: E402
-from ddcm_fast.backends import cuda  # noqa: E402
-from ddcm_fast.build import nvcc  # noqa: E402
-from ddcm_fast.codebook import Codebook  # noqa: E402
+from ddcm_fast.codebook import backends, reference  # noqa: E402
+from ddcm_fast.codebook.backends import cuda  # noqa: E402
+from ddcm_fast.codebook.build import nvcc  # noqa: E402
+from ddcm_fast.codebook.codebook import Codebook  # noqa: E402
+from ddcm_fast.codebook.law import CodebookSpec  # noqa: E402
 from ddcm_fast.files import write_json  # noqa: E402
-from ddcm_fast.law import CodebookSpec  # noqa: E402
 
 KINDS = ("gaussian", "sign", "hadamard")
 DEVICE = "cuda"  # of the measurements

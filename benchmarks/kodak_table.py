@@ -18,9 +18,10 @@ import torch
 from photographs import centre_crops, processor
 from PIL import Image
 
-from ddcm_fast import Codec, backends, load_model, preset
+from ddcm_fast import Codec, load_model, preset
+from ddcm_fast.codebook import backends
+from ddcm_fast.codec.images import psnr, to_tensor
 from ddcm_fast.files import write_json
-from ddcm_fast.images import psnr, to_tensor
 
 SETTINGS = {
     "ddcm K=16": ("ddcm", {"K": 16}),

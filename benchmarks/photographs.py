@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ddcm_fast.images import load_image
+from ddcm_fast.codec.images import load_image
 
 
 def centre_crops(folder: Path, side: int) -> Iterator[tuple[str, Image.Image]]:

@@ -36,10 +36,12 @@ from PIL import Image, features
 from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-from ddcm_fast import Codec, backends, container, load_model, preset
+from ddcm_fast import Codec, load_model, preset
+from ddcm_fast.codebook import backends
+from ddcm_fast.codec import container
+from ddcm_fast.codec.images import psnr, to_tensor
 from ddcm_fast.files import picture, write, write_json
-from ddcm_fast.images import psnr, to_tensor
-from ddcm_fast.models.base import DiffusionModel
+from ddcm_fast.sampling.model import DiffusionModel
 
 #: Pillow format -> settings of its files and the qualities tried.
 CLASSICAL: dict[str, tuple[dict[str, Any], list[int]]] = {

@@ -31,13 +31,14 @@ from PIL import Image
 from torch import Tensor
 
 from ddcm_fast import Codec, CodecConfig, load_model, preset
+from ddcm_fast.codebook.reference import initial_noise
+from ddcm_fast.codec.images import to_tensor
 from ddcm_fast.files import write_json
-from ddcm_fast.images import to_tensor
 from ddcm_fast.models import DiffusionModel
-from ddcm_fast.models.base import eps_from_x0
 from ddcm_fast.models.network import NetworkModel
-from ddcm_fast.reference import initial_noise
-from ddcm_fast.sampler import Replay, Sample, sample, toward
+from ddcm_fast.sampling.choosers import Replay, toward
+from ddcm_fast.sampling.model import eps_from_x0
+from ddcm_fast.sampling.sampler import Sample, sample
 
 Predict = Callable[..., tuple[Tensor, Tensor]]
 

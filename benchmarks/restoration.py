@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from ddcm_fast import Codec, DiffusionModel, load_model
+from ddcm_fast.codec.images import load_image, psnr, to_tensor
 from ddcm_fast.files import JSON, TEXT, write
-from ddcm_fast.images import load_image, psnr, to_tensor
 from ddcm_fast.models import digits
-from ddcm_fast.sampler import Chooser, StepContext
+from ddcm_fast.sampling.choosers import Chooser, StepContext
 from ddcm_fast.tasks.operators import LinearOperator, operator
 from ddcm_fast.tasks.perceptual import model_denoiser
 from ddcm_fast.tasks.posterior import Posterior, restore

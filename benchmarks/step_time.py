@@ -23,11 +23,12 @@ from typing import Any
 import torch
 
 from ddcm_fast import load_model, preset
+from ddcm_fast.codebook.reference import initial_noise
 from ddcm_fast.files import write_json
-from ddcm_fast.graphs import StepGraphs
 from ddcm_fast.models.network import NetworkModel
-from ddcm_fast.reference import initial_noise
-from ddcm_fast.sampler import sample, toward
+from ddcm_fast.sampling.choosers import toward
+from ddcm_fast.sampling.graphs import StepGraphs
+from ddcm_fast.sampling.sampler import sample
 
 
 class Stopwatch:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddcm_fast import backends
-from ddcm_fast.codebook import Codebook
+from ddcm_fast.codebook import backends
+from ddcm_fast.codebook.codebook import Codebook
 
 DIM = 16384
 KINDS = ("gaussian", "sign", "hadamard")

@@ -103,7 +103,7 @@ DDCM_FN uint32_t halfword(const Words& words, int p) {
 }
 
 // The integer q of a grid Gaussian, from its halfword: table is T of section 4 (32768 int16, upper
-// half of the normal quantile function in 1/256ths; ddcm_fast.law.gaussian_table()). |q| <= 1107.
+// half of the normal quantile function in 1/256ths; ddcm_fast.codebook.law.gaussian_table()). |q| <= 1107.
 DDCM_FN int gaussian_integer(uint32_t half, const int16_t* table) {
   const int q = table[half & 0x7fffu];
   return (half & 0x8000u) ? -q : q;
@@ -114,7 +114,7 @@ DDCM_FN float gaussian(uint32_t half, const int16_t* table) {
   return static_cast<float>(gaussian_integer(half, table)) * kGaussianScale;
 }
 
-// ---- geometry (sections 1, 3, 4, 5): the twin of ddcm_fast.law.CodebookSpec ----------------------
+// ---- geometry (sections 1, 3, 4, 5): the twin of ddcm_fast.codebook.law.CodebookSpec ----------------------
 
 DDCM_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -1,12 +1,12 @@
 """ddcm-fast: fast codebook noise, sampler and codec for Denoising Diffusion Codebook Models."""
 
-from .codebook import Codebook
-from .codec import Codec, Encoded
-from .condition import Condition
-from .config import PRESETS, CodecConfig, preset
-from .errors import DDCMError
-from .limits import Limits
-from .models import DiffusionModel, load_model
+from ddcm_fast.codebook.codebook import Codebook
+from ddcm_fast.codec.codec import Codec, Encoded
+from ddcm_fast.codec.config import PRESETS, CodecConfig, preset
+from ddcm_fast.codec.limits import Limits
+from ddcm_fast.errors import DDCMError
+from ddcm_fast.models import DiffusionModel, load_model
+from ddcm_fast.sampling.condition import Condition
 
 __version__ = "0.1.0"
 

@@ -3,8 +3,8 @@
 The rules, for every file this package writes (docs/reliability.md):
 
 * It is never the same file as an input or as another output, by whatever names or links.
-* An existing file is replaced only if its content is of the kind being written (FILE, JSON, TEXT or a picture of the
-  same format), or it is empty; anything else, a read-only file and a disk need `force`.
+* An existing file is replaced only if its content is of the kind being written (a .ddcm file, JSON, text or a picture
+  of the same format), or it is empty; anything else, a read-only file and a disk need `force`.
 * A regular file is written beside its place, synced and renamed; it keeps its mode, and its owner where that is
   allowed. A symbolic link is followed and stays. Devices, FIFOs, sockets and standard output are written through.
 """
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import InputError
+from ddcm_fast.errors import InputError
 
 #: What the command line's "-" stands for.
 STDIN, STDOUT = Path("/dev/stdin"), Path("/dev/stdout")
@@ -46,13 +46,6 @@ class Kind:
     holds: Callable[[Path], bool]
 
 
-def _starts(path: Path) -> bool:
-    from .container import MAGIC  # which stands on what calibration writes
-
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
-
-
 def _text(path: Path) -> bool:
     return path.stat().st_size <= MAX_FILE and path.read_text("utf-8") is not None
 
@@ -61,8 +54,7 @@ def _json(path: Path) -> bool:
     return path.stat().st_size <= MAX_FILE and isinstance(json.loads(path.read_text("utf-8")), (dict, list))
 
 
-#: A .ddcm file, by its first bytes; UTF-8 text; JSON.
-FILE = Kind("a .ddcm file", _starts)
+#: UTF-8 text; JSON.
 TEXT = Kind("text", _text)
 JSON = Kind("JSON", _json)
 

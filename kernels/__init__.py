@@ -13,7 +13,7 @@ import torch
 # In a checkout this folder also answers to the name of an unrelated package, `kernels`, that transformers looks for
 # by importing it: that import must not fail.
 if __name__ != "kernels" and find_spec("triton") is not None:
-    from .operations import (
+    from ddcm_fast.kernels.operations import (
         combine,
         scores,
         scores_and_norms,
@@ -43,7 +43,7 @@ def unavailable(device: torch.device) -> str | None:
     """
     if find_spec("triton") is None:
         return "triton is not installed (pip install 'ddcm-fast[triton]'; Linux only)"
-    from .launch import INTERPRETED
+    from ddcm_fast.kernels.launch import INTERPRETED
 
     if device.type == "cuda":
         if INTERPRETED:

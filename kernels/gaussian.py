@@ -13,14 +13,14 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from ddcm_fast.kernels import residual
+from ddcm_fast.kernels.launch import ceil_div, launch, power_of_2, seed_words, shared_memory, tile, tuned
+from ddcm_fast.kernels.layout import group_range, power_scale, word_of
+from ddcm_fast.kernels.philox import GAUSSIAN, philox
+from ddcm_fast.kernels.ranking import LOWEST, bias_stride, emit_best, keep_best, keep_best_atom, store_scores
 from torch import Tensor
 
-from ..law import GAUSSIAN_SCALE, CodebookSpec, gaussian_table
-from . import residual
-from .launch import ceil_div, launch, power_of_2, seed_words, shared_memory, tile, tuned
-from .layout import group_range, power_scale, word_of
-from .philox import GAUSSIAN, philox
-from .ranking import LOWEST, bias_stride, emit_best, keep_best, keep_best_atom, store_scores
+from ddcm_fast.codebook.law import GAUSSIAN_SCALE, CodebookSpec, gaussian_table
 
 _SIZES = [
     "bias_stride", "dim", "size", "groups", "batch", "calls", "first", "last", "span", "programs", "width",

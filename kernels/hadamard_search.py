@@ -15,15 +15,15 @@ from typing import Optional
 import torch
 import triton
 import triton.language as tl
+from ddcm_fast.kernels import residual
+from ddcm_fast.kernels.hadamard import hadamard
+from ddcm_fast.kernels.launch import PTX, ceil_div, launch, power_of_2, seed_words
+from ddcm_fast.kernels.layout import group_range
+from ddcm_fast.kernels.philox import INNER, OUTER, flip, in_order, masks_of, philox, sign_masks
+from ddcm_fast.kernels.ranking import LOWEST, bias_stride, make_key, rank_value
 from torch import Tensor
 
-from ..law import CodebookSpec
-from . import residual
-from .hadamard import hadamard
-from .launch import PTX, ceil_div, launch, power_of_2, seed_words
-from .layout import group_range
-from .philox import INNER, OUTER, flip, in_order, masks_of, philox, sign_masks
-from .ranking import LOWEST, bias_stride, make_key, rank_value
+from ddcm_fast.codebook.law import CodebookSpec
 
 #: Entries of a program's tile; the longest transform has 16384.
 _TILE = 4096

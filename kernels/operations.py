@@ -1,4 +1,4 @@
-"""The triton backend's operations, with the signatures of ddcm_fast.backends.reference.
+"""The triton backend's operations, with the signatures of ddcm_fast.codebook.backends.reference.
 
 Nothing here waits for the device or looks at its data: the step is read by the kernels through its pointer, every
 launch depends on shapes alone, and so all of it can be captured into a CUDA graph once a first call has
@@ -10,14 +10,14 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import torch
+from ddcm_fast.kernels import gaussian, hadamard_search
+from ddcm_fast.kernels import sign as sign_search
+from ddcm_fast.kernels.ranking import finish, peaks, rank
+from ddcm_fast.kernels.rotation import to_codebook_order, to_image_order
+from ddcm_fast.kernels.synthesis import combine
 from torch import Tensor
 
-from ..law import CodebookSpec
-from . import gaussian, hadamard_search
-from . import sign as sign_search
-from .ranking import finish, peaks, rank
-from .rotation import to_codebook_order, to_image_order
-from .synthesis import combine
+from ddcm_fast.codebook.law import CodebookSpec
 
 __all__ = ["combine", "scores", "scores_and_norms", "search", "to_codebook_order", "to_image_order", "topk"]
 
@@ -34,7 +34,7 @@ _CANDIDATES = 1 << 21
 def search(
     spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Optional[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best atom of each group; see ddcm_fast.reference.search.
+    """The best atom of each group; see ddcm_fast.codebook.reference.search.
 
     An image with an infinite or NaN entry gets index -1, sign +1 and score NaN in every group.
     """
@@ -47,7 +47,7 @@ def search(
 def topk(
     spec: CodebookSpec, w: Tensor, step: Tensor, m: int, signed: bool, bias: Optional[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The m best atoms of each group, best first; see ddcm_fast.reference.topk and `search`.
+    """The m best atoms of each group, best first; see ddcm_fast.codebook.reference.topk and `search`.
 
     The codebook goes by in ranges of bounded size; the m best so far stand before each range's candidates, and
     torch.topk on the keys, no two of which are equal, leaves nothing to chance.
@@ -78,14 +78,14 @@ def topk(
 
 
 def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
-    """All scores (B, G, K) float32; see ddcm_fast.reference.scores."""
+    """All scores (B, G, K) float32; see ddcm_fast.codebook.reference.scores."""
     out = w.new_empty(len(w), spec.groups, spec.size)
     _RESIDUALS[spec.kind](spec, w, peaks(spec, w)[1]).scores(step, 0, spec.size, out)
     return out
 
 
 def scores_and_norms(spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """All scores (B, G, K) and squared norms (G, K) float32; see ddcm_fast.reference.scores_and_norms."""
+    """All scores (B, G, K) and squared norms (G, K) float32; see ddcm_fast.codebook.reference.scores_and_norms."""
     if spec.kind == "gaussian":
         out, norms = w.new_empty(len(w), spec.groups, spec.size), w.new_empty(spec.groups, spec.size)
         residual = gaussian.Residual(spec, w, peaks(spec, w)[1])

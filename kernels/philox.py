@@ -3,13 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..law import (
-    STREAM_GAUSSIAN,
-    STREAM_INNER,
-    STREAM_OUTER,
-    STREAM_ROTATION,
-    STREAM_SIGN,
-)
+from ddcm_fast.codebook.law import STREAM_GAUSSIAN, STREAM_INNER, STREAM_OUTER, STREAM_ROTATION, STREAM_SIGN
 
 # Kernels may only read globals that are constexpr.
 GAUSSIAN: tl.constexpr = tl.constexpr(STREAM_GAUSSIAN)

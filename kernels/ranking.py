@@ -7,11 +7,11 @@ from typing import Optional
 import torch
 import triton
 import triton.language as tl
+from ddcm_fast.kernels.launch import ceil_div, launch, power_of_2
+from ddcm_fast.kernels.layout import group_range
 from torch import Tensor
 
-from ..law import CodebookSpec
-from .launch import ceil_div, launch, power_of_2
-from .layout import group_range
+from ddcm_fast.codebook.law import CodebookSpec
 
 #: Below the key of every atom.
 LOWEST: tl.constexpr = tl.constexpr(-(2**63))

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
+from ddcm_fast.kernels.launch import ceil_div
 from torch import Tensor
 
-from ..law import CodebookSpec
-from .launch import ceil_div
+from ddcm_fast.codebook.law import CodebookSpec
 
 #: Programs that share the atoms of one group: enough to fill a GPU several times over, and the bound on what a
 #: search writes, O(B * G * PROGRAMS).

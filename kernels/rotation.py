@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from ddcm_fast.kernels.hadamard import hadamard
+from ddcm_fast.kernels.launch import ceil_div, launch, seed_words
+from ddcm_fast.kernels.philox import ROTATION, flip, philox
 from torch import Tensor
 
-from ..law import CodebookSpec
-from .hadamard import hadamard
-from .launch import ceil_div, launch, seed_words
-from .philox import ROTATION, flip, philox
+from ddcm_fast.codebook.law import CodebookSpec
 
 _SIZES = ["dim", "stride", "blocks", "limit", "full", "seed_low", "seed_high"]
 _PERMUTE_BLOCK = 1024

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from ddcm_fast.kernels import residual
+from ddcm_fast.kernels.launch import PTX, ceil_div, launch, power_of_2, seed_words, tile, tuned
+from ddcm_fast.kernels.layout import group_range, power_scale, word_of
+from ddcm_fast.kernels.philox import SIGN, philox
+from ddcm_fast.kernels.ranking import LOWEST, bias_stride, emit_best, keep_best, keep_best_atom, store_scores
 from torch import Tensor
 
-from ..law import CodebookSpec
-from . import residual
-from .launch import PTX, ceil_div, launch, power_of_2, seed_words, tile, tuned
-from .layout import group_range, power_scale, word_of
-from .philox import SIGN, philox
-from .ranking import LOWEST, bias_stride, emit_best, keep_best, keep_best_atom, store_scores
+from ddcm_fast.codebook.law import CodebookSpec
 
 _SIZES = [
     "bias_stride", "dim", "groups", "batch", "calls", "first", "last", "span", "programs", "width",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from ddcm_fast.kernels.gaussian import entry, table
+from ddcm_fast.kernels.hadamard import hadamard
+from ddcm_fast.kernels.launch import ceil_div, launch, power_of_2, seed_words
+from ddcm_fast.kernels.layout import group_range
+from ddcm_fast.kernels.philox import GAUSSIAN, INNER, OUTER, SIGN, flip, in_order, philox, sign_masks
 from torch import Tensor
 
-from ..law import CodebookSpec
-from .gaussian import entry, table
-from .hadamard import hadamard
-from .launch import ceil_div, launch, power_of_2, seed_words
-from .layout import group_range
-from .philox import GAUSSIAN, INNER, OUTER, SIGN, flip, in_order, philox, sign_masks
+from ddcm_fast.codebook.law import CodebookSpec
 
 _SIZES = ["dim", "size", "groups", "calls", "terms", "tiles", "seed_low", "seed_high"]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 _CHECK = """
 import as_avx2, torch
-from ddcm_fast.backends import cpu
+from ddcm_fast.codebook.backends import cpu
 found = torch.backends.cpu.get_cpu_capability(), as_avx2.newer_features(), cpu.instruction_set()
 assert found == ("AVX2", [], "avx2"), f"the imitation of an older processor did not take: {found}"
 """

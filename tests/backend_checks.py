@@ -13,8 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ddcm_fast import backends, reference
-from ddcm_fast.law import CodebookSpec
+from ddcm_fast.codebook import backends, reference
+from ddcm_fast.codebook.law import CodebookSpec
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

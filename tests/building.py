@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ddcm_fast import build
+from ddcm_fast.codebook import build
 
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 

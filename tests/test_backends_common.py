@@ -15,10 +15,10 @@ from backend_checks import (
     step_tensor,
 )
 
-from ddcm_fast import backends, ops, reference
-from ddcm_fast.codebook import Codebook
+from ddcm_fast.codebook import backends, ops, reference
+from ddcm_fast.codebook.codebook import Codebook
+from ddcm_fast.codebook.law import CodebookSpec
 from ddcm_fast.errors import BackendError, ConfigError, InputError
-from ddcm_fast.law import CodebookSpec
 
 pytestmark = pytest.mark.skipif(not BACKENDS, reason="no backend but the reference is here")
 

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from ddcm_fast.bitstream import pack, payload_bits, unpack, unpack_prefix
 from ddcm_fast.errors import FormatError
+from ddcm_fast.sampling.bitstream import pack, payload_bits, unpack, unpack_prefix
 
 RADICES = {
     "one": [1],

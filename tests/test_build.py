@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from building import COMPILER, tiny_sources
 
-from ddcm_fast import build
+from ddcm_fast.codebook import build
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ddcm_fast.cli import main
-from ddcm_fast.images import to_pil
+from ddcm_fast.cli.command import main
+from ddcm_fast.codec.images import to_pil
 from ddcm_fast.models.loading import WEIGHTS
 
 
@@ -109,7 +109,7 @@ def test_errors_are_one_line_and_leave_nothing(photo, tmp_path, capsys, monkeypa
 
 
 def test_an_interrupted_decode_leaves_no_file(photo, tmp_path, capsys, monkeypatch):
-    from ddcm_fast.codec import Codec
+    from ddcm_fast.codec.codec import Codec
 
     assert run(capsys, "compress", photo, tmp_path / "a.ddcm", "--preset", "ddcm", "-T", 2, "-q")[0] == 0
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ddcm_fast import Codec, CodecConfig, container, load_model
-from ddcm_fast.config import PRESETS, preset
+from ddcm_fast import Codec, CodecConfig, load_model
+from ddcm_fast.codec import container
+from ddcm_fast.codec.config import PRESETS, preset
+from ddcm_fast.codec.images import psnr, to_pil, to_tensor
 from ddcm_fast.errors import ConfigError, FormatError, InputError, ModelError
-from ddcm_fast.images import psnr, to_pil, to_tensor
 
 SMALL = {
     "ddcm": preset("ddcm", T=6, K=1000),

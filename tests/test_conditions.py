@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ddcm_fast.condition import Condition, ConditionHash, read_condition, settle
 from ddcm_fast.errors import ConfigError, FormatError
+from ddcm_fast.sampling.condition import Condition, ConditionHash, read_condition, settle
 
 CONDITIONS = [
     Condition("a red fox"),

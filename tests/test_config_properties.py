@@ -11,10 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ddcm_fast import Codec, load_model
-from ddcm_fast.config import PRESETS, SHARING_RULES, CodecConfig, preset
+from ddcm_fast.codebook.law import KINDS
+from ddcm_fast.codec.config import PRESETS, SHARING_RULES, CodecConfig, preset
 from ddcm_fast.errors import ConfigError, DDCMError
-from ddcm_fast.law import KINDS
-from ddcm_fast.schedule import allocate
+from ddcm_fast.sampling.schedule import allocate
 
 torch.set_num_threads(1)
 FIELD = load_model("gaussian-field", device="cpu")

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from ddcm_fast import container
-from ddcm_fast.config import PRESETS, CodecConfig, preset
-from ddcm_fast.container import Header
+from ddcm_fast.codec import container
+from ddcm_fast.codec.config import PRESETS, CodecConfig, preset
+from ddcm_fast.codec.container import Header
 from ddcm_fast.errors import ConfigError, FormatError
 
 CONFIGS = {

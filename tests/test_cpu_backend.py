@@ -12,11 +12,11 @@ import pytest
 import torch
 from backend_checks import CASES, SEED, STEP, answers, check_selection, step_tensor
 
-from ddcm_fast import backends, reference
-from ddcm_fast.backends import cpu
-from ddcm_fast.codebook import Codebook
+from ddcm_fast.codebook import backends, reference
+from ddcm_fast.codebook.backends import cpu
+from ddcm_fast.codebook.codebook import Codebook
+from ddcm_fast.codebook.law import CodebookSpec
 from ddcm_fast.errors import BackendError
-from ddcm_fast.law import CodebookSpec
 
 pytestmark = pytest.mark.skipif(backends.why_not("cpu", "cpu") is not None, reason=str(backends.why_not("cpu", "cpu")))
 
@@ -183,7 +183,7 @@ assert torch.equal(codebook.search(r, 0)[0], index)
 
 
 def test_instruction_set_from_the_environment():
-    code = "from ddcm_fast.backends import cpu; print(cpu.instruction_set())"
+    code = "from ddcm_fast.codebook.backends import cpu; print(cpu.instruction_set())"
     done = _run(code, DDCM_CPU_ISA="portable")
     assert done.stdout.strip() == "portable", done.stderr
     code = """

@@ -12,8 +12,8 @@ import pytest
 from backend_checks import CASES
 from building import COMPILER, built_once
 
-from ddcm_fast import build
-from ddcm_fast.law import KINDS, gaussian_table
+from ddcm_fast.codebook import build
+from ddcm_fast.codebook.law import KINDS, gaussian_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from building import COMPILER
 
-from ddcm_fast import build
-from ddcm_fast.backends import cuda
+from ddcm_fast.codebook import build
+from ddcm_fast.codebook.backends import cuda
 from ddcm_fast.errors import BackendError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))

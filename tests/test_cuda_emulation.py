@@ -17,10 +17,10 @@ import torch
 from building import COMPILER, built_once
 from torch import Tensor
 
-from ddcm_fast import reference
-from ddcm_fast.backends import cuda
-from ddcm_fast.build import source_dir, source_hash
-from ddcm_fast.law import CodebookSpec
+from ddcm_fast.codebook import reference
+from ddcm_fast.codebook.backends import cuda
+from ddcm_fast.codebook.build import source_dir, source_hash
+from ddcm_fast.codebook.law import CodebookSpec
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 

@@ -14,8 +14,8 @@ import torch
 from building import COMPILER
 from test_cuda_emulation import library  # noqa: F401  (a fixture)
 
-from ddcm_fast import backends
-from ddcm_fast.backends import cuda
+from ddcm_fast.codebook import backends
+from ddcm_fast.codebook.backends import cuda
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu_check.py"
 sys.path.insert(0, str(SCRIPT.parent))

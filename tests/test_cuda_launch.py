@@ -20,10 +20,10 @@ import pytest
 import torch
 from building import COMPILER, built_once
 
-from ddcm_fast.backends import cuda
-from ddcm_fast.build import source_hash
+from ddcm_fast.codebook.backends import cuda
+from ddcm_fast.codebook.build import source_hash
+from ddcm_fast.codebook.law import CodebookSpec
 from ddcm_fast.errors import BackendError
-from ddcm_fast.law import CodebookSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import sass

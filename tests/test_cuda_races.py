@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from building import COMPILER, built_once
 
-from ddcm_fast.build import source_hash
+from ddcm_fast.codebook.build import source_hash
 
 FOLDER = Path(__file__).parent / "races"
 FLAGS = ("-O1", "-std=c++17", "-Wall", "-Wextra", "-Werror")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from building import built_once
 
-from ddcm_fast.build import source_hash
+from ddcm_fast.codebook.build import source_hash
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ddcm_fast import Codec, load_model
-from ddcm_fast.condition import Condition
 from ddcm_fast.errors import ConfigError, InputError, MissingExtraError, ModelError
 from ddcm_fast.models import digits, loading
+from ddcm_fast.sampling.condition import Condition
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_missing_classifier(monkeypatch, tmp_path):
 
 def test_training_writes_a_model_that_loads(tmp_path):
     pytest.importorskip("sklearn")
-    from ddcm_fast.models.train import main
+    from ddcm_fast.models.train.photo import main
 
     torch.set_num_threads(1)
     assert main(["digits", "--output", str(tmp_path / "own"), "--steps", "3", "--batch", "8"]) == 0

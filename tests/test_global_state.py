@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ddcm_fast import Codebook, Codec, load_model, reference
+from ddcm_fast import Codebook, Codec, load_model
+from ddcm_fast.codebook import reference
 from ddcm_fast.models.network import NetworkModel
 
 KINDS = ("gaussian", "sign", "hadamard")
@@ -121,7 +122,7 @@ class Linear(torch.nn.Module):
 
 
 def test_networks_run_with_autocast_off():
-    from ddcm_fast.autocast import without_autocast
+    from ddcm_fast.sampling.autocast import without_autocast
 
     network, x = Linear(), torch.randn(4, 8)
     expected = network(x)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddcm_fast.images import to_pil
+from ddcm_fast.codec.images import to_pil
 
 FOLDER = Path(__file__).resolve().parent / "golden" / "files"
 sys.path.insert(0, str(FOLDER))

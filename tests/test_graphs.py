@@ -16,14 +16,15 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from ddcm_fast import Codec, CodecConfig, Condition, preset
+from ddcm_fast.codebook.reference import initial_noise
 from ddcm_fast.errors import ConfigError
-from ddcm_fast.graphs import StepGraphs, Work
 from ddcm_fast.models import DiffusionModel, TiledModel, wrap_pipeline
 from ddcm_fast.models.gaussian_field import GaussianField
 from ddcm_fast.models.levels import levels_of
 from ddcm_fast.models.network import NetworkModel
-from ddcm_fast.reference import initial_noise
-from ddcm_fast.sampler import Chooser, Draw, Match, Replay, Sample, sample, toward
+from ddcm_fast.sampling.choosers import Chooser, Draw, Match, Replay, toward
+from ddcm_fast.sampling.graphs import StepGraphs, Work
+from ddcm_fast.sampling.sampler import Sample, sample
 
 torch.set_num_threads(1)
 

@@ -6,8 +6,9 @@ import math
 
 import torch
 
-from ddcm_fast.information import InformationCurve, fallback_curve, kl_timesteps, measure
 from ddcm_fast.models.gaussian_field import GaussianField
+from ddcm_fast.sampling.curve import InformationCurve
+from ddcm_fast.sampling.information import fallback_curve, kl_timesteps, measure, spent_bits
 
 
 class StableDiffusionSchedule:
@@ -29,7 +30,7 @@ class StableDiffusionSchedule:
 def test_the_fallback_gives_back_the_published_bits() -> None:
     """DiffC's file says these steps of SD 1.5 cost these bits, for 4 x 64 x 96 latents."""
     model = StableDiffusionSchedule()
-    grid, bits = fallback_curve(model).bits(model)  # type: ignore[arg-type]
+    grid, bits = spent_bits(fallback_curve(model), model)  # type: ignore[arg-type]
     spent = dict(zip(grid, bits, strict=True))
     # Sums of the published bits a step from the first timestep to the second.
     for high, low, published in ((972, 751, 415), (751, 530, 1387), (530, 276, 4562), (276, 101, 9796)):

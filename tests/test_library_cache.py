@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 from building import COMPILER, tiny_sources
 
-from ddcm_fast import build, library_cache
+from ddcm_fast.codebook import build, library_cache
 from ddcm_fast.errors import DDCMWarning
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")

@@ -11,15 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ddcm_fast import Codec, Limits, container, load_model, official
-from ddcm_fast import codec as codec_module
-from ddcm_fast.cli import main
-from ddcm_fast.config import CodecConfig, preset
-from ddcm_fast.container import Header
+from ddcm_fast import Codec, Limits, load_model
+from ddcm_fast.cli.command import main
+from ddcm_fast.codec import codec as codec_module
+from ddcm_fast.codec import container, official
+from ddcm_fast.codec.config import CodecConfig, preset
+from ddcm_fast.codec.container import Header
+from ddcm_fast.codec.limits import OPTIONS
 from ddcm_fast.errors import FormatError, LimitError
-from ddcm_fast.limits import OPTIONS
 from ddcm_fast.models.tiled import TiledModel
-from ddcm_fast.sampler import Draw
+from ddcm_fast.sampling.choosers import Draw
 
 FUZZ = Path(__file__).parent / "fuzz"
 sys.path.insert(0, str(FUZZ))
@@ -114,7 +115,7 @@ def test_limits_hold_for_what_is_made_too() -> None:
     ],
 )
 def test_endless_searches_ask_first(config: CodecConfig, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddcm_fast.limits._entries_per_second", lambda *_: 1e10)
+    monkeypatch.setattr("ddcm_fast.codec.limits._entries_per_second", lambda *_: 1e10)
     codec = Codec(FIELD, config)
     image = torch.zeros(3, 128, 128)
     for target in ({}, {"bpp": 1.0}):
@@ -126,17 +127,17 @@ def test_ordinary_searches_are_not_even_tried_out(monkeypatch: pytest.MonkeyPatc
     def never(*_: Any) -> float:
         raise AssertionError("a short search was estimated")
 
-    monkeypatch.setattr("ddcm_fast.limits._entries_per_second", never)
+    monkeypatch.setattr("ddcm_fast.codec.limits._entries_per_second", never)
     cpu = torch.device("cpu")
     for name in ("ddcm", "turbo"):
         Limits().check_search(preset(name, T=20), 3 * 256 * 256, 1, "auto", cpu)
-    monkeypatch.setattr("ddcm_fast.limits._entries_per_second", lambda *_: 5e9)
+    monkeypatch.setattr("ddcm_fast.codec.limits._entries_per_second", lambda *_: 5e9)
     Limits().check_search(preset("ddcm", K=2**20, T=20), 16384, 1, "auto", cpu)
     Codec(FIELD, preset("ddcm", K=2**32, T=1)).sample(Draw(0), 16, 16)  # chosen at random, not searched
 
 
 def test_speed_is_measured_by_a_search() -> None:
-    from ddcm_fast.limits import _entries_per_second
+    from ddcm_fast.codec.limits import _entries_per_second
 
     assert _entries_per_second("hadamard", 1024, "auto", torch.device("cpu")) > 0
 

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from test_models_pipelines import CONFIG, image
 
-from ddcm_fast import Codec, Condition, container, load_model
+from ddcm_fast import Codec, Condition, load_model
+from ddcm_fast.codec import container
 from ddcm_fast.errors import ConfigError, InputError
-from ddcm_fast.sampler import Draw, seeded
+from ddcm_fast.sampling.choosers import Draw, seeded
 from ddcm_fast.tasks import edit
 
 

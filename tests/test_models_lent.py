@@ -13,7 +13,8 @@ import torch
 from test_models_pipelines import CONDITIONS, CONFIG, FOX, image
 from torch import Tensor, nn
 
-from ddcm_fast import Codec, Condition, container, load_model
+from ddcm_fast import Codec, Condition, load_model
+from ddcm_fast.codec import container
 from ddcm_fast.errors import DDCMWarning, ModelError
 from ddcm_fast.models import DiffusionModel, wrap_pipeline
 

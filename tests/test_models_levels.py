@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ddcm_fast.errors import ModelError
-from ddcm_fast.models.base import DiffusionModel, eps_from_x0
 from ddcm_fast.models.levels import Levels, _quantile, levels_of
-from ddcm_fast.schedule import Step, plan
+from ddcm_fast.sampling.model import DiffusionModel, eps_from_x0
+from ddcm_fast.sampling.schedule import Step, plan
 
 SHAPE = (2, 3, 8, 8)
 PREDICTIONS = ("epsilon", "sample", "v_prediction")

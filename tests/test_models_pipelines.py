@@ -15,10 +15,10 @@ from torch import Tensor
 from ddcm_fast import Codec, CodecConfig, Condition, load_model
 from ddcm_fast.errors import ConfigError, MissingExtraError, ModelError
 from ddcm_fast.models import DiffusionModel, latent, wrap_pipeline
-from ddcm_fast.models.base import eps_from_x0
 from ddcm_fast.models.latent import LatentModel
-from ddcm_fast.sampler import advance
-from ddcm_fast.schedule import plan
+from ddcm_fast.sampling.model import eps_from_x0
+from ddcm_fast.sampling.schedule import plan
+from ddcm_fast.sampling.update import advance
 
 CONFIG = CodecConfig(T=3, K=16)
 FOX = Condition("a red fox", "blurry", guidance_scale=3.0)

@@ -9,7 +9,7 @@ import tiny_pipelines
 import torch
 
 from ddcm_fast import Codec, CodecConfig, Condition, load_model
-from ddcm_fast.container import read
+from ddcm_fast.codec.container import read
 from ddcm_fast.errors import ConfigError, ModelError
 from ddcm_fast.models import TiledModel, wrap_pipeline
 from ddcm_fast.models.gaussian_field import GaussianField

@@ -18,9 +18,9 @@ import torch
 from backend_checks import BACKENDS, step_tensor
 from torch import Tensor
 
-from ddcm_fast import backends, reference
-from ddcm_fast.codebook import Codebook
-from ddcm_fast.law import NOISE_LAW_VERSION, CodebookSpec, gaussian_table
+from ddcm_fast.codebook import backends, reference
+from ddcm_fast.codebook.codebook import Codebook
+from ddcm_fast.codebook.law import NOISE_LAW_VERSION, CodebookSpec, gaussian_table
 
 GOLDEN_DIR = Path(__file__).parent / "golden"
 GOLDEN = json.loads((GOLDEN_DIR / f"noise-law-{NOISE_LAW_VERSION}.json").read_text())

@@ -11,10 +11,10 @@ import tiny_pipelines
 import torch
 from torch import Tensor
 
-from ddcm_fast import official
+from ddcm_fast.codec import official
+from ddcm_fast.codec.official import Settings
 from ddcm_fast.errors import ConfigError, FormatError
 from ddcm_fast.models import wrap_pipeline
-from ddcm_fast.official import Settings
 
 torch.set_num_threads(1)
 
@@ -90,7 +90,7 @@ def test_decodes_like_their_code(settings: Settings, pipe: Any, tmp_path: Path) 
 def test_command_line(pipe: Any, tmp_path: Path) -> None:
     from PIL import Image
 
-    from ddcm_fast.cli import main
+    from ddcm_fast.cli.command import main
 
     settings = Settings(5, 999, 0, 16, model="tiny")
     folder = tmp_path / settings.folder()

@@ -10,9 +10,9 @@ import torch
 from backend_checks import BACKENDS, SEED, STEP, step_tensor
 from torch.utils._pytree import tree_leaves
 
-from ddcm_fast.codebook import Codebook
+from ddcm_fast.codebook.codebook import Codebook
+from ddcm_fast.codebook.law import CodebookSpec
 from ddcm_fast.errors import BackendError, ConfigError, DDCMError, InputError
-from ddcm_fast.law import CodebookSpec
 
 KINDS = ("gaussian", "sign", "hadamard")
 EVERYWHERE = [*BACKENDS, ("reference", "cpu")]

@@ -5,10 +5,11 @@ import itertools
 import pytest
 import torch
 
-from ddcm_fast import Codebook, load_model, ops
-from ddcm_fast.rules import Pursuit
-from ddcm_fast.rules.pursuit import coefficient_grid
-from ddcm_fast.schedule import linspace, plan
+from ddcm_fast import Codebook, load_model
+from ddcm_fast.codebook import ops
+from ddcm_fast.sampling.rules import Pursuit
+from ddcm_fast.sampling.rules.pursuit import coefficient_grid
+from ddcm_fast.sampling.schedule import linspace, plan
 
 DIM, SIZE = 96, 40
 

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from ddcm_fast import Codec, load_model, preset
+from ddcm_fast.codec.images import psnr
+from ddcm_fast.codec.rate import _worth, image_curve, search_psnr, stop_for_bits
 from ddcm_fast.errors import ConfigError, DDCMWarning
-from ddcm_fast.images import psnr
-from ddcm_fast.rate import _worth, image_curve, search_psnr, stop_for_bits
 
 pytest.importorskip("torchmetrics")
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

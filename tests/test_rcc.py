@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from ddcm_fast import Codebook
+from ddcm_fast.codec.pace import Paced
 from ddcm_fast.errors import ConfigError, FormatError, MissingExtraError
 from ddcm_fast.models.gaussian_field import GaussianField
-from ddcm_fast.pace import Paced
-from ddcm_fast.rules import Greedy
-from ddcm_fast.rules.rcc import Rcc, class_weights
-from ddcm_fast.sampler import Draw, Replay, sample, toward
-from ddcm_fast.schedule import linspace, plan
+from ddcm_fast.sampling.choosers import Draw, Replay, toward
+from ddcm_fast.sampling.rules import Greedy
+from ddcm_fast.sampling.rules.rcc import Rcc, class_weights
+from ddcm_fast.sampling.sampler import sample
+from ddcm_fast.sampling.schedule import linspace, plan
 
 GROUPS, GROUP_DIM = 16, 64
 DIM = GROUPS * GROUP_DIM

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from ddcm_fast import Codec, container, load_model
-from ddcm_fast.condition import Condition
+from ddcm_fast import Codec, load_model
+from ddcm_fast.codec import container
 from ddcm_fast.errors import ConfigError, FormatError
 from ddcm_fast.models import digits
+from ddcm_fast.sampling.condition import Condition
 from ddcm_fast.tasks import edit
 
 T = 60

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from ddcm_fast import Codec, load_model
-from ddcm_fast.condition import Condition
 from ddcm_fast.errors import ConfigError, InputError, MissingExtraError, ModelError
 from ddcm_fast.models import digits
+from ddcm_fast.sampling.condition import Condition
 from ddcm_fast.tasks.guidance import ClassifierGuided
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "generation.py"

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from ddcm_fast import Codec, load_model
-from ddcm_fast.condition import Condition
 from ddcm_fast.errors import ConfigError
 from ddcm_fast.models import digits
-from ddcm_fast.sampler import Match, StepContext
-from ddcm_fast.schedule import linspace, plan
+from ddcm_fast.sampling.choosers import Match, StepContext
+from ddcm_fast.sampling.condition import Condition
+from ddcm_fast.sampling.schedule import linspace, plan
 from ddcm_fast.tasks.guidance import Subset, ccfg, ccfg_direction, classifier_gradient
 
 

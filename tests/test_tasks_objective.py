@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ddcm_fast import Codec, backends, load_model
-from ddcm_fast.cli import build_parser
+from ddcm_fast import Codec, load_model
+from ddcm_fast.cli.command import build_parser
+from ddcm_fast.codebook import backends
 from ddcm_fast.tasks import Subset
 
 ROOT = Path(__file__).parents[1]

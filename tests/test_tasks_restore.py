@@ -6,7 +6,7 @@ import torch
 from ddcm_fast import Codec, load_model
 from ddcm_fast.errors import ConfigError, InputError, MissingExtraError, ModelError
 from ddcm_fast.models import digits
-from ddcm_fast.sampler import Chooser
+from ddcm_fast.sampling.choosers import Chooser
 from ddcm_fast.tasks import operator, restore, restore_blind
 from ddcm_fast.tasks.perceptual import align_faces, load_quality, load_restorer, model_denoiser
 from ddcm_fast.tasks.posterior import Posterior

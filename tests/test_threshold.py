@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from ddcm_fast import Codebook
-from ddcm_fast.bitstream import pack, payload_bits, unpack, unpack_prefix
-from ddcm_fast.combinatorics import rank, unrank
 from ddcm_fast.errors import ConfigError, InputError
 from ddcm_fast.models.gaussian_field import GaussianField
-from ddcm_fast.rules.threshold import Threshold, pool_weight
-from ddcm_fast.sampler import Draw, Match, Replay, sample, toward
-from ddcm_fast.schedule import linspace, plan
+from ddcm_fast.sampling.bitstream import pack, payload_bits, unpack, unpack_prefix
+from ddcm_fast.sampling.choosers import Draw, Match, Replay, toward
+from ddcm_fast.sampling.combinatorics import rank, unrank
+from ddcm_fast.sampling.rules.threshold import Threshold, pool_weight
+from ddcm_fast.sampling.sampler import sample
+from ddcm_fast.sampling.schedule import linspace, plan
 
 DIM, K, M = 768, 256, 12
 

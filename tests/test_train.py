@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddcm_fast.models import train
+from ddcm_fast.models.train import photo as train
 
 TINY = {
     "_class_name": "UNet2DModel",

@@ -9,10 +9,11 @@ import torch
 
 from ddcm_fast.errors import ConfigError
 from ddcm_fast.models.gaussian_field import GaussianField
-from ddcm_fast.rules import Product
-from ddcm_fast.rules.trellis import Trellis
-from ddcm_fast.sampler import Draw, Replay, sample, toward
-from ddcm_fast.schedule import linspace, plan
+from ddcm_fast.sampling.choosers import Draw, Replay, toward
+from ddcm_fast.sampling.rules import Product
+from ddcm_fast.sampling.rules.trellis import Trellis
+from ddcm_fast.sampling.sampler import sample
+from ddcm_fast.sampling.schedule import linspace, plan
 
 DIM = 768
 

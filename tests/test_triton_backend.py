@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddcm_fast import kernels, reference
-from ddcm_fast.codebook import Codebook
-from ddcm_fast.law import CodebookSpec
+from ddcm_fast import kernels
+from ddcm_fast.codebook import reference
+from ddcm_fast.codebook.codebook import Codebook
+from ddcm_fast.codebook.law import CodebookSpec
 
 pytest.importorskip("triton")
 

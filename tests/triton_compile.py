@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from ddcm_fast.law import CodebookSpec
+from ddcm_fast.codebook.law import CodebookSpec
 
 _BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 

@@ -296,7 +296,7 @@ uint32_t peak_bits(const float* x, int64_t count) {
   return static_cast<uint32_t>(peak);
 }
 
-// Power of two that brings a magnitude into range, and its inverse: ddcm_fast.reference.enter.
+// Power of two that brings a magnitude into range, and its inverse: ddcm_fast.codebook.reference.enter.
 struct Power {
   float scale, unit;
   explicit Power(uint32_t peak) {
@@ -514,7 +514,7 @@ DDCM_EXPORT int ddcm_cpu_to_codebook_order(const Geometry* g, const float* r, in
   return guarded([&] { rotation(*g, batch, threads, unit_to_codebook_order, r, w); });
 }
 
-// The same of rows brought into range: ddcm_fast.reference.enter, by whose rule unit (B) is filled. Returns 3 if any
+// The same of rows brought into range: ddcm_fast.codebook.reference.enter, by whose rule unit (B) is filled. Returns 3 if any
 // of them is not 1, 2 if r has NaN or infinite entries (w and unit are then not written).
 DDCM_EXPORT int ddcm_cpu_enter(const Geometry* g, const float* r, int64_t batch, int together, float* w,
                                float* unit, int threads) {

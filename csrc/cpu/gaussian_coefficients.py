@@ -18,7 +18,7 @@ import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 from scipy.optimize import linprog
 
-from ddcm_fast.law import gaussian_table
+from ddcm_fast.codebook.law import gaussian_table
 
 DEGREE = 4
 

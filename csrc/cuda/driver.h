@@ -417,7 +417,7 @@ struct Driver {
 // ---- the C interface: kernels.cu and emulate.cpp define DDCM_LAUNCH and include this once ----------------
 //
 // Pointers are to device memory (host memory in the emulation); `stream` is a cudaStream_t. Shapes are those of
-// ddcm_fast.reference. 0 is success; other codes go to ddcm_error_string. Workspaces have the size the ddcm_*_workspace
+// ddcm_fast.codebook.reference. 0 is success; other codes go to ddcm_error_string. Workspaces have the size the ddcm_*_workspace
 // function of the operation returns.
 
 #if defined(DDCM_LAUNCH)

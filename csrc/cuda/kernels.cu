@@ -1,4 +1,4 @@
-// The CUDA backend: device launches behind the C interface of driver.h. Built by ddcm_fast/backends/cuda.py;
+// The CUDA backend: device launches behind the C interface of driver.h. Built by ddcm_fast/codebook/backends/cuda.py;
 // no torch headers, links only the CUDA runtime.
 
 #include <cuda_runtime.h>

@@ -13,8 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from ..errors import MissingExtraError, ModelError
-from .loading import WEIGHTS
+from ddcm_fast.errors import MissingExtraError, ModelError
+from ddcm_fast.models.loading import WEIGHTS
 
 NAME = "digits"
 SIDE = 8

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .lent import FREEU, Part, value_of
+from ddcm_fast.models.lent import FREEU, Part, value_of
 
 _SAMPLES = 4096  # entries of each tensor that are looked at
 _AS_INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from ..condition import Condition
-from ..errors import ConfigError
-from .levels import FlowLevels, is_flow, levels_of
-from .network import Inputs
-from .text import TextModel, texts
+from ddcm_fast.errors import ConfigError
+from ddcm_fast.models.levels import FlowLevels, is_flow, levels_of
+from ddcm_fast.models.network import Inputs
+from ddcm_fast.models.text import TextModel, texts
+from ddcm_fast.sampling.condition import Condition
 
 
 def _dynamic_shift(scheduler: Any, tokens: int) -> float | None:

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from ..information import InformationCurve, curve_levels
-from .base import DiffusionModel, eps_from_x0
+from ddcm_fast.errors import ConfigError
+from ddcm_fast.sampling.curve import InformationCurve
+from ddcm_fast.sampling.information import curve_levels
+from ddcm_fast.sampling.model import DiffusionModel, eps_from_x0
 
 TIMESTEPS = 1000
 BETA_FIRST, BETA_LAST = 1e-4, 0.02  # the linear schedule of DDPM (Ho et al., 2020)

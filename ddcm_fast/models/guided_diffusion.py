@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..condition import Condition
-from ..errors import ModelError, out_of_memory
-from .base import DiffusionModel
-from .levels import levels_of
-from .loading import short_name
-from .network import Inputs, NetworkModel
-from .trust import check_pickle
+from ddcm_fast.errors import ModelError, out_of_memory
+from ddcm_fast.models.levels import levels_of
+from ddcm_fast.models.loading import short_name
+from ddcm_fast.models.network import Inputs, NetworkModel
+from ddcm_fast.models.trust import check_pickle
+from ddcm_fast.sampling.condition import Condition
+from ddcm_fast.sampling.model import DiffusionModel
 
 CLASSES = 1000  # of ImageNet
 _GROUPS = 32

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autocast import without_autocast
-from ..condition import Condition
-from ..errors import ConfigError, ModelError
-from .lent import Part, execution_device, uncompiled
-from .levels import Levels, levels_of
-from .network import Inputs, NetworkModel, gradients_of
+from ddcm_fast.errors import ConfigError, ModelError
+from ddcm_fast.models.lent import Part, execution_device, uncompiled
+from ddcm_fast.models.levels import Levels, levels_of
+from ddcm_fast.models.network import Inputs, NetworkModel, gradients_of
+from ddcm_fast.sampling.autocast import without_autocast
+from ddcm_fast.sampling.condition import Condition
 
 #: Above so many pixels the autoencoder works in its own overlapping tiles, to bound memory. It depends on the image's
 #: size alone, so encoder and decoder agree.

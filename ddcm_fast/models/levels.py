@@ -8,35 +8,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ..errors import ModelError
+from ddcm_fast.errors import ModelError
+from ddcm_fast.sampling.model import Level
 
 #: Network outputs: eps, x0, v = alpha eps - sigma x0 (Salimans & Ho 2022), velocity eps - x0 (rectified flow).
 PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
-
-
-class Level(NamedTuple):
-    """The numbers of one timestep that a prediction computes with.
-
-    Python numbers as Levels give them, or 0-d float32 tensors on the network's device: what a prediction does must
-    not depend on their values, so that one captured graph serves all timesteps.
-
-    Attributes:
-        alpha, sigma: x_t = alpha x0 + sigma eps. scale: of the network's input, where the levels scale it.
-        time: what the network is told. skip, out: x0_hat = skip x + out F, of levels with a preconditioning or a
-            boundary condition, F the output or what it says of x0.
-    """
-
-    alpha: float | Tensor
-    sigma: float | Tensor
-    time: float | Tensor
-    scale: float | Tensor = 1.0
-    skip: float | Tensor = 0.0
-    out: float | Tensor = 1.0
 
 
 class Levels(ABC):

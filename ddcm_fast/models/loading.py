@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from ..errors import DDCMError, MissingExtraError, ModelError, out_of_memory
-from ..information import InformationCurve
-from .base import DiffusionModel
-from .gaussian_field import GaussianField
-from .network import NetworkModel
-from .tiled import TiledModel, split_name
-from .trust import check_folder, check_index, read_config
+from ddcm_fast.errors import DDCMError, MissingExtraError, ModelError, out_of_memory
+from ddcm_fast.models.gaussian_field import GaussianField
+from ddcm_fast.models.network import NetworkModel
+from ddcm_fast.models.tiled import TiledModel, split_name
+from ddcm_fast.models.trust import check_folder, check_index, read_config
+from ddcm_fast.sampling.curve import InformationCurve
+from ddcm_fast.sampling.model import DiffusionModel
 
 #: Folder of the built-in models' weights.
 WEIGHTS = Path(__file__).parent / "weights"
@@ -203,7 +203,7 @@ def _load(
     except OSError as error:
         raise ModelError(f"cannot load model {name!r}: {error.strerror}") from error
     if path.suffix in (".pt", ".pth"):
-        from . import guided_diffusion
+        from ddcm_fast.models import guided_diffusion
 
         default = dtype or default_dtype(where)
         return guided_diffusion.load(path, where, default, compile=compile, trust=trust, **options)
@@ -300,7 +300,7 @@ def _load_unet(
     options: dict[str, Any],
 ) -> DiffusionModel:
     """A folder with a UNet2DModel and its scheduler, as the built-in models are."""
-    from .pixel import PixelModel
+    from ddcm_fast.models.pixel import PixelModel
 
     diffusers: Any = import_module("diffusers")
     kind = read_config(folder / "config.json").get("_class_name")

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autocast import without_autocast
-from ..condition import Condition
-from ..errors import ConfigError, ModelError
-from .base import DiffusionModel, Predictor, eps_from_x0
-from .fingerprint import weights_fingerprint
-from .lent import Lent, Part, execution_device, uncompiled
-from .levels import Level, Levels
+from ddcm_fast.errors import ConfigError, ModelError
+from ddcm_fast.models.fingerprint import weights_fingerprint
+from ddcm_fast.models.lent import Lent, Part, execution_device, uncompiled
+from ddcm_fast.models.levels import Levels
+from ddcm_fast.sampling.autocast import without_autocast
+from ddcm_fast.sampling.condition import Condition
+from ddcm_fast.sampling.model import DiffusionModel, Level, Predictor, eps_from_x0
 
 _KEPT = 16  # prepared conditions kept
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # those that files have names for

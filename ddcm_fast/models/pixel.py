@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from ..condition import Condition
-from ..errors import ModelError
-from .levels import levels_of
-from .network import Inputs, NetworkModel
+from ddcm_fast.errors import ModelError
+from ddcm_fast.models.levels import levels_of
+from ddcm_fast.models.network import Inputs, NetworkModel
+from ddcm_fast.sampling.condition import Condition
 
 
 class PixelModel(NetworkModel):

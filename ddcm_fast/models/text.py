@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..condition import Condition
-from .latent import LatentModel, unet_patch
-from .lent import Part, uncompiled
-from .levels import Levels, levels_of
-from .network import Inputs
+from ddcm_fast.models.latent import LatentModel, unet_patch
+from ddcm_fast.models.lent import Part, uncompiled
+from ddcm_fast.models.levels import Levels, levels_of
+from ddcm_fast.models.network import Inputs
+from ddcm_fast.sampling.condition import Condition
 
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 

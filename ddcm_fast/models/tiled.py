@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..condition import Condition
-from ..errors import ConfigError
-from .base import DiffusionModel, Predictor, eps_from_x0
-from .levels import Level
+from ddcm_fast.errors import ConfigError
+from ddcm_fast.sampling.condition import Condition
+from ddcm_fast.sampling.model import DiffusionModel, Level, Predictor, eps_from_x0
 
 _SUFFIX = re.compile(r"(?P<name>.+)#tile=(?P<size>\d+),(?P<overlap>\d+)")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ModelError
+from ddcm_fast.errors import ModelError
 
 #: The longest configuration that is read.
 _MAX_CONFIG = 1 << 22

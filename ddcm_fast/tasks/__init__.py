@@ -4,11 +4,11 @@ All of them are choosers for `Codec.sample`: they say which atoms are wanted, an
 that decodes without the classifier, the measurement or the metric that chose them (docs/applications.md).
 """
 
-from .edit import edit
-from .guidance import Subset, ccfg, classifier_gradient
-from .operators import LinearOperator, operator
-from .perceptual import restore_blind
-from .posterior import restore
+from ddcm_fast.tasks.edit import edit
+from ddcm_fast.tasks.guidance import Subset, ccfg, classifier_gradient
+from ddcm_fast.tasks.operators import LinearOperator, operator
+from ddcm_fast.tasks.perceptual import restore_blind
+from ddcm_fast.tasks.posterior import restore
 
 __all__ = [
     "LinearOperator",

@@ -11,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from .. import container
-from ..codec import Codec, Encoded
-from ..condition import Condition, ConditionLike, Edit, as_condition
-from ..config import CodecConfig
-from ..errors import ConfigError
-from ..models.base import DiffusionModel
+from ddcm_fast.codec import container
+from ddcm_fast.codec.codec import Codec, Encoded
+from ddcm_fast.codec.config import CodecConfig
+from ddcm_fast.errors import ConfigError
+from ddcm_fast.sampling.condition import Condition, ConditionLike, Edit, as_condition
+from ddcm_fast.sampling.model import DiffusionModel
 
 
 def check_edit(

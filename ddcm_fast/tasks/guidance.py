@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..condition import Condition
-from ..errors import ConfigError
-from ..models.base import DiffusionModel
-from ..sampler import Chooser, StepContext, seeded
+from ddcm_fast.errors import ConfigError
+from ddcm_fast.sampling.choosers import Chooser, StepContext, seeded
+from ddcm_fast.sampling.condition import Condition
+from ddcm_fast.sampling.model import DiffusionModel
 
 Objective = Callable[[StepContext], Tensor]
 """StepContext -> a direction of the state's shape (B, *latent_shape): noise along it is wanted."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, conv_transpose2d
 
-from ..errors import ConfigError, InputError
+from ddcm_fast.errors import ConfigError, InputError
 
 
 class LinearOperator(ABC):

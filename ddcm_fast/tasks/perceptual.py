@@ -21,13 +21,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..autocast import without_autocast
-from ..codec import Codec, Encoded
-from ..config import CodecConfig
-from ..errors import ConfigError, InputError, MissingExtraError, ModelError, out_of_memory
-from ..images import MAX_PIXELS_TO_CUT, ImageLike, to_srgb, to_tensor
-from ..models.base import DiffusionModel
-from ..sampler import Chooser, StepContext, advance, seeded
+from ddcm_fast.codec.codec import Codec, Encoded
+from ddcm_fast.codec.config import CodecConfig
+from ddcm_fast.codec.images import MAX_PIXELS_TO_CUT, ImageLike, to_srgb, to_tensor
+from ddcm_fast.errors import ConfigError, InputError, MissingExtraError, ModelError, out_of_memory
+from ddcm_fast.sampling.autocast import without_autocast
+from ddcm_fast.sampling.choosers import Chooser, StepContext, seeded
+from ddcm_fast.sampling.model import DiffusionModel
+from ddcm_fast.sampling.update import advance
 
 Restorer = Callable[[Tensor], Tensor]
 """Degraded image (B, C, h, w) in [-1, 1] -> estimate (B, C, H, W) in [-1, 1]."""

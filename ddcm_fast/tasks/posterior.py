@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 
-from ..codec import Codec, Encoded
-from ..errors import ConfigError, InputError
-from ..law import MAX_TOPK
-from ..models.base import DiffusionModel
-from ..rules import Greedy
-from ..sampler import Chooser, StepContext, seeded
-from .operators import LinearOperator
+from ddcm_fast.codebook.law import MAX_TOPK
+from ddcm_fast.codec.codec import Codec, Encoded
+from ddcm_fast.errors import ConfigError, InputError
+from ddcm_fast.sampling.choosers import Chooser, StepContext, seeded
+from ddcm_fast.sampling.model import DiffusionModel
+from ddcm_fast.sampling.rules import Greedy
+from ddcm_fast.tasks.operators import LinearOperator
 
 DEFAULT_SHORTLIST = 16
 

@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ddcm_fast import Codec, Limits, container, load_model, official
-from ddcm_fast.config import PRESETS, RULES, CodecConfig, preset
+from ddcm_fast import Codec, Limits, load_model
+from ddcm_fast.codebook.law import KINDS
+from ddcm_fast.codec import container, official
+from ddcm_fast.codec.config import PRESETS, RULES, CodecConfig, preset
+from ddcm_fast.codec.images import load_image, to_tensor
 from ddcm_fast.errors import DDCMError
-from ddcm_fast.images import load_image, to_tensor
-from ddcm_fast.law import KINDS
 from ddcm_fast.models import DiffusionModel, wrap_pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

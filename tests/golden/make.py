@@ -15,8 +15,8 @@ import json
 import torch
 from torch import Tensor
 
-from ddcm_fast import reference
-from ddcm_fast.law import NOISE_LAW_VERSION, CodebookSpec, gaussian_table
+from ddcm_fast.codebook import reference
+from ddcm_fast.codebook.law import NOISE_LAW_VERSION, CodebookSpec, gaussian_table
 
 _SHORT = 200
 

@@ -1,0 +1,86 @@
+"""What the commands say, and how they end: text that any terminal can take, one line for an error, an exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TextIO
+
+from ddcm_fast.errors import DDCMError, out_of_memory
+
+#: Exit statuses, see EXIT_HELP.
+MISTAKE, BUG, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
+
+EXIT_HELP = f"""Exit status: 0 done, {MISTAKE} something to mend (one line on standard error says what), {BUG} a bug of
+ddcm itself (DDCM_DEBUG=1 prints the traceback), {INTERRUPTED} interrupted, {CLOSED_PIPE} the output was closed."""
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal would obey: control and format characters are written as \\x1b, \\u202e, ...
+
+    Names, prompts and paths come from files and may hold anything; lone surrogates stand for bytes that are no UTF-8.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line to standard output or another stream, with escapes for what its encoding lacks."""
+    stream = stream or sys.stdout
+    if stream is not None:  # closed from the start
+        coding = stream.encoding or "ascii"
+        print(printable(text).encode(coding, "backslashreplace").decode(coding), file=stream)
+
+
+def complain(text: str) -> None:
+    """Print one line about an error to standard error."""
+    with contextlib.suppress(OSError, ValueError):  # nobody listens
+        say("ddcm: " + " ".join(text.split()), sys.stderr)
+
+
+def guarded(action: Callable[[], None]) -> int:
+    """Run a command and return its exit status; whatever goes wrong is said in one line, never by a traceback."""
+    try:
+        try:
+            action()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        return CLOSED_PIPE
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        if os.environ.get("DDCM_DEBUG"):
+            traceback.print_exc()
+        return _fail(error)
+    return 0
+
+
+def _fail(error: Exception) -> int:
+    if isinstance(error, DDCMError):
+        complain(str(error))
+    elif out_of_memory(error):
+        complain("out of memory; use a smaller image or codebook, fewer images, or another --device")
+    elif isinstance(error, OSError):
+        _drop_output()
+        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        complain(f"{name}{error.strerror or error}")
+    else:
+        first = (str(error).strip().splitlines() or [""])[0]
+        complain(f"a bug of ddcm, please report it with what DDCM_DEBUG=1 prints: {type(error).__name__}: {first}")
+        return BUG
+    return MISTAKE
+
+
+def _drop_output() -> None:
+    """Where standard output can no longer be written, have Python not try again at its end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

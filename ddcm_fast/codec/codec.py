@@ -1,0 +1,570 @@
+"""Codec: an image to the bytes of a .ddcm file and back, with any DiffusionModel."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, wraps
+from itertools import groupby
+from typing import Any, Concatenate, ParamSpec, TypeVar, Union
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ddcm_fast.codebook.reference import initial_noise
+from ddcm_fast.codec import container
+from ddcm_fast.codec.config import SHARING_RULES, CodecConfig, preset
+from ddcm_fast.codec.container import DTYPE_NAMES, MAX_SIDE, FileData, Header
+from ddcm_fast.codec.images import ImageLike, load_image, to_mask, to_pil, to_tensor
+from ddcm_fast.codec.images import psnr as measured_psnr
+from ddcm_fast.codec.limits import Limits
+from ddcm_fast.codec.pace import Paced
+from ddcm_fast.codec.rate import (
+    MISSED,
+    TRUST,
+    bits_for_stop,
+    finite_target,
+    foretold_error,
+    image_curve,
+    mse_to_stop,
+    search_psnr,
+    with_payload,
+)
+from ddcm_fast.errors import ConfigError, DDCMWarning, FormatError, InputError, ModelError
+from ddcm_fast.models.loading import as_model
+from ddcm_fast.sampling.autocast import without_autocast
+from ddcm_fast.sampling.choosers import Blind, Chooser, Draw, Replay, toward
+from ddcm_fast.sampling.condition import Condition, ConditionHash, ConditionLike, Edit, as_condition, one_each, settle
+from ddcm_fast.sampling.graphs import StepGraphs, require_gpu
+from ddcm_fast.sampling.information import model_curve
+from ddcm_fast.sampling.model import DiffusionModel
+from ddcm_fast.sampling.rules import Rcc, Rule
+from ddcm_fast.sampling.rules.threshold import pool_weight
+from ddcm_fast.sampling.sampler import Sample, sample
+from ddcm_fast.sampling.schedule import Step
+
+#: What an image may be given as, or its file's path.
+Picture = Union[ImageLike, "os.PathLike[str]"]
+_SINGLE = (Image.Image, np.ndarray, Tensor, os.PathLike)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEFAULT_PRESET = "product"
+MAX_BPP = 8.0
+
+#: Encodings in search of a file's size, for the rule whose size depends on the image.
+_MOST_RETRIES = 6
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One coded image.
+
+    Attributes:
+        data: the bytes of the .ddcm file.
+        reconstruction: (C, H, W) float32 in [-1, 1], what decoding `data` gives (bit for bit on the same device).
+    """
+
+    data: bytes
+    reconstruction: Tensor
+
+    @property
+    def bpp(self) -> float:
+        """Bits of the whole file, header included, a pixel."""
+        return 8 * len(self.data) / (self.reconstruction.shape[-2] * self.reconstruction.shape[-1])
+
+    @property
+    def image(self) -> Image.Image:
+        """The reconstruction as a PIL image."""
+        return to_pil(self.reconstruction)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_side(model: DiffusionModel, height: int, width: int) -> None:
+    low = model.min_side
+    if not (low <= height <= MAX_SIDE and low <= width <= MAX_SIDE):
+        raise InputError(f"the image has {width}x{height} pixels; each side must be {low} to {MAX_SIDE}")
+
+
+def _using_model(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """All of an operation inside `model.using()`: header, fingerprint and pictures are of the same weights."""
+
+    @wraps(method)
+    @without_autocast
+    def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.model.using():
+            return method(self, *args, **kwargs)
+
+    return run
+
+
+def _stored(condition: Condition | None, embed: bool) -> Condition | ConditionHash | None:
+    """What a header says of a condition."""
+    return condition if condition is None or embed else ConditionHash(condition.digest())
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One configuration at one image size: the steps, the rule and x_T; captured steps by images a run."""
+
+    config: CodecConfig
+    steps: list[Step]
+    rule: Rule
+    shape: tuple[int, ...]  # of a state
+    height: int
+    width: int
+    graphs: dict[int, StepGraphs] = field(default_factory=dict)
+
+    @property
+    def coded(self) -> list[Step]:
+        return [step for step in self.steps if step.coded]
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """x_T (1, *shape), made when a run begins: a payload that does not fit is refused before."""
+        return initial_noise(math.prod(self.shape), self.config.seed).view(1, *self.shape)
+
+
+class Codec:
+    """Compress and decompress images with a diffusion model.
+
+    Conditions may be given as a prompt (a text) wherever there is a Condition; seeds as a torch.Generator, from which
+    the seed is then drawn; files as bytes of any kind, binary streams or pathlib.Path.
+
+    Args:
+        model: from load_model, or a diffusers pipeline (see models.wrap_pipeline).
+        config: how `compress` and `generate` code; decoding takes everything from the file.
+        backend: of the codebook, see Codebook.
+        batch_size: images a network call when several of one size are given. A network's output can depend on
+            the batch size in its last bits, so files decode bit for bit like the encoder's reconstruction only where
+            both use the same; 1 (the default) always does.
+        progress: progress bars: True, False, or None for "if standard error is a terminal".
+        cuda_graph: take whole steps as CUDA graphs (rules greedy, product and threshold): for a network whose kernels
+            take less time than their launching. What was captured is kept for the last configuration and size.
+        limits: of what files and settings may ask for; whatever asks for more raises LimitError before any work.
+
+    Raises:
+        ConfigError: batch_size below 1; cuda_graph without a GPU.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel | Any,
+        config: CodecConfig | None = None,
+        backend: str = "auto",
+        batch_size: int = 1,
+        progress: bool | None = False,
+        cuda_graph: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+        self.model = as_model(model)
+        self.config = preset(DEFAULT_PRESET) if config is None else config
+        self.backend = backend
+        self.batch_size = batch_size
+        self.progress = progress
+        self.cuda_graph = cuda_graph
+        self.limits = limits or Limits()
+        self._last: tuple[Any, _Job] | None = None
+        if cuda_graph:
+            require_gpu(self.model)
+
+    @classmethod
+    def from_preset(
+        cls,
+        model: DiffusionModel | Any,
+        name: str = DEFAULT_PRESET,
+        *,
+        backend: str = "auto",
+        batch_size: int = 1,
+        progress: bool | None = False,
+        cuda_graph: bool = False,
+        limits: Limits | None = None,
+        **settings: Any,
+    ) -> Codec:
+        """A codec with a preset's configuration, some of it replaced: from_preset(model, "pursuit", K=1024, M=8)."""
+        return cls(model, preset(name, **settings), backend, batch_size, progress, cuda_graph, limits)
+
+    # ---- encoding --------------------------------------------------------------------------------
+
+    @_using_model
+    def encode(
+        self,
+        images: Picture | Sequence[Picture],
+        condition: ConditionLike | Sequence[ConditionLike] = None,
+        embed_condition: bool = True,
+        bpp: float | None = None,
+        psnr: float | None = None,
+        mask: ImageLike | None = None,
+    ) -> list[Encoded]:
+        """Code images; always a list, in the order given.
+
+        Args:
+            images: a PIL image, an array (H, W, 3) or (H, W) of uint8 or uint16, a tensor (C, H, W) or (B, C, H, W)
+                in [-1, 1], an image file's path, or a sequence of these; see images.to_tensor.
+            condition: prompt, label and guidance, for conditional models; or a sequence of one for each image.
+            embed_condition: the condition travels in the file; if not, only 4 bytes of its hash do and the decoder
+                must be given it.
+            bpp: bits a pixel of the whole file, never exceeded and met within an atom; each image is then coded alone.
+            psnr: quality in dB to come within 0.2 dB of, by a few encodings of each image.
+            mask: where the bits should go: a grey image or array of the images' size, or a tensor (H, W) of at least
+                0 (Turbo-DDCM's priority-aware coding; the decoder needs no mask).
+
+        Raises:
+            InputError: not an image, NaN, or a side outside 16 to 4096 pixels. LimitError: beyond the limits.
+            ConfigError: a configuration or condition this model or size cannot take.
+        """
+        items = [images] if isinstance(images, _SINGLE) else list(images)
+        loaded = [load_image(os.fspath(item)) if isinstance(item, os.PathLike) else item for item in items]
+        tensors = [row for item in loaded for row in to_tensor(item, self.model.channels).split(1)]
+        conditions = self._conditions(condition, len(tensors))
+        results: list[Encoded | None] = [None] * len(tensors)
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for i, tensor in enumerate(tensors):
+            sizes.setdefault((tensor.shape[2], tensor.shape[3]), []).append(i)
+        controlled = bpp is not None or psnr is not None
+        for members in sizes.values():
+            for batch in self._batches(members, conditions, 1 if controlled else self.batch_size):
+                images = torch.cat([tensors[i] for i in batch])
+                own = [conditions[i] for i in batch]
+                stored = [_stored(each, embed_condition) for each in own]
+                if controlled:
+                    coded = [self._controlled(images, bpp, psnr, own[0], stored[0], mask)]
+                else:
+                    coded, _ = self._encode(images, self._target(images), self.config, own, stored, mask)
+                for i, one in zip(batch, coded, strict=True):
+                    results[i] = one
+        return [r for r in results if r is not None]
+
+    def _encode(
+        self,
+        images: Tensor,
+        x0: Tensor,
+        config: CodecConfig,
+        conditions: Sequence[Condition | None],
+        stored: Sequence[Condition | ConditionHash | None],
+        mask: ImageLike | None,
+        bits: float = 0.0,
+    ) -> tuple[list[Encoded], float]:
+        """Images (B, C, H, W) of one size and guidance and their x0, in one batch; also the state's mean squared error.
+
+        `bits` is what the payload of one image should take, where that is not known from the configuration.
+        """
+        height, width = images.shape[-2:]
+        job = self._job(config, height, width)
+        weight = None if mask is None else self._weight(mask, height, width)
+        chooser = toward(x0, weight)
+        if bits > 0 and job.coded and isinstance(job.rule, Rcc):
+            chooser = Paced(x0, weight, job.rule, job.coded, bits)
+        done = self._run(job, chooser, len(images), "compress", _together(conditions))
+        return self._finish(job, done, config, stored), float((done.x0 - x0).double().square().mean())
+
+    def _controlled(
+        self,
+        image: Tensor,
+        bpp: float | None,
+        psnr: float | None,
+        condition: Condition | None,
+        stored: Condition | ConditionHash | None,
+        mask: ImageLike | None,
+    ) -> Encoded:
+        """One image (1, C, H, W) at a bitrate or a quality."""
+        if bpp is not None and psnr is not None:
+            raise ConfigError("give a bitrate or a quality, not both")
+        model = self.model
+        height, width = image.shape[-2:]
+        x0 = self._target(image)
+        dim = x0[0].numel()
+        self.limits.check_search(self.config, dim, 1, self.backend, model.device)
+        curve = image_curve(model, x0, condition)
+
+        def payload(file_bits: float, config: CodecConfig) -> float:
+            header = len(container.write(self._header(config, height, width, stored), b""))
+            if file_bits < 8 * (header + 1):
+                least = 8 * (header + 4) / (height * width)
+                raise ConfigError(f"this image needs {header} bytes of header alone; ask for {least:.2f} bpp or more")
+            return 8.0 * (file_bits // 8 - header)
+
+        def fit(file_bits: float, trust: float) -> tuple[Encoded, float, float]:
+            """The largest file; the error of its state, and the error its curve foretold."""
+            config, goal = self.config, file_bits
+            best: tuple[Encoded, float, float] | None = None
+            for _ in range(_MOST_RETRIES):
+                for _ in range(2):  # the header's length depends a little on what is in it
+                    config = with_payload(config, model, curve, dim, payload(goal, config), trust)
+                bits = payload(file_bits, config)
+                (coded,), error = self._encode(image, x0, config, [condition], [stored], mask, bits)
+                size = 8 * len(coded.data)
+                if size <= file_bits and (best is None or len(coded.data) > len(best[0].data)):
+                    best = coded, error, foretold_error(config, curve)
+                if best is not None and (config.rule != "rcc" or 8 * len(best[0].data) >= 0.99 * file_bits):
+                    return best
+                goal *= file_bits / size  # only rcc's size is not known before
+            if best is None:
+                raise ConfigError(f"no file of {file_bits / (height * width):.4g} bpp found; ask for more")
+            return best
+
+        def encode(file_bits: float) -> Encoded:
+            """Code, look, and where the steps asked for more than their bits could say, stop earlier."""
+            best, least = None, math.inf
+            for trust in TRUST:
+                coded, error, foretold = fit(file_bits, trust)
+                if best is None or error < least:
+                    best, least = coded, error
+                if mask is not None or error <= MISSED * foretold:
+                    break
+            assert best is not None
+            return best
+
+        pixels = height * width
+        if bpp is not None:
+            return encode(finite_target(bpp, "bpp") * pixels)
+        assert psnr is not None
+        goal = finite_target(psnr, "psnr")
+        first = bits_for_stop(model, curve, dim, mse_to_stop(curve, goal)) + 400
+
+        def attempt(file_bits: float) -> tuple[Encoded, float]:
+            coded = encode(file_bits)
+            return coded, measured_psnr(image.to(coded.reconstruction.device)[0], coded.reconstruction)
+
+        return search_psnr(attempt, first, goal, MAX_BPP * pixels)
+
+    def compress(
+        self,
+        images: Picture | Sequence[Picture],
+        condition: ConditionLike | Sequence[ConditionLike] = None,
+        embed_condition: bool = True,
+        bpp: float | None = None,
+        psnr: float | None = None,
+        mask: ImageLike | None = None,
+    ) -> bytes | list[bytes]:
+        """`encode`, only the files: bytes for one image, a list for a batch or a sequence."""
+        files = [coded.data for coded in self.encode(images, condition, embed_condition, bpp, psnr, mask)]
+        single = isinstance(images, _SINGLE) and not (isinstance(images, Tensor) and images.dim() != 3)
+        return files[0] if single else files
+
+    def generate(
+        self,
+        count: int,
+        height: int,
+        width: int,
+        seed: int | torch.Generator = 0,
+        condition: ConditionLike | Sequence[ConditionLike] = None,
+        embed_condition: bool = True,
+    ) -> list[Encoded]:
+        """Draw `count` images at random; each comes with its file. `seed` chooses the symbols."""
+        return self.sample(Draw(seed), height, width, count, condition, embed_condition)
+
+    @_using_model
+    def sample(
+        self,
+        chooser: Chooser,
+        height: int,
+        width: int,
+        count: int = 1,
+        condition: ConditionLike | Sequence[ConditionLike] = None,
+        embed_condition: bool = True,
+    ) -> list[Encoded]:
+        """Images whose noise any Chooser picks (see ddcm_fast.tasks); each comes with its file."""
+        _check_side(self.model, height, width)
+        conditions = self._conditions(condition, count)
+        job = self._job(self.config, height, width)
+        out: list[Encoded] = []
+        for batch in self._batches(range(count), conditions, self.batch_size):
+            own = [conditions[i] for i in batch]
+            done = self._run(job, chooser, len(batch), "generate", _together(own))
+            out += self._finish(job, done, self.config, [_stored(each, embed_condition) for each in own])
+        return out
+
+    # ---- decoding --------------------------------------------------------------------------------
+
+    @_using_model
+    def decode(
+        self, data: FileData, ignore_checksum: bool = False, condition: ConditionLike = None, first: float = 1.0
+    ) -> Tensor:
+        """The bytes of a file -> image (C, H, W) float32 in [-1, 1] on the model's device.
+
+        `first` decodes only that part of the file's bytes, for a coarser picture from a prefix; the steps whose bits
+        are missing are taken without noise. With `ignore_checksum` a truncated file decodes as the prefix it is.
+
+        `condition` is needed where it does not travel in the file, and checked where it does.
+
+        Raises:
+            FormatError: not a readable .ddcm file. LimitError: one that asks for more than the limits allow.
+            ModelError: made with another model.
+            ConfigError: the condition is missing or is not the one the file was made with.
+        """
+        data = container.file_bytes(data)
+        header, payload = container.read(data, ignore_checksum)
+        self.limits.check("payload", len(payload))
+        self._check_model(header)
+        given = as_condition(condition)
+        condition = settle(header.condition, given and self.model.complete_condition(given))
+        try:
+            job = self._job(header.config, header.height, header.width)
+        except (ConfigError, InputError) as error:
+            raise FormatError(f"the file asks for something this model cannot do: {error}") from error
+        if not 0 < first <= 1:
+            raise ConfigError(f"first is {first}; it must be above 0 and at most 1")
+        if first < 1:
+            payload = payload[: max(0, math.ceil(first * len(data)) - (len(data) - len(payload)))]
+        rows = job.rule.read(payload, job.coded, prefix=first < 1 or ignore_checksum)
+        letters = [torch.tensor([row], dtype=torch.int64, device="cpu") for row in rows]
+        edit = header.edit or Edit(0, condition)
+        done = self._run(job, Replay(letters), 1, "decompress", lambda step: edit.at(step.index, condition))
+        return self._crop(job, self.model.decode(done.x0))[0]
+
+    def decompress(
+        self, data: FileData, ignore_checksum: bool = False, condition: ConditionLike = None, first: float = 1.0
+    ) -> Image.Image:
+        """`decode`, as a PIL image."""
+        return to_pil(self.decode(data, ignore_checksum, condition, first))
+
+    # ---- parts -----------------------------------------------------------------------------------
+
+    def _conditions(
+        self, given: ConditionLike | Sequence[ConditionLike], count: int
+    ) -> list[Condition | None]:
+        """The conditions of `count` images, the model's defaults filled in."""
+        return [self.model.complete_condition(each) for each in one_each(given, count)]
+
+    @staticmethod
+    def _batches(
+        members: Sequence[int], conditions: Sequence[Condition | None], size: int
+    ) -> Iterator[list[int]]:
+        """Members in their order, at most `size` at a time and of one guidance scale: what a network call takes."""
+        for _, run in groupby(members, lambda i: getattr(conditions[i], "guidance_scale", None)):
+            alike = list(run)
+            yield from (alike[first : first + size] for first in range(0, len(alike), size))
+
+    def _job(self, config: CodecConfig, height: int, width: int) -> _Job:
+        if not self.cuda_graph:
+            return self._new_job(config, height, width)
+        # With the curve's fingerprint: a model may be calibrated anew.
+        key = (config, height, width, self._fingerprint(config))
+        if self._last is None or self._last[0] != key:
+            self._last = None  # its graphs hold memory that the next may need
+            self._last = (key, self._new_job(config, height, width))
+        return self._last[1]
+
+    def _new_job(self, config: CodecConfig, height: int, width: int) -> _Job:
+        padded = self._padded(height, width)
+        self.limits.check_size(config, self.model, *padded)
+        shape = self.model.latent_shape(*padded)
+        steps = config.steps(self.model)
+        rule = config.make_rule(steps, math.prod(shape), self.backend)
+        return _Job(config, steps, rule, shape, height, width)
+
+    def _padded(self, height: int, width: int) -> tuple[int, int]:
+        _check_side(self.model, height, width)
+        m = self.model.multiple
+        padded = (-(-height // m) * m, -(-width // m) * m)
+        self.model.check_size(*padded)
+        return padded
+
+    def _target(self, images: Tensor) -> Tensor:
+        """x0 of images (B, C, H, W), padded by repeating the last row and column."""
+        height, width = images.shape[-2:]
+        padded = self._padded(height, width)
+        extra = (0, padded[1] - width, 0, padded[0] - height)
+        with torch.inference_mode():
+            return self.model.encode(pad(images.to(self.model.device), extra, mode="replicate"))
+
+    def _weight(self, mask: ImageLike, height: int, width: int) -> Tensor:
+        """A mask of the images' size -> weight of the residual, see rules.threshold.pool_weight."""
+        plane = mask if isinstance(mask, Tensor) else to_mask(mask)
+        if plane.shape != (height, width):
+            raise InputError(f"the mask has shape {tuple(plane.shape)}, the image {(height, width)}; make them equal")
+        padded = self._padded(height, width)
+        extra = (0, padded[1] - width, 0, padded[0] - height)
+        whole = pad(plane.float()[None, None], extra, mode="replicate")[0, 0]
+        return pool_weight(whole, self.model.latent_shape(*padded)).to(self.model.device)
+
+    def _header(self, config: CodecConfig, height: int, width: int, stored: Condition | ConditionHash | None) -> Header:
+        model = self.model
+        return Header(config, model.name, self._fingerprint(config), _dtype_name(model.dtype), width, height, stored)
+
+    def _run(
+        self, job: _Job, chooser: Chooser, batch: int, what: str, condition: Any = None
+    ) -> Sample:
+        if not isinstance(chooser, Blind):
+            dim = math.prod(job.shape)
+            self.limits.check_search(job.config, dim, batch, self.backend, self.model.device)
+        noise = job.noise.expand(batch, *job.shape)
+        graphs = None
+        if self.cuda_graph:
+            graphs = job.graphs.get(batch) or StepGraphs(self.model, job.steps, job.rule)
+            job.graphs[batch] = graphs
+        return sample(self.model, job.steps, job.rule, chooser, noise, condition, self.progress, what, graphs)
+
+    def _finish(
+        self, job: _Job, done: Sample, config: CodecConfig, stored: Sequence[Condition | ConditionHash | None]
+    ) -> list[Encoded]:
+        """Bring the letters to the host, once, and write the files."""
+        images = self._crop(job, self.model.decode(done.x0))
+        rows = [letters.tolist() for letters in done.letters]
+        headers = [self._header(config, job.height, job.width, each) for each in stored]
+        for step, batch in zip(job.coded, rows, strict=True):
+            if any(min(row, default=0) < 0 for row in batch):
+                raise InputError(f"the model's prediction at t={step.t:g} is NaN or infinite; try --dtype float32")
+        payloads = (job.rule.write([batch[b] for batch in rows], job.coded) for b in range(len(images)))
+        return [
+            Encoded(container.write(header, payload), image)
+            for header, payload, image in zip(headers, payloads, images, strict=True)
+        ]
+
+    @staticmethod
+    def _crop(job: _Job, images: Tensor) -> Tensor:
+        return images[..., : job.height, : job.width]
+
+    def _fingerprint(self, config: CodecConfig, dtype: torch.dtype | None = None) -> bytes:
+        """The model's (see there), and where steps or atoms follow the information curve also the curve's."""
+        own = self.model.fingerprint(dtype)
+        if config.schedule != "kl" and config.rule not in SHARING_RULES:
+            return own
+        digest = model_curve(self.model).digest
+        return bytes(a ^ b for a, b in zip(own, digest, strict=True))
+
+    def _check_model(self, header: Header) -> None:
+        model = self.model
+        # Of a wider network than the file's the values are known as that one has them, of a narrower one only signs.
+        dtype = file_dtype(header)
+        known = model.dtype in (dtype, torch.float32)
+        own = self._fingerprint(header.config, dtype if known else None)
+        if header.fingerprint != own and (known or header.fingerprint[:2] != own[:2]):
+            alike = header.fingerprint[:2] == own[:2]
+            raise ModelError(
+                f"the file was made with model {header.model!r} (fingerprint {header.fingerprint.hex()}), "
+                f"this is {model.name!r} ({own.hex()})"
+                + (", the same network with weights of other values" if alike else "")
+                + " or a calibration of it that is not the file's; load that model to decode it"
+            )
+        if header.dtype != _dtype_name(model.dtype):
+            warnings.warn(
+                f"the file was made with the network in {header.dtype}, this one is in {_dtype_name(model.dtype)}: "
+                f"the picture will be worse than the encoder's; load the model with dtype={header.dtype!r}",
+                DDCMWarning,
+                stacklevel=3,
+            )
+
+
+def _together(conditions: Sequence[Condition | None]) -> Condition | tuple[Condition | None, ...] | None:
+    """What a model is told of a batch: the condition of all, or each one's."""
+    return conditions[0] if len(set(conditions)) == 1 else tuple(conditions)
+
+
+def file_dtype(header: Header) -> torch.dtype:
+    """The dtype of the network a file was made with."""
+    assert header.dtype in DTYPE_NAMES
+    return getattr(torch, header.dtype)

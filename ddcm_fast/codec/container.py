@@ -1,0 +1,250 @@
+"""The .ddcm container (docs/format.md): a header with everything the decoder needs, then the packed symbols."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Union
+
+from ddcm_fast.codebook.law import KINDS, MAX_SIZE, NOISE_LAW_VERSION
+from ddcm_fast.codec.config import RULES, RULES_WITH_BITS, SCHEDULES, SHARING_RULES, CodecConfig
+from ddcm_fast.errors import ConfigError, FormatError, InputError
+from ddcm_fast.files import Kind
+from ddcm_fast.sampling.condition import MAX_BYTES, Condition, ConditionHash, Edit, read_condition
+
+MAGIC = b"\xdcDM"
+FORMAT_VERSION = 1
+MAX_SIDE = 4096
+MAX_NAME = 255
+#: What the bytes of a file may be given as; anything with a buffer (an array of uint8) besides.
+FileData = Union[bytes, bytearray, memoryview, IO[bytes], "os.PathLike[str]", Any]
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself.
+
+    Attributes:
+        config: rule, codebook, schedule and seed.
+        model: name of the model; fingerprint: its 4 bytes; dtype: of the encoder's network.
+        width, height: of the image in pixels, before padding.
+        condition: what the model was told, or its hash where it does not travel.
+        edit: what it is told from some step on instead, in edited files.
+    """
+
+    config: CodecConfig
+    model: str
+    fingerprint: bytes
+    dtype: str
+    width: int
+    height: int
+    condition: Condition | ConditionHash | None = None
+    edit: Edit | None = None
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def byte(self, value: int) -> None:
+        self.data.append(value)
+
+    def varint(self, value: int) -> None:
+        """Unsigned LEB128."""
+        while value > 0x7F:
+            self.data.append(value & 0x7F | 0x80)
+            value >>= 7
+        self.data.append(value)
+
+    def size(self, value: int) -> None:
+        """1 to 2^32: powers of two in one byte (their logarithm), else 0xff and the number less one."""
+        if value & (value - 1) == 0:
+            self.byte(value.bit_length() - 1)
+        else:
+            self.byte(0xFF)
+            self.varint(value - 1)
+
+
+class _Reader:
+    def __init__(self, data: bytes, position: int) -> None:
+        self.data = data
+        self.position = position
+
+    def take(self, count: int) -> bytes:
+        chunk = self.data[self.position : self.position + count]
+        if len(chunk) != count:
+            raise FormatError("the file ends inside its header: it is truncated")
+        self.position += count
+        return chunk
+
+    def byte(self) -> int:
+        return self.take(1)[0]
+
+    def varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self.byte()
+            value |= (byte & 0x7F) << shift
+            if not byte & 0x80:
+                return value
+            shift += 7
+            if shift > 63:
+                raise FormatError("the header holds an impossible number: the file is corrupt")
+
+    def size(self) -> int:
+        log2 = self.byte()
+        value = self.varint() + 1 if log2 == 0xFF else 1 << log2 if log2 <= 32 else 0
+        if not 1 <= value <= MAX_SIZE:
+            raise FormatError("the header holds an impossible codebook size: the file is corrupt")
+        return value
+
+
+def file_bytes(data: FileData) -> bytes:
+    """The bytes of a file given as bytes of any kind, a binary stream (from where it stands) or a path.
+
+    Raises InputError: a path that cannot be read, or anything else (a name must come as a pathlib.Path).
+    """
+    try:
+        if isinstance(data, os.PathLike):
+            return Path(data).read_bytes()
+        return bytes(memoryview(data.read() if hasattr(data, "read") else data))
+    except OSError as error:
+        raise InputError(f"cannot read {data!s}: {error.strerror or error}") from error
+    except TypeError as error:
+        what = type(data).__name__
+        raise InputError(f"a file must be given as bytes, a binary stream or a pathlib.Path, not {what}") from error
+
+
+def _is_container(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+#: What a .ddcm file may replace without being forced to: another, by its first bytes.
+FILE = Kind("a .ddcm file", _is_container)
+
+
+def write(header: Header, payload: bytes) -> bytes:
+    """Header and packed symbols -> the bytes of a file."""
+    config = header.config
+    w = _Writer()
+    name = header.model.encode()
+    if not 0 < len(name) <= MAX_NAME:
+        raise ConfigError(f"the model's name must be 1 to {MAX_NAME} bytes of UTF-8 to go into a file")
+    w.byte(len(name))
+    w.data += name
+    w.data += header.fingerprint
+    w.varint(header.width)
+    w.varint(header.height)
+    w.byte(KINDS.index(config.kind) | DTYPE_NAMES.index(header.dtype) << 2 | RULES.index(config.rule) << 4)
+    w.byte(
+        SCHEDULES.index(config.schedule)
+        | config.ancestral_tail << 3
+        | (config.t_range is not None) << 4
+        | config.official_grid << 5
+        | (header.condition is not None) << 6
+        | (header.edit is not None) << 7
+    )
+    w.varint(config.T)
+    w.varint(config.seed)
+    w.size(config.K)
+    if config.rule == "pursuit":
+        w.varint(config.M)
+    if config.rule in RULES_WITH_BITS:
+        w.varint(config.C)
+    if config.rule in SHARING_RULES:
+        w.varint(config.atoms)
+    if config.schedule == "kl":
+        w.varint(config.stop)
+        w.varint(config.tail)
+    if config.t_range is not None:
+        w.varint(config.t_range[0])
+        w.varint(config.t_range[1])
+    if header.condition is not None:
+        condition = header.condition.to_bytes()
+        w.varint(len(condition))
+        w.data += condition
+    if header.edit is not None:
+        target = header.edit.condition.to_bytes() if header.edit.condition else b""
+        w.varint(header.edit.start)
+        w.varint(len(target))
+        w.data += target
+    body = bytes(w.data) + payload
+    version = FORMAT_VERSION << 4 | NOISE_LAW_VERSION
+    check = zlib.crc32(bytes([version]) + body)
+    return MAGIC + bytes([version]) + check.to_bytes(4, "big") + body
+
+
+def read(data: bytes, ignore_checksum: bool = False) -> tuple[Header, bytes]:
+    """The bytes of a file -> header and packed symbols.
+
+    Raises FormatError: not a .ddcm file, too new, truncated, or (unless ignored) a wrong checksum.
+    """
+    if data[: len(MAGIC)] != MAGIC:
+        raise FormatError("this is not a .ddcm file (its first bytes are foreign)")
+    r = _Reader(data, len(MAGIC))
+    version = r.byte()
+    if version >> 4 > FORMAT_VERSION or version & 15 > NOISE_LAW_VERSION:
+        raise FormatError(
+            f"the file has format version {version >> 4} and noise law {version & 15}; this ddcm-fast reads up to "
+            f"{FORMAT_VERSION} and {NOISE_LAW_VERSION}: install a newer one"
+        )
+    if version != FORMAT_VERSION << 4 | NOISE_LAW_VERSION:
+        raise FormatError("the file's version number is impossible: it is corrupt")
+    check = int.from_bytes(r.take(4), "big")
+    if not ignore_checksum and check != zlib.crc32(data[3:4] + data[8:]):
+        raise FormatError("the checksum does not match: the file is truncated or corrupt (see --ignore-checksum)")
+    try:
+        name = r.take(r.byte()).decode()
+    except UnicodeDecodeError as error:
+        raise FormatError("the model's name is not UTF-8: the file is corrupt") from error
+    fingerprint = r.take(4)
+    width, height = r.varint(), r.varint()
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise FormatError(f"the header asks for an image of {width}x{height} pixels: the file is corrupt")
+    what, how = r.byte(), r.byte()
+    kind, dtype, rule, schedule = what & 3, what >> 2 & 3, what >> 4, how & 7
+    if kind >= len(KINDS) or dtype >= len(DTYPE_NAMES) or rule >= len(RULES) or schedule >= len(SCHEDULES):
+        raise FormatError("the header names an unknown rule, codebook or schedule: the file is corrupt")
+    steps, seed, size = r.varint(), r.varint(), r.size()
+    per_step = r.varint() if RULES[rule] == "pursuit" else 1
+    bits = r.varint() if RULES[rule] in RULES_WITH_BITS else 1
+    atoms = r.varint() if RULES[rule] in SHARING_RULES else 0
+    stop, tail = (r.varint(), r.varint()) if SCHEDULES[schedule] == "kl" else (0, 0)
+    t_range = (r.varint(), r.varint()) if how & 16 else None
+    condition = None
+    if how & 64:
+        length = r.varint()
+        if length > MAX_BYTES:
+            raise FormatError("the header holds an impossible number: the file is corrupt")
+        condition = read_condition(r.take(length))
+    edit = None
+    if how & 128:
+        start, length = r.varint(), r.varint()
+        if length > MAX_BYTES:
+            raise FormatError("the header holds an impossible number: the file is corrupt")
+        edit = Edit(start, Condition.from_bytes(r.take(length)) if length else None)
+    try:
+        config = CodecConfig(
+            rule=RULES[rule],
+            kind=KINDS[kind],
+            K=size,
+            M=per_step,
+            C=bits,
+            atoms=atoms,
+            T=steps,
+            schedule=SCHEDULES[schedule],
+            stop=stop,
+            tail=tail,
+            ancestral_tail=bool(how & 8),
+            t_range=t_range,
+            seed=seed,
+            official_grid=bool(how & 32),
+        )
+    except ConfigError as error:
+        raise FormatError(f"the header is corrupt: {error}") from error
+    header = Header(config, name, fingerprint, DTYPE_NAMES[dtype], width, height, condition, edit)
+    return header, data[r.position :]

@@ -1,0 +1,57 @@
+"""InformationCurve: how far x0_hat is from x0 at each noise level. Measured and used in information.py."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import Any
+
+from ddcm_fast.errors import ModelError
+
+
+@dataclass(frozen=True)
+class InformationCurve:
+    """Mean squared error a state entry of x0_hat at timesteps `t` (increasing); linear in t between them.
+
+    `power` is the mean square of x0 itself, the error of knowing nothing.
+    """
+
+    t: tuple[float, ...]
+    mse: tuple[float, ...]
+    power: float
+
+    def __post_init__(self) -> None:
+        increasing = all(a < b for a, b in itertools.pairwise(self.t))
+        if len(self.t) < 2 or len(self.t) != len(self.mse) or not increasing or min(self.mse) < 0 or self.power <= 0:
+            raise ModelError("an information curve needs two or more increasing timesteps, each with an error >= 0")
+
+    def at(self, t: float) -> float:
+        """Mean squared error of x0_hat at a timestep."""
+        if t <= self.t[0]:
+            return self.mse[0]
+        if t >= self.t[-1]:
+            return self.mse[-1]
+        i = bisect_right(self.t, t)
+        share = (t - self.t[i - 1]) / (self.t[i] - self.t[i - 1])
+        return self.mse[i - 1] + share * (self.mse[i] - self.mse[i - 1])
+
+    @property
+    def digest(self) -> bytes:
+        """4 bytes that tell this curve from another; files whose schedule follows the curve depend on it."""
+        return hashlib.sha256(json.dumps([self.t, self.mse, self.power]).encode()).digest()[:4]
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored in a model folder's ddcm.json under "information"."""
+        return {"t": list(self.t), "mse": list(self.mse), "power": self.power}
+
+    @classmethod
+    def from_json(cls, value: Any) -> InformationCurve:
+        """Inverse of to_json. Raises ModelError for anything else."""
+        try:
+            mse = tuple(float(m) for m in value["mse"])
+            return cls(tuple(float(t) for t in value["t"]), mse, float(value["power"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError("the model's information curve is damaged; run `ddcm calibrate` again") from error

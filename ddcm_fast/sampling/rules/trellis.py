@@ -1,0 +1,120 @@
+"""`trellis`: a product codebook whose groups are chosen together, by the Viterbi algorithm.
+
+Choosing the best of K atoms group by group (rule `product`) is worth E[max]^2 / (2 ln 2K) of its bits: 0.84 at
+K = 65536, and slow to grow, since a group's search is exponential in its bits. Source coding knows the way out: let a
+group's atoms depend on the letters before it, so that a step is one long random codeword along a path, and search over
+paths (tree and trellis source codes: Jelinek 1969, Viterbi and Omura 1974; trellis-coded quantization: Marcellin and
+Fischer 1990). The score of a path is the sum of its groups' scores, so the best path through a shift-register trellis
+is found exactly by dynamic programming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ddcm_fast.codebook.codebook import Codebook
+from ddcm_fast.errors import ConfigError
+from ddcm_fast.sampling.rules.base import Rule
+from ddcm_fast.sampling.schedule import Step
+
+MAX_LETTER_BITS, MAX_MEMORY = 8, 16
+
+
+class Trellis(Rule):
+    """G letters of b bits a step; a group's atom is named by its own letter and the memory bits before it.
+
+    The state of group g is the last `memory` bits of the letters of the groups before it (0 at the step's start); its
+    codebook is unsigned and has 2^(memory + b - 1) atoms: atom state * 2^(b - 1) + letter // 2, with the sign - for odd
+    letters.
+
+    The encoder takes all scores from one search and then, group after group, keeps for each of the 2^memory states the
+    best path that ends there: 2^(memory + b) additions a group. It needs 4 G 2^(memory + b - 1) bytes an image.
+
+    Args:
+        kind, dim, seed, backend: as Codebook.
+        groups: step index -> G of every coded step.
+        letter_bits: b, 1 to 8. Few bits make more and smaller groups.
+        memory: bits of a state, b to 16. More is better, and slower in proportion to 2^memory.
+
+    Raises ConfigError: impossible parameters.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        dim: int,
+        groups: Mapping[int, int],
+        letter_bits: int = 4,
+        memory: int = 8,
+        seed: int = 0,
+        backend: str = "auto",
+    ) -> None:
+        if not 1 <= letter_bits <= MAX_LETTER_BITS:
+            raise ConfigError(f"a letter has {letter_bits} bits; the rule 'trellis' takes 1 to {MAX_LETTER_BITS}")
+        if not letter_bits <= memory <= MAX_MEMORY:
+            raise ConfigError(
+                f"memory is {memory} bits; the rule 'trellis' takes from a letter's {letter_bits} to {MAX_MEMORY}"
+            )
+        self._bits = letter_bits
+        self._memory = memory
+        self._groups = dict(groups)
+        size = 1 << (memory + letter_bits - 1)
+        self._books = {
+            g: Codebook(kind, dim, size, groups=g, seed=seed, signed=False, backend=backend)
+            for g in {1, *self._groups.values()}
+        }
+
+    def codebook(self, step: Step) -> Codebook:
+        """See Rule.codebook; a step without bits uses one group."""
+        return self._books[self._groups.get(step.index, 1)]
+
+    def radices(self, step: Step) -> list[int]:
+        """See Rule.radices: G letters of b bits."""
+        return [1 << self._bits] * self.codebook(step).spec.groups
+
+    def least_bits(self, step: Step) -> float:
+        """See Rule.least_bits."""
+        return self.codebook(step).spec.groups * self._bits
+
+    def choose(self, direction: Tensor, step: Step) -> Tensor:
+        """See Rule.choose: the letters of the path with the largest <z, direction>; -1 where that is not finite."""
+        scores = self.codebook(step).scores(direction, step.index)
+        batch, groups = scores.shape[:2]
+        # A state is (high, low), high the letter that the next state forgets; the last axis is a letter without sign.
+        high = 1 << self._bits
+        scores = scores.view(batch, groups, high, -1, high // 2)
+        metric = scores.new_full((*scores.shape[0:1], *scores.shape[2:4], 1), -torch.inf)
+        metric[:, 0, 0] = 0
+        metrics = [metric]  # of the best path to each state, before each group
+        for g in range(groups):
+            plus = (metric + scores[:, g]).amax(1)
+            minus = (metric - scores[:, g]).amax(1)
+            metric = torch.stack((plus, minus), -1).view_as(metric)  # (low, letter) is the new state
+            metrics.append(metric)
+        return self._trace_back(scores, metrics)
+
+    def _trace_back(self, scores: Tensor, metrics: list[Tensor]) -> Tensor:
+        """Letters (B, G) of the best path; finding its predecessors again is cheaper than storing everyone's."""
+        rows = torch.arange(len(scores), device=scores.device, dtype=torch.int64)
+        best, state = metrics[-1].flatten(1).max(1)
+        letters = []
+        for g in range(scores.shape[1] - 1, -1, -1):
+            letter, low = state & ((1 << self._bits) - 1), state >> self._bits
+            sign = (1 - 2 * (letter & 1))[:, None]
+            paths = metrics[g][rows, :, low, 0] + sign * scores[rows, g, :, low, letter >> 1]
+            state = paths.argmax(1) * scores.shape[3] + low
+            letters.append(letter)
+        return torch.where(best.isfinite()[:, None], torch.stack(letters[::-1], dim=1), -1)
+
+    def noise(self, letters: Tensor, step: Step) -> Tensor:
+        """See Rule.noise: the path's atoms side by side."""
+        state = torch.zeros_like(letters)
+        reach = -(-self._memory // self._bits)  # letters that a state remembers, if so many came before
+        for back in range(1, min(reach, letters.shape[1] - 1) + 1):
+            state[:, back:] |= letters[:, :-back] << (self._bits * (back - 1))
+        state &= (1 << self._memory) - 1
+        index = (state << (self._bits - 1)) + (letters >> 1)
+        return self.codebook(step).atoms(index, step.index, 1 - 2 * (letters & 1))

@@ -1,0 +1,163 @@
+"""Schedules: which timesteps are visited, where noise is added and where it carries bits.
+
+Every model is x_t = alpha_t x0 + sigma_t eps, and a step from t to s is one formula (DDPM's ancestral step for
+eta = 1, Ho et al. 2020; DDIM for eta = 0, Song et al. 2021):
+
+    v^2 = eta^2 sigma_s^2 (1 - (alpha_t^2 sigma_s^2) / (alpha_s^2 sigma_t^2))
+    x_s = alpha_s x0_hat + sqrt(sigma_s^2 - v^2) eps_hat + v z
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ddcm_fast.errors import ConfigError
+from ddcm_fast.sampling.model import DiffusionModel
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step t -> s of the reverse process, all numbers in double precision.
+
+    Attributes:
+        index: position in the schedule; the `step` of codebooks.
+        t, alpha_t, sigma_t: where the step starts. alpha_s, sigma_s: where it ends (1, 0 at the last).
+        noise: v, the weight of the noise z (0: deterministic step). direction: weight of eps_hat.
+        coded: whether z carries bits; a noisy step without bits uses atom 0.
+        atoms: how many of them a coded step has, with the rules that share a file's atoms among its steps.
+        position: the index as a 0-d int64 tensor on the device, in a step that stands for several alike (graphs.py).
+    """
+
+    index: int
+    t: float
+    alpha_t: float
+    sigma_t: float
+    alpha_s: float
+    sigma_s: float
+    noise: float
+    direction: float
+    coded: bool
+    atoms: int = 0
+    position: Tensor | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def at(self) -> int | Tensor:
+        """What codebooks are told of the index."""
+        return self.index if self.position is None else self.position
+
+    @property
+    def deterministic(self) -> Step:
+        """The same step with eta = 0 (DDIM) and no bits."""
+        return Step(
+            self.index,
+            self.t,
+            self.alpha_t,
+            self.sigma_t,
+            self.alpha_s,
+            self.sigma_s,
+            0.0,
+            self.sigma_s,
+            False,
+        )
+
+    @property
+    def snr_gain(self) -> float:
+        """SNR_s - SNR_t, the information a step can carry: KL = |x0 - x0_hat|^2 * snr_gain / (2 ln 2) bits.
+
+        It equals coef^2 / v^2 for eta = 1, coef the weight of x0 in the mean of q(x_s | x_t, x0).
+        Infinite at the step that ends at a clean image.
+        """
+        if self.sigma_s == 0:
+            return math.inf
+        return (self.alpha_s / self.sigma_s) ** 2 - (self.alpha_t / self.sigma_t) ** 2
+
+
+def plan(
+    model: DiffusionModel,
+    timesteps: Sequence[float],
+    coded: Sequence[bool] | None = None,
+    eta: Sequence[float] | None = None,
+) -> list[Step]:
+    """Steps through strictly decreasing timesteps and on to the clean image.
+
+    Args:
+        timesteps: where the network is evaluated, noisiest first.
+        coded: per step, whether its noise carries bits (default: all that have noise).
+        eta: per step, 1 (ancestral, the default) to 0 (deterministic).
+
+    Raises:
+        ConfigError: no timesteps, or not decreasing.
+    """
+    n = len(timesteps)
+    if n == 0 or any(a <= b for a, b in itertools.pairwise(timesteps)):
+        raise ConfigError("a schedule needs at least one timestep, each below the one before it")
+    levels = [model.alpha_sigma(t) for t in timesteps] + [(1.0, 0.0)]
+    steps = []
+    for i, t in enumerate(timesteps):
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = levels[i], levels[i + 1]
+        ratio = (alpha_t * sigma_s) ** 2 / (alpha_s * sigma_t) ** 2
+        share = 1.0 if model.fresh_noise else max(0.0, 1.0 - ratio)
+        v2 = (1.0 if eta is None else eta[i]) ** 2 * sigma_s**2 * share
+        steps.append(
+            Step(
+                index=i,
+                t=t,
+                alpha_t=alpha_t,
+                sigma_t=sigma_t,
+                alpha_s=alpha_s,
+                sigma_s=sigma_s,
+                noise=math.sqrt(v2),
+                direction=math.sqrt(max(0.0, sigma_s**2 - v2)),
+                coded=v2 > 0 and (coded is None or coded[i]),
+            )
+        )
+    return steps
+
+
+def linspace(model: DiffusionModel, count: int) -> list[float]:
+    """`count` training timesteps evenly spaced from the noisiest to the cleanest, both included."""
+    grid = model.training_timesteps()
+    _check_count(count, len(grid))
+    if count == 1:
+        return [grid[0]]
+    return [grid[i * (len(grid) - 1) // (count - 1)] for i in range(count)]
+
+
+def trailing(model: DiffusionModel, count: int) -> list[float]:
+    """`count` training timesteps evenly spaced from the noisiest, as diffusers' "trailing" (Lin et al. 2024)."""
+    grid = model.training_timesteps()
+    _check_count(count, len(grid))
+    return [grid[i * len(grid) // count] for i in range(count)]
+
+
+def tail_timesteps(stop: int, count: int) -> list[float]:
+    """`count` timesteps evenly spaced from `stop` towards the clean image, which follows the last.
+
+    Raises ConfigError: fewer than `count` timesteps from `stop` down.
+    """
+    if count > stop + 1:
+        raise ConfigError(f"a tail of {count} steps does not fit below timestep {stop}")
+    return [float(stop - i * stop // count) for i in range(count)]
+
+
+def allocate(total: int, weights: Sequence[float]) -> list[int]:
+    """Share `total` in proportion to weights: rounded down, the rest to the largest remainders, first come first."""
+    whole = sum(weights)
+    if whole <= 0:
+        weights, whole = [1.0] * len(weights), float(len(weights))
+    exact = [total * w / whole for w in weights]
+    parts = [int(e) for e in exact]
+    order = sorted(range(len(parts)), key=lambda i: parts[i] - exact[i])
+    for i in order[: total - sum(parts)]:
+        parts[i] += 1
+    return parts
+
+
+def _check_count(count: int, most: int) -> None:
+    if not 1 <= count <= most:
+        raise ConfigError(f"T is {count}; this model's schedules have 1 to {most} steps")

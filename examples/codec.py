@@ -1,0 +1,26 @@
+"""Compress a picture and get it back.
+
+    python examples/codec.py [PICTURE [BPP]]
+"""
+
+import sys
+
+from PIL import Image
+
+from ddcm_fast import Codec, load_model
+
+if len(sys.argv) > 1:
+    picture = Image.open(sys.argv[1])
+else:  # a small synthetic scene, so that the example needs no file
+    picture = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
+bpp = float(sys.argv[2]) if len(sys.argv) > 2 else 0.5
+
+codec = Codec.from_preset(load_model("photo"), "product", progress=None)
+coded = codec.encode(picture, bpp=bpp)[0]
+print(f"{picture.width}x{picture.height}: {len(coded.data)} bytes, {coded.bpp:.3f} bits a pixel")
+
+decoded = codec.decompress(coded.data)  # what coded.image is, to the last bit on the same machine
+assert decoded.tobytes() == coded.image.tobytes()
+
+coarse = codec.decompress(coded.data, first=0.5)  # half of the file is a coarser picture
+assert coarse.size == decoded.size
