@@ -9,10 +9,8 @@ from PIL import Image
 
 from ddcm_fast import Codec, load_model
 
-if len(sys.argv) > 1:
-    picture = Image.open(sys.argv[1])
-else:  # a small synthetic scene, so that the example needs no file
-    picture = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
+scene = Image.radial_gradient("L").resize((64, 64)).convert("RGB")  # so that the example needs no file
+picture = Image.open(sys.argv[1]) if len(sys.argv) > 1 else scene
 bpp = float(sys.argv[2]) if len(sys.argv) > 2 else 0.5
 
 codec = Codec.from_preset(load_model("photo"), "product", progress=None)

@@ -12,7 +12,7 @@ from ddcm_fast import Codebook, load_model
 model = load_model("gaussian-field")  # any model with alpha_sigma and predict; this one is analytic and instant
 shape = model.latent_shape(32, 32)
 book = Codebook("hadamard", dim=math.prod(shape), size=4096, seed=1, signed=False)
-target = model.decode(torch.zeros(1, *shape)) * 0 + 0.5 * torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+target = 0.5 * torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
 
 timesteps = model.training_timesteps()[::20]
 x = book.initial_noise(1).view(1, *shape)

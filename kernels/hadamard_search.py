@@ -189,7 +189,7 @@ def _warps(entries: int, most: int = 8) -> int:
     """Warps of a program that transforms so many entries: 8 entries a lane, or more with `most` warps.
 
     16384 entries need 16 warps and the 128 registers these leave a lane, or 8 and twice as many: which of the two
-    spills nothing differs from kernel to kernel (tests/test_triton_compile.py).
+    spills nothing differs from kernel to kernel (tests/backends/test_triton_compile.py).
     """
     return max(1, min(most, entries // 256))
 

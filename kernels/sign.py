@@ -37,7 +37,7 @@ _SIZES = [
 SMALL_BATCH = 4
 
 #: Images that share a program of the large-batch kernel -> tiles to choose from. Each keeps all sums in registers on
-#: sm_80 and sm_90 (tests/test_triton_compile.py).
+#: sm_80 and sm_90 (tests/backends/test_triton_compile.py).
 LARGE_TILES: dict[int, list[triton.Config]] = {
     16: [tile(64, 8, 1), tile(32, 16, 2)],
     32: [tile(64, 8, 1), tile(32, 8, 2)],

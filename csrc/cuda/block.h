@@ -7,8 +7,8 @@
 // launched as a cluster (consecutive ones, from compute capability 9.0 on) meet at `block.sync_cluster()` and reach each
 // other's shared memory, `block.shared_of(rank)`. On the device each thread runs its own share; on the host `HostBlock`
 // loops over the threads and over the 32 lanes of a warp (the blocks of a cluster have a host thread each), so that the
-// very code whose maps, tails and reductions matter is tested without a GPU (tests/test_cuda_emulation.py).
-// Phases that pass data through shared memory must be separated by a barrier; tests/races finds those that are not.
+// very code whose maps, tails and reductions matter is tested without a GPU (tests/backends/test_cuda_emulation.py).
+// Phases that pass data through shared memory must be separated by a barrier; tests/backends/races finds those that are not.
 
 #pragma once
 

@@ -22,7 +22,7 @@ from ddcm_fast.codebook import backends, reference
 from ddcm_fast.codebook.codebook import Codebook
 from ddcm_fast.codebook.law import NOISE_LAW_VERSION, CodebookSpec, gaussian_table
 
-GOLDEN_DIR = Path(__file__).parent / "golden"
+GOLDEN_DIR = Path(__file__).parents[1] / "golden"
 GOLDEN = json.loads((GOLDEN_DIR / f"noise-law-{NOISE_LAW_VERSION}.json").read_text())
 KINDS = ("gaussian", "sign", "hadamard")
 

@@ -25,7 +25,7 @@ from ddcm_fast.codebook.build import source_hash
 from ddcm_fast.codebook.law import CodebookSpec
 from ddcm_fast.errors import BackendError
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import sass
 
 STREAM = 0xABCDE0

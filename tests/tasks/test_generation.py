@@ -15,7 +15,7 @@ from ddcm_fast.models import digits
 from ddcm_fast.sampling.condition import Condition
 from ddcm_fast.tasks.guidance import ClassifierGuided
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "generation.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "generation.py"
 
 
 @pytest.fixture(scope="module")

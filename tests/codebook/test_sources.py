@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted([*ROOT.glob("ddcm_fast/**/*.py"), *ROOT.glob("kernels/**/*.py")])
 
 #: Functions that make tensors from nothing: torch's default dtype and device, which are the user's, must not decide.

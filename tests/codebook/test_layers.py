@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 #: From the bottom up. A part may import those before it, and modules of its own.
 LEVELS = ("errors", "files", "codebook", "sampling", "models", "codec", "tasks", "cli")

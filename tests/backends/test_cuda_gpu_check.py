@@ -17,7 +17,7 @@ from test_cuda_emulation import library  # noqa: F401  (a fixture)
 from ddcm_fast.codebook import backends
 from ddcm_fast.codebook.backends import cuda
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu_check.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_check.py"
 sys.path.insert(0, str(SCRIPT.parent))
 
 import gpu_check  # noqa: E402

@@ -1,6 +1,6 @@
 """What every command does to the files it finds: arguments, what the one line says, and which files may change.
 
-The folder of each case, see `test_cli_files.py`:
+The folder of each case, see `cli/test_cli_files.py`:
 
     digit.png 8x8 grey; same.png a hard link and link.png a symbolic link to it
     nosuffix and named.ddcm its copies

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ddcm_fast.codec.images import to_pil
 
-FOLDER = Path(__file__).resolve().parent / "golden" / "files"
+FOLDER = Path(__file__).resolve().parents[1] / "golden" / "files"
 sys.path.insert(0, str(FOLDER))
 import make as golden  # noqa: E402
 

@@ -18,7 +18,7 @@ from ddcm_fast.codec.rate import _worth, image_curve, search_psnr, stop_for_bits
 from ddcm_fast.errors import ConfigError, DDCMWarning
 
 pytest.importorskip("torchmetrics")
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture

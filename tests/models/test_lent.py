@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny_pipelines
 import torch
-from test_models_pipelines import CONDITIONS, CONFIG, FOX, image
+from test_pipelines import CONDITIONS, CONFIG, FOX, image
 from torch import Tensor, nn
 
 from ddcm_fast import Codec, Condition, load_model

@@ -11,7 +11,7 @@ import pytest
 import tiny_pipelines
 import torch
 from PIL import Image
-from test_models_pipelines import CONFIG, image
+from test_pipelines import CONFIG, image
 
 from ddcm_fast import Codec, Condition, load_model
 from ddcm_fast.codec import container

@@ -1,5 +1,5 @@
 // A CUDA runtime that runs nothing and records what it is asked for: linked to csrc/cuda/kernels.cu in the place of the
-// real one, it shows without a GPU how kernels are launched (tests/test_cuda_launch.py). What is not defined here the
+// real one, it shows without a GPU how kernels are launched (tests/backends/test_cuda_launch.py). What is not defined here the
 // library does not call, or it would not link.
 
 #include <cuda_runtime_api.h>

@@ -22,7 +22,7 @@ from ddcm_fast.errors import FormatError, LimitError
 from ddcm_fast.models.tiled import TiledModel
 from ddcm_fast.sampling.choosers import Draw
 
-FUZZ = Path(__file__).parent / "fuzz"
+FUZZ = Path(__file__).parents[1] / "fuzz"
 sys.path.insert(0, str(FUZZ))
 from targets import TARGETS  # noqa: E402
 

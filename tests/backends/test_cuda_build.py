@@ -13,7 +13,7 @@ from ddcm_fast.codebook import build
 from ddcm_fast.codebook.backends import cuda
 from ddcm_fast.errors import BackendError
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import sass
 
 SPEC = (1, 132, 8, 16384, 4096, 1, 7)

@@ -1,6 +1,6 @@
 """Compile every kernel that the backend launches for one kind and GPU architecture; needs no GPU.
 
-    python tests/triton_compile.py KIND CAPABILITY [DIRECTORY] [--quick]
+    python tests/backends/triton_compile.py KIND CAPABILITY [DIRECTORY] [--quick]
 
 The host code runs as ever, on meta tensors, with launches replaced by compilations. Prints a JSON list of the kernels'
 registers, stack, local and shared memory, and whether they multiply by warp groups; writes their cubins into DIRECTORY

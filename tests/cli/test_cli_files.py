@@ -11,12 +11,13 @@ import sys
 import threading
 from pathlib import Path
 
+import demo
 import pytest
 import torch
 from cli_cases import ALLOWED, CODING, COMPRESS, MODEL, REFUSED
 from PIL import Image
 
-from ddcm_fast import Codec, demo, files
+from ddcm_fast import Codec, files
 from ddcm_fast.cli.command import main
 from ddcm_fast.codec import container
 from ddcm_fast.errors import InputError

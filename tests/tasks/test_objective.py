@@ -13,7 +13,7 @@ from ddcm_fast.cli.command import build_parser
 from ddcm_fast.codebook import backends
 from ddcm_fast.tasks import Subset
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = {name: (ROOT / name).read_text() for name in ("docs/applications.md", "README.md")}
 EXAMPLES = {name: re.findall(r"```python\n(.*?)```", text, re.S) for name, text in PAGES.items()}
 BRIGHTNESS = EXAMPLES["docs/applications.md"][-1]

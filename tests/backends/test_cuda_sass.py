@@ -13,7 +13,7 @@ from building import built_once
 
 from ddcm_fast.codebook.build import source_hash
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import sass
 
