@@ -35,7 +35,8 @@ DEPTH = 16
 
 #: (Images that share a program of the large-batch kernel, whether it squares the entries too) -> tiles to choose from.
 #: Each keeps all sums in registers on sm_80 and sm_90 (tests/backends/test_triton_compile.py). Those of one line use
-#: the same instruction: on sm_90, 64 atoms take the warp group's product and fewer the warp's, which need not round alike.
+#: the same instruction: on sm_90, 64 atoms take the warp group's product and fewer the warp's, which need not round
+#: alike.
 LARGE_TILES: dict[tuple[int, bool], list[triton.Config]] = {
     (16, False): [tile(64, 4, 2), tile(64, 8, 2), tile(64, 4, 1)],
     (32, False): [tile(64, 4, 2), tile(64, 8, 2), tile(64, 4, 1)],
