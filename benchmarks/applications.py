@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ddcm_fast import Codec, DiffusionModel, load_model
-from ddcm_fast.cli.command import image_bytes
+from ddcm_fast.cli.pictures import image_bytes
 from ddcm_fast.codec.images import load_image, to_pil, to_tensor
 from ddcm_fast.files import picture, write
 from ddcm_fast.models import digits

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ddcm_fast import Codebook, Codec, DiffusionModel, load_model
-from ddcm_fast.cli.command import image_bytes
+from ddcm_fast.cli.pictures import image_bytes
 from ddcm_fast.codec.config import preset
 from ddcm_fast.codec.container import FILE
 from ddcm_fast.codec.images import load_image, to_pil

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from ddcm_fast import Codec, load_model
-from ddcm_fast.cli.command import image_bytes
+from ddcm_fast.cli.pictures import image_bytes
 from ddcm_fast.cli.terminal import guarded, say
 from ddcm_fast.codebook import backends
 from ddcm_fast.codec.container import FILE

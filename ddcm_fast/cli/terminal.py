@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from ddcm_fast.errors import DDCMError, out_of_memory
+from ddcm_fast.files import STDOUT
 
 #: Exit statuses, see EXIT_HELP.
 MISTAKE, BUG, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
@@ -32,6 +34,12 @@ def say(text: str, stream: TextIO | None = None) -> None:
     if stream is not None:  # closed from the start
         coding = stream.encoding or "ascii"
         print(printable(text).encode(coding, "backslashreplace").decode(coding), file=stream)
+
+
+def tell(text: str, args: argparse.Namespace) -> None:
+    """Say what was done, beside standard output where that carries the result; nothing with --quiet."""
+    if not args.quiet:
+        say(text, sys.stderr if getattr(args, "output", None) == STDOUT else None)
 
 
 def complain(text: str) -> None:

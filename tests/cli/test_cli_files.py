@@ -244,7 +244,7 @@ def test_a_folder_without_permission(folder, capsys):
 
 def test_what_appears_during_the_work_is_not_replaced(folder):
     outputs = files.Outputs(["digit.png"])
-    outputs.add(Path("new.ddcm"), files.FILE)
+    outputs.add(Path("new.ddcm"), container.FILE)
     Path("new.ddcm").write_text("written by somebody else")
     with pytest.raises(InputError, match=r"not a \.ddcm file"):
         outputs.write(Path("new.ddcm"), b"data")
@@ -272,7 +272,7 @@ def test_an_error_leaves_the_old_file_and_no_other(folder, monkeypatch, where):
 
     monkeypatch.setattr(os, where, fail)
     with pytest.raises(InputError, match="Input/output error"):
-        files.write(Path("digit.ddcm"), b"new", files.FILE)
+        files.write(Path("digit.ddcm"), b"new", container.FILE)
     assert state(folder) == before
 
 
@@ -281,15 +281,15 @@ def test_data_is_on_the_disk_before_it_has_its_name(folder, monkeypatch):
     for name in ("fsync", "replace"):
         real = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *a, real=real, name=name: (done.append(name), real(*a))[1])
-    files.write(Path("new.ddcm"), b"data", files.FILE)
+    files.write(Path("new.ddcm"), b"data", container.FILE)
     assert done == ["fsync", "replace", "fsync"] and Path("new.ddcm").read_bytes() == b"data"
 
 
 def test_kinds(folder):
-    for name, kind in (("digit.ddcm", files.FILE), ("text.txt", files.TEXT), ("model/ddcm.json", files.JSON)):
+    for name, kind in (("digit.ddcm", container.FILE), ("text.txt", files.TEXT), ("model/ddcm.json", files.JSON)):
         assert kind.holds(Path(name))
     Path("digit.bin").write_bytes(b"\xff\xfe\xfd")
-    for kind in (files.FILE, files.TEXT, files.JSON, files.picture("PNG")):
+    for kind in (container.FILE, files.TEXT, files.JSON, files.picture("PNG")):
         with pytest.raises(InputError, match="--force"):
             files.write(Path("digit.bin"), b"", kind)
     assert files.read(Path("digit.bin"), start=b"DDCM") == b"\xff\xfe\xfd"

@@ -1,0 +1,175 @@
+"""What commands share: types of arguments, groups of options, and what the package wants of their values."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from ddcm_fast.codebook.law import KINDS
+from ddcm_fast.codec.codec import DEFAULT_PRESET
+from ddcm_fast.codec.config import PRESETS, SCHEDULES, SHARING_RULES, CodecConfig
+from ddcm_fast.codec.limits import OPTIONS, Limits
+from ddcm_fast.codec.rate import QUALITIES
+from ddcm_fast.sampling.condition import Condition
+
+DEFAULT_MODEL = "photo"
+
+#: Of the applications: the paper's, whose restoration objective is exact for one atom a step.
+APPLICATION_PRESET = "ddcm"
+
+
+# ---- types ---------------------------------------------------------------------------------------
+
+
+def path_or(standard: Path) -> Any:
+    """The type of a path on the command line; "-" is a standard stream, "./-" a file of that name."""
+    return lambda text: standard if text == "-" else Path(text)
+
+
+def seed(text: str) -> int:
+    """The type of a seed on the command line: 0 to 2^64 - 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; give an integer from 0 to 2^64 - 1")
+    return value
+
+
+def size(text: str) -> tuple[int, int]:
+    """The type of a picture's size on the command line: WIDTHxHEIGHT."""
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, as in 256x256") from error
+    return width, height
+
+
+def share(text: str) -> float:
+    """The type of a part of something on the command line: 30% or 0.3."""
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share, as in 30% or 0.3") from error
+
+
+def amount(text: str) -> int:
+    """The type of a limit on the command line: 5000000, 5M or 16G."""
+    found = re.fullmatch(r"(\d{1,18})([kMGT]?)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, as in 5000000, 5M or 16G")
+    return int(found[1]) << 10 * " kMGT".index(found[2] or " ")
+
+
+# ---- where and how it runs -----------------------------------------------------------------------
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Options that every command which runs a model takes."""
+    group = parser.add_argument_group("where and how it runs")
+    group.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
+    group.add_argument("--dtype", help="of the network: float32, bfloat16 or float16 (default: what is native here)")
+    group.add_argument("--backend", default="auto", help="of the codebook: auto, cuda, triton, cpu or reference")
+    group.add_argument(
+        "--trust",
+        action="store_true",
+        help="load files whose format can run code: pickled weights (.bin, .ckpt, .pt), .pt2 and TorchScript restorers",
+    )
+    group.add_argument("--force", action="store_true", help="replace existing files of another kind; search for hours")
+    group.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    limits = parser.add_argument_group("what files and settings may ask for (as in 5000000, 5M or 16G, M being 2^20)")
+    for name, (what, default) in OPTIONS.items():
+        option = f"--max-{name.replace('_', '-')}"
+        limits.add_argument(option, type=amount, metavar="N", help=f"{what} (default: {default})")
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """The limits that the options give; --force lifts the one on time."""
+    given = {name: getattr(args, f"max_{name}") for name in OPTIONS}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if args.force:
+        asked["seconds"] = math.inf
+    return Limits(**asked)
+
+
+def progress(args: argparse.Namespace) -> bool | None:
+    """Whether to show progress bars; None: on a terminal."""
+    return False if args.quiet else None
+
+
+# ---- how an image is coded -----------------------------------------------------------------------
+
+
+def add_coding(parser: argparse.ArgumentParser) -> None:
+    """Options that say how an image is coded."""
+    names = "; ".join(f"{name}: {text}" for name, (_, text) in PRESETS.items())
+    group = parser.add_argument_group("how it is coded (each default comes from the preset)")
+    group.add_argument("--model", default=DEFAULT_MODEL, help="built-in model, model folder or hub id (default: photo)")
+    group.add_argument("--preset", default=DEFAULT_PRESET, help=f"{names} (default: %(default)s)")
+    group.add_argument("-T", type=int, help="steps, which is network evaluations")
+    group.add_argument("-K", type=int, help="atoms in the codebook; a larger K codes more bits a step")
+    group.add_argument("-M", type=int, help="atoms a step (all presets but ddcm)")
+    group.add_argument("--atoms", type=int, help="atoms in the whole file (instead of M)")
+    group.add_argument("-C", type=int, help="bits of a coefficient (pursuit)")
+    group.add_argument("--kind", choices=KINDS, help="of codebook")
+    group.add_argument("--schedule", choices=SCHEDULES, help="which timesteps are visited")
+    group.add_argument("--stop", type=int, help="timestep at which coding ends (schedule kl)")
+    group.add_argument("--tail", type=int, help="steps after it: 1 for the best PSNR, more for sharper pictures")
+    group.add_argument(
+        "--ancestral-tail", action="store_const", const=True, help="with noise in the tail (DDPM), which helps no PSNR"
+    )
+    group.add_argument("--t-range", type=int, nargs=2, metavar=("HIGH", "LOW"), help="timesteps that carry bits")
+    group.add_argument("--seed", type=seed, help="of the codebook, 64 bit (default: 0)")
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The preset's fields that add_coding's options replace, None for those that were not given."""
+    names = ("T", "K", "M", "C", "atoms", "kind", "schedule", "stop", "tail", "ancestral_tail", "seed", "t_range")
+    given: dict[str, Any] = {name: getattr(args, name) for name in names}
+    if args.t_range is not None:
+        given["t_range"] = (max(args.t_range), min(args.t_range))
+    return given
+
+
+def add_rate(parser: argparse.ArgumentParser) -> None:
+    """Options that say how small a file is to be."""
+    qualities = ", ".join(f"{name} {bpp:g}" for name, bpp in QUALITIES.items())
+    rate = parser.add_argument_group("how small").add_mutually_exclusive_group()
+    rate.add_argument("--quality", choices=QUALITIES, help=f"bits a pixel: {qualities} (default: medium)")
+    rate.add_argument("--bpp", type=float, help="bits a pixel of the whole file, never exceeded")
+    rate.add_argument("--psnr", type=float, help="quality in dB to meet within 0.2 dB, by a few encodings")
+
+
+def rate_of(args: argparse.Namespace, config: CodecConfig) -> dict[str, float]:
+    """The bitrate or quality asked for: --bpp, --psnr or --quality, else medium unless the rate was set by hand."""
+    if args.bpp is not None:
+        return {"bpp": args.bpp}
+    if args.psnr is not None:
+        return {"psnr": args.psnr}
+    if args.quality is not None:
+        return {"bpp": QUALITIES[args.quality]}
+    by_hand = args.M is not None or args.atoms is not None or config.rule not in SHARING_RULES
+    return {} if by_hand else {"bpp": QUALITIES["medium"]}
+
+
+# ---- what a conditional model is told ------------------------------------------------------------
+
+
+def add_condition(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Options that say what a conditional model is told; their group."""
+    group = parser.add_argument_group("what a conditional model is told")
+    group.add_argument("--label", type=int, help="class, of a class-conditional model")
+    group.add_argument("--prompt", help="text, of a text-to-image model")
+    group.add_argument("--negative-prompt", help="text to stay away from")
+    group.add_argument("--guidance-scale", type=float, help="of classifier-free guidance (default: the model's own)")
+    return group
+
+
+def condition_of(args: argparse.Namespace) -> Condition | None:
+    """The condition that the options give, None for none."""
+    given = Condition(args.prompt, args.negative_prompt, args.label, args.guidance_scale)
+    return given if given else None

@@ -1,0 +1,80 @@
+"""`ddcm compress`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from ddcm_fast.cli.arguments import (
+    add_coding,
+    add_common,
+    add_condition,
+    add_rate,
+    condition_of,
+    path_or,
+    rate_of,
+    settings_of,
+)
+from ddcm_fast.cli.loading import load, make_codec
+from ddcm_fast.cli.pictures import is_image_ending, read_image
+from ddcm_fast.cli.terminal import tell
+from ddcm_fast.codec import container
+from ddcm_fast.codec.config import preset
+from ddcm_fast.errors import InputError
+from ddcm_fast.files import STDIN, STDOUT, Outputs
+
+
+def add_parser(commands: Any) -> None:
+    """The subcommand `compress`."""
+    p = commands.add_parser("compress", help="image -> .ddcm file", description="Compress an image.")
+    p.add_argument(
+        "input",
+        type=path_or(STDIN),
+        help="an image file (PNG, JPEG, WebP, TIFF, AVIF, ...), coded as it shows in sRGB, transparency over white",
+    )
+    p.add_argument("output", type=path_or(STDOUT), help="the .ddcm file to write")
+    add_rate(p)
+    p.add_argument("--mask", type=Path, help="a grey image of the same size: bits go where it is bright")
+    add_condition(p).add_argument(
+        "--withhold-condition",
+        action="store_true",
+        help="only a hash of it travels in the file: decompress must be given it again",
+    )
+    add_coding(p)
+    add_common(p)
+    p.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from ddcm_fast.codebook import backends
+    from ddcm_fast.codec.images import psnr, to_tensor
+
+    config = preset(args.preset, **settings_of(args))
+    if is_image_ending(args.output.suffix) and not args.force:
+        raise InputError(f"{args.output} has the ending of an image; end the output in .ddcm")
+    outputs = Outputs([args.input, args.mask], args.force)
+    outputs.add(args.output, container.FILE)
+    image = read_image(args.input, args)
+    mask = None if args.mask is None else read_image(args.mask, args, background="black")
+    model = load(args, args.model)
+    codec = make_codec(args, model, config)
+    start = time.perf_counter()
+    coded = codec.encode(
+        image,
+        condition=condition_of(args),
+        embed_condition=not args.withhold_condition,
+        mask=mask,
+        **rate_of(args, config),
+    )[0]
+    seconds = time.perf_counter() - start
+    outputs.write(args.output, coded.data)
+    quality = psnr(to_tensor(image, model.channels)[0], coded.reconstruction.cpu())
+    used = container.read(coded.data)[0].config
+    tell(
+        f"{args.output}: {len(coded.data)} bytes, {coded.bpp:.4f} bpp, PSNR {quality:.2f} dB, {seconds:.1f} s "
+        f"(model {model.name}, {used.T + used.tail} network evaluations, "
+        f"backend {backends.resolve(args.backend, model.device)})",
+        args,
+    )

@@ -1,0 +1,59 @@
+"""`ddcm decompress`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING, Any
+
+from ddcm_fast.cli.arguments import add_common, add_condition, condition_of, limits_of, path_or, progress, share
+from ddcm_fast.cli.loading import load_for, make_codec
+from ddcm_fast.cli.pictures import OUTPUT_HELP, image_bytes, image_kind, image_name
+from ddcm_fast.cli.terminal import tell
+from ddcm_fast.codec import container
+from ddcm_fast.files import STDIN, STDOUT, Outputs, read
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def add_parser(commands: Any) -> None:
+    """The subcommand `decompress`."""
+    p = commands.add_parser("decompress", help=".ddcm file -> image", description="Decompress a file.")
+    p.add_argument("input", type=path_or(STDIN), help="a .ddcm file")
+    p.add_argument("output", type=path_or(STDOUT), help=OUTPUT_HELP)
+    p.add_argument("--format", help="of the image where no ending says it, as in webp (default: png)")
+    p.add_argument("--model", help="the file's model, if it is not built in: a folder or hub id")
+    p.add_argument("--ignore-checksum", action="store_true", help="decode a damaged or cut file as it is")
+    p.add_argument("--first", type=share, default=1.0, help="decode only this part of the file, as in 30%%")
+    add_condition(p)
+    add_common(p)
+    p.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    name = image_name(args.output, args.format)
+    outputs = Outputs([args.input], args.force)
+    outputs.add(args.output, image_kind(name))
+    data = read(args.input, start=container.MAGIC)
+    if args.input.suffix == ".bin" and not data.startswith(container.MAGIC):
+        start = time.perf_counter()
+        image, said = _decode_official(args)
+    else:
+        header, _ = container.read(data, args.ignore_checksum)
+        codec = make_codec(args, load_for(args, header.model, header.dtype))
+        start = time.perf_counter()
+        image, said = codec.decompress(data, args.ignore_checksum, condition_of(args), args.first), ""
+    outputs.write(args.output, image_bytes(image, name))
+    tell(f"{args.output}: {image.width}x{image.height}, {time.perf_counter() - start:.1f} s{said}", args)
+
+
+def _decode_official(args: argparse.Namespace) -> tuple[Image.Image, str]:
+    """A file of the DDCM authors' code; its folder's name says what it is (float32 unless --dtype says otherwise)."""
+    from ddcm_fast.codec import official
+    from ddcm_fast.codec.images import to_pil
+
+    found = official.Settings.of_path(args.input.resolve())
+    model = load_for(args, found.hub_id, "float32")
+    image = to_pil(official.decode(args.input, model, found, progress(args), limits_of(args)))
+    return image, f", official DDCM file of {found.hub_id}"

@@ -1,0 +1,39 @@
+"""The models and codecs that a command's options ask for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ddcm_fast.cli.arguments import limits_of, progress
+
+if TYPE_CHECKING:
+    from ddcm_fast.codec.codec import Codec
+    from ddcm_fast.codec.config import CodecConfig
+    from ddcm_fast.sampling.model import DiffusionModel
+
+
+def load(args: argparse.Namespace, name: str, dtype: str | None = None) -> DiffusionModel:
+    """The model of a name that the user gave, in --dtype or else in `dtype`."""
+    from ddcm_fast.models.loading import load_model
+
+    return load_model(name, device=args.device, dtype=args.dtype or dtype, trust=args.trust)
+
+
+def load_for(args: argparse.Namespace, name: str, dtype: str) -> DiffusionModel:
+    """The model of a file: --model, else the one that its header names if that is built in.
+
+    Whether it is the file's is decided by the fingerprint.
+    """
+    from ddcm_fast.models.loading import require_builtin
+
+    if args.model is None:
+        require_builtin(name)
+    return load(args, args.model or name, dtype)
+
+
+def make_codec(args: argparse.Namespace, model: DiffusionModel, config: CodecConfig | None = None) -> Codec:
+    """A codec with the options' backend and limits; without `config` one that only decodes."""
+    from ddcm_fast.codec.codec import Codec
+
+    return Codec(model, config, args.backend, progress=progress(args), limits=limits_of(args))
