@@ -32,8 +32,8 @@ STDIN, STDOUT = Path("/dev/stdin"), Path("/dev/stdout")
 #: The longest .ddcm file that is read; the largest image at the largest bitrate takes 16 MiB.
 MAX_FILE = 1 << 26
 
-#: The longest image file that is read from a pipe.
-MAX_PIPED = 1 << 28
+#: The longest image file that is read; the largest picture takes 192 MiB uncompressed in 32 bits a channel.
+MAX_IMAGE_FILE = 1 << 28
 
 _PART = ".ddcm-"  # what the names of unfinished files begin with
 
@@ -54,9 +54,16 @@ def _json(path: Path) -> bool:
     return path.stat().st_size <= MAX_FILE and isinstance(json.loads(path.read_text("utf-8")), (dict, list))
 
 
-#: UTF-8 text; JSON.
+def _safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return length <= MAX_FILE and isinstance(json.loads(file.read(length)), dict)
+
+
+#: UTF-8 text; JSON; a model's weights.
 TEXT = Kind("text", _text)
 JSON = Kind("JSON", _json)
+SAFETENSORS = Kind("a safetensors file", _safetensors)
 
 
 def picture(format: str) -> Kind:

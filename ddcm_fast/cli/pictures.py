@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ddcm_fast.codec.container import FILE
 from ddcm_fast.codec.images import MAX_PIXELS, describe_endings
 from ddcm_fast.errors import InputError
-from ddcm_fast.files import MAX_PIPED, STDOUT, Kind, Outputs, is_regular, picture, read
+from ddcm_fast.files import STDOUT, Kind, Outputs, is_regular, picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,7 +30,7 @@ def read_image(
     from ddcm_fast.codec.images import load_image
 
     most = max_pixels if args.max_pixels is None else args.max_pixels
-    return load_image(path if is_regular(path) else io.BytesIO(read(path, MAX_PIPED)), most, background)
+    return load_image(path, most, background)
 
 
 def is_image_ending(ending: str) -> bool:

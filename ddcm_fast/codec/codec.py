@@ -226,8 +226,9 @@ class Codec:
             ConfigError: a configuration or condition this model or size cannot take.
         """
         items = [images] if isinstance(images, _SINGLE) else list(images)
-        loaded = [load_image(os.fspath(item)) if isinstance(item, os.PathLike) else item for item in items]
-        tensors = [row for item in loaded for row in to_tensor(item, self.model.channels).split(1)]
+        most = self.limits.pixels
+        loaded = [load_image(item, most) if isinstance(item, os.PathLike) else item for item in items]
+        tensors = [row for item in loaded for row in to_tensor(item, self.model.channels, most).split(1)]
         conditions = self._conditions(condition, len(tensors))
         results: list[Encoded | None] = [None] * len(tensors)
         sizes: dict[tuple[int, int], list[int]] = {}

@@ -131,9 +131,12 @@ def write(header: Header, payload: bytes) -> bytes:
     """Header and packed symbols -> the bytes of a file."""
     config = header.config
     w = _Writer()
-    name = header.model.encode()
+    try:
+        name = header.model.encode()
+    except UnicodeEncodeError:  # lone surrogates
+        name = b""
     if not 0 < len(name) <= MAX_NAME:
-        raise ConfigError(f"the model's name must be 1 to {MAX_NAME} bytes of UTF-8 to go into a file")
+        raise ConfigError(f"the model's name is {header.model!a}; in a file it must be 1 to {MAX_NAME} bytes of UTF-8")
     w.byte(len(name))
     w.data += name
     w.data += header.fingerprint

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ddcm_fast.codec.container import MAX_SIDE
 from ddcm_fast.errors import DDCMError, DDCMWarning, InputError
+from ddcm_fast.files import MAX_IMAGE_FILE, read
 
 #: What the codec takes as an image; see to_tensor.
 ImageLike = Union[Image.Image, np.ndarray, Tensor]
@@ -60,22 +61,33 @@ def load_image(
 ) -> Image.Image:
     """Read an image file as `to_srgb` would have it.
 
-    Raises InputError: no such file, not an image of a known format, a damaged one, or one with more than `max_pixels`
-    (known from its header: no pixel is unpacked).
+    Raises InputError: no such file, one of more than 256 MiB, not an image of a known format, a damaged one, or one
+    with more than `max_pixels` (known from its header: no pixel is unpacked).
     """
-    name = "the file" if hasattr(file, "read") else str(file)
+    name = str(file) if isinstance(file, (str, PathLike)) else "the file"
+    # As a whole: of a file on disk Pillow would ask for as many bytes as a damaged length says, and Python make room
+    # for them first.
+    data = read(Path(file), MAX_IMAGE_FILE) if isinstance(file, (str, PathLike)) else _read_stream(file)
     Image.init()
     try:
-        with Image.open(file, formats=[known for known in _READ if known in Image.OPEN]) as image:
+        with Image.open(io.BytesIO(data), formats=[known for known in _READ if known in Image.OPEN]) as image:
             return _to_srgb(image, name, background, max_pixels)
-    except FileNotFoundError as error:
-        raise InputError(f"no such file: {name}") from error
     except MemoryError:
         raise
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} has more than {max_pixels} pixels; make the image smaller") from error
     except Exception as error:  # Pillow raises nearly anything for a damaged file
         raise InputError(f"cannot read {name} as an image: {error}") from error
+
+
+def _read_stream(file: IO[bytes]) -> bytes:
+    try:
+        data = file.read(MAX_IMAGE_FILE + 1)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the file: {error}") from error
+    if len(data) > MAX_IMAGE_FILE:
+        raise InputError(f"the file has more than {MAX_IMAGE_FILE >> 20} MiB; make the image smaller")
+    return data
 
 
 def to_srgb(image: Image.Image, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -97,7 +109,8 @@ def to_srgb(image: Image.Image, background: str = "white", max_pixels: int = MAX
 
 def _to_srgb(image: Image.Image, name: str, background: str, max_pixels: int) -> Image.Image:
     if image.width * image.height > max_pixels:
-        raise InputError(f"{image.width}x{image.height} pixels are more than {max_pixels}; make the image smaller")
+        size = f"{image.width}x{image.height}"
+        raise InputError(f"{size} pixels are more than {max_pixels}; make the image smaller, or raise --max-pixels")
     if _has_more(image):
         warnings.warn(f"{name} holds several pictures; only the first is read", DDCMWarning, stacklevel=4)
     key = _colour_key(image)
@@ -273,7 +286,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
-def to_tensor(image: ImageLike, channels: int = 3) -> Tensor:
+def to_tensor(image: ImageLike, channels: int = 3, max_pixels: int = MAX_PIXELS) -> Tensor:
     """One image or a batch -> (B, channels, H, W) float32 in [-1, 1] on the tensor's device.
 
     A PIL image is taken as `to_srgb` has it, then as RGB (or grey for one channel). An array is (H, W) or (H, W, C),
@@ -286,7 +299,9 @@ def to_tensor(image: ImageLike, channels: int = 3) -> Tensor:
     if isinstance(image, np.ndarray):
         image = _from_array(image)
     if isinstance(image, Image.Image):
-        array = np.asarray(to_srgb(image).convert("RGB" if channels == 3 else "L"), dtype=np.float32)
+        array = np.asarray(
+            to_srgb(image, max_pixels=max_pixels).convert("RGB" if channels == 3 else "L"), dtype=np.float32
+        )
         tensor = torch.from_numpy(array / 127.5 - 1.0)
         tensor = tensor.permute(2, 0, 1) if channels == 3 else tensor.unsqueeze(0)
         return tensor.unsqueeze(0).contiguous()

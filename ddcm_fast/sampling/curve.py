@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,11 @@ class InformationCurve:
 
     def __post_init__(self) -> None:
         increasing = all(a < b for a, b in itertools.pairwise(self.t))
-        if len(self.t) < 2 or len(self.t) != len(self.mse) or not increasing or min(self.mse) < 0 or self.power <= 0:
-            raise ModelError("an information curve needs two or more increasing timesteps, each with an error >= 0")
+        finite = all(map(math.isfinite, (*self.t, *self.mse, self.power)))
+        if len(self.t) < 2 or len(self.t) != len(self.mse) or not (increasing and finite):
+            raise ModelError("an information curve needs two or more increasing timesteps, each with its error")
+        if min(self.mse) < 0 or self.power <= 0:
+            raise ModelError("an information curve's errors must be at least 0, and its power above 0")
 
     def at(self, t: float) -> float:
         """Mean squared error of x0_hat at a timestep."""
@@ -53,5 +57,5 @@ class InformationCurve:
         try:
             mse = tuple(float(m) for m in value["mse"])
             return cls(tuple(float(t) for t in value["t"]), mse, float(value["power"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError("the model's information curve is damaged; run `ddcm calibrate` again") from error

@@ -74,7 +74,7 @@ def test_calibrate(photo, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["compress", "none.png", "a.ddcm"], "no such file"),
+        (["compress", "none.png", "a.ddcm"], "No such file"),
         (["compress", "text.png", "a.ddcm"], "cannot read"),
         (["compress", "photo.png", "no/folder/a.ddcm"], "no such folder"),
         (["compress", "photo.png", "a.ddcm", "-K", "0"], "K is 0"),

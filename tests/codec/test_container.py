@@ -130,3 +130,9 @@ def test_presets():
         preset("ddcm", L=3)
     with pytest.raises(ConfigError, match="not both"):
         preset("product", M=10, atoms=5)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 256, "\udcff", "a\ud800b"])
+def test_a_name_that_no_file_can_hold(name):
+    with pytest.raises(ConfigError, match="UTF-8"):
+        container.write(header(CONFIGS["product"], model=name), b"")

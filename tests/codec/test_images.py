@@ -2,8 +2,10 @@
 
 import io
 import struct
+import tracemalloc
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pictures
@@ -11,6 +13,7 @@ import pytest
 import torch
 from PIL import Image, features
 
+from ddcm_fast import Limits, load_model
 from ddcm_fast.cli.command import main
 from ddcm_fast.codec.codec import Codec
 from ddcm_fast.codec.images import load_image, save_image, to_mask, to_srgb, to_tensor, writing_format
@@ -440,7 +443,7 @@ def test_more_pixels_on_request():
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="No such file"):
         load_image(tmp_path / "none.png")
 
 
@@ -564,3 +567,27 @@ def test_the_codec_takes_an_array():
     array = pictures.scene(8, 8)[..., 0]
     assert codec.compress(array) == codec.compress(Image.fromarray(array))
     assert codec.compress(array, mask=array) == codec.compress(array, mask=Image.fromarray(array))
+
+
+def test_no_room_is_made_for_what_a_damaged_length_says(tmp_path):
+    """A box of nearly 4 GiB, of which the file has 16 bytes."""
+    data = (Path(__file__).parents[1] / "fuzz" / "corpus" / "images-jp2_box.bin").read_bytes()
+    path = tmp_path / "box.jp2"
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        for file in (path, str(path), path.open("rb"), io.BytesIO(data)):
+            with pytest.raises(InputError, match="as an image"):
+                load_image(file)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 29  # 256 MiB at once are read of a stream, at most
+    finally:
+        tracemalloc.stop()
+
+
+def test_files_and_pictures_have_the_codecs_limit(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (32, 16)).save(path)
+    codec = Codec(load_model("gaussian-field", device="cpu"), limits=Limits(pixels=511))
+    for picture in (path, Image.open(path)):
+        with pytest.raises(InputError, match="32x16 pixels are more than 511"):
+            codec.encode(picture)

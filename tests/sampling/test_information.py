@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
+from ddcm_fast.errors import ModelError
 from ddcm_fast.models.gaussian_field import GaussianField
 from ddcm_fast.sampling.curve import InformationCurve
 from ddcm_fast.sampling.information import fallback_curve, kl_timesteps, measure, spent_bits
@@ -55,3 +57,30 @@ def test_measuring_an_exact_model_gives_its_own_curve() -> None:
     levels = [50.0, 200.0, 500.0]
     for t, error in zip(levels, measure(model, x0, levels), strict=True):
         assert abs(error / model.information.at(t) - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"t": [0, math.nan, 10]},
+        {"t": [0, 5, math.inf]},
+        {"t": [0, 5, 5]},
+        {"t": [0]},
+        {"mse": [0.1, math.nan, 0.3]},
+        {"mse": [0.1, 0.2, math.inf]},
+        {"mse": [0.1, -0.2, 0.3]},
+        {"mse": [0.1, 10**400, 0.3]},
+        {"mse": [0.1, 0.2]},
+        {"mse": ["x", 0.2, 0.3]},
+        {"power": math.nan},
+        {"power": math.inf},
+        {"power": 0},
+        {"power": None},
+        {"t": None},
+    ],
+)
+def test_a_curve_that_is_none_is_refused(changed):
+    curve = {"t": [0, 5, 10], "mse": [0.1, 0.2, 0.3], "power": 0.5}
+    assert InformationCurve.from_json(curve).to_json() == curve
+    with pytest.raises(ModelError):
+        InformationCurve.from_json({**curve, **changed})

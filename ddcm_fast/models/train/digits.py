@@ -13,6 +13,7 @@ import copy
 import importlib
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pixel_unshuffle
 from tqdm import tqdm
 
+from ddcm_fast import files
 from ddcm_fast.models import digits
 from ddcm_fast.models.loading import EXTRA_FILE, WEIGHTS
 
@@ -43,6 +45,7 @@ SETTINGS = {
     "default_side": digits.SIDE,
     "dtype": "float32",
 }
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 LABEL_DROPOUT = 0.125
 EMA = 0.999
 
@@ -153,18 +156,25 @@ def train_noisy_classifier(steps: int, alphas_cumprod: Tensor, seed: int) -> dig
 
 def train(output: Path, steps: int, batch: int, seed: int, progress: bool = True) -> None:
     """Train the three networks and write the model folder."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    output.mkdir(parents=True, exist_ok=True)
+    outputs = files.Outputs(folder=output)
+    for name in ("config.json", "scheduler_config.json", EXTRA_FILE):
+        outputs.add(output / name, files.JSON)
+    for name in (WEIGHTS_NAME, digits.CLEAN_FILE, digits.NOISY_FILE):
+        outputs.add(output / name, files.SAFETENSORS)
     unet, scheduler = train_denoiser(steps, batch, seed, progress)
-    unet.save_pretrained(output)  # type: ignore[operator]
-    scheduler.save_pretrained(output)
-    (output / EXTRA_FILE).write_text(json.dumps(SETTINGS) + "\n")
     images, labels = digits.load_data(test=True)
     clean = train_classifier(max(1, steps // 4), seed)
-    save_file(clean.state_dict(), output / digits.CLEAN_FILE)
     noisy = train_noisy_classifier(max(1, steps // 2), scheduler.alphas_cumprod, seed)
-    save_file(noisy.state_dict(), output / digits.NOISY_FILE)
+    with tempfile.TemporaryDirectory() as folder:
+        unet.save_pretrained(folder)  # type: ignore[operator]
+        scheduler.save_pretrained(folder)
+        for name in ("config.json", "scheduler_config.json", WEIGHTS_NAME):
+            outputs.write(output / name, Path(folder, name).read_bytes())
+    outputs.write(output / EXTRA_FILE, (json.dumps(SETTINGS) + "\n").encode())
+    outputs.write(output / digits.CLEAN_FILE, save(clean.state_dict()))
+    outputs.write(output / digits.NOISY_FILE, save(noisy.state_dict()))
     with torch.inference_mode():
         accuracy = (clean(images).argmax(1) == labels).float().mean()
         level = torch.full((len(images),), digits.log_snr(1.0, 0.0), dtype=torch.float32, device="cpu")

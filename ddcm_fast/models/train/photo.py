@@ -28,7 +28,9 @@ import pickle
 import signal
 import sys
 import tarfile
+import tempfile
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from ddcm_fast import files
 from ddcm_fast.errors import ConfigError, DDCMError
 from ddcm_fast.models.train import digits as train_digits
 
@@ -79,6 +82,7 @@ PHOTO_CONFIG: dict[str, Any] = {
 """``UNet2DModel`` arguments of the built-in photo model (6.6 M parameters)."""
 
 STATE_NAME = "train-state.pt"
+STATE = files.Kind("a file of torch.save", zipfile.is_zipfile)
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 BUILT_IN = Path(__file__).resolve().parents[1] / "weights" / "photo"
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
@@ -352,16 +356,15 @@ def _new_model(config: str | os.PathLike[str] | None) -> Denoiser:
     return model
 
 
-def save_model(model: Denoiser, folder: Path) -> None:
-    """Write a diffusers folder; each file is replaced in one move."""
-    fresh = folder / ".saving"
-    model.save_pretrained(fresh, safe_serialization=True)
-    config = json.loads((fresh / "config.json").read_text())
-    config.pop("_name_or_path", None)  # a folder of this machine
-    (fresh / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    for name in ("config.json", WEIGHTS_NAME):
-        os.replace(fresh / name, folder / name)
-    fresh.rmdir()
+def save_model(model: Denoiser, folder: Path, outputs: files.Outputs) -> None:
+    """Write the two files of a diffusers folder, which were added to `outputs`."""
+    with tempfile.TemporaryDirectory() as name:
+        fresh = Path(name)
+        model.save_pretrained(fresh, safe_serialization=True)
+        config = json.loads((fresh / "config.json").read_text())
+        config.pop("_name_or_path", None)  # a folder of this machine
+        outputs.write(folder / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+        outputs.write(folder / WEIGHTS_NAME, (fresh / WEIGHTS_NAME).read_bytes())
 
 
 # ------------------------------------------------------------------------------------- evaluation
@@ -500,10 +503,9 @@ def train_photo(
     if not Path(data).is_file():
         raise TrainError(f"no such tar file: {data}")
     folder = Path(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainError(f"cannot write to {folder}: {_line(error)}") from error
+    outputs = files.Outputs([Path(data)], folder=folder)
+    for name, kind in (("config.json", files.JSON), (WEIGHTS_NAME, files.SAFETENSORS), (STATE_NAME, STATE)):
+        outputs.add(folder / name, kind)
 
     state: dict[str, Any] | None = None
     if resume:
@@ -557,7 +559,6 @@ def train_photo(
     losses: list[torch.Tensor] = []
 
     def save() -> None:
-        fresh = folder / (STATE_NAME + ".saving")
         content = {
             "model": model.state_dict(),
             "ema": ema.state_dict(),
@@ -568,12 +569,10 @@ def train_photo(
             "seconds": clock.seconds,
             "config": dataclasses.asdict(config),
         }
-        try:
-            save_model(ema, folder)
-            torch.save(content, fresh)
-            os.replace(fresh, folder / STATE_NAME)
-        except (OSError, RuntimeError) as error:
-            raise TrainError(f"cannot save to {folder}: {_line(error)}") from error
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        save_model(ema, folder, outputs)
+        outputs.write(folder / STATE_NAME, buffer.getvalue())
 
     def progress() -> float:
         parts = [0.0]
