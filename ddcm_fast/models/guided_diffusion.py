@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ddcm_fast.errors import ModelError, out_of_memory
 from ddcm_fast.models.levels import levels_of
-from ddcm_fast.models.loading import short_name
+from ddcm_fast.models.names import short_name
 from ddcm_fast.models.network import Inputs, NetworkModel
 from ddcm_fast.models.trust import check_pickle
 from ddcm_fast.sampling.condition import Condition
