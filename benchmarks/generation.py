@@ -87,11 +87,10 @@ def conditions(args: argparse.Namespace, model: DiffusionModel) -> list[Conditio
         return [Condition(prompt=text, guidance_scale=args.guidance_scale) for text in texts]
     if args.labels is None:
         return [None] * args.count
-    classes = getattr(model, "classes", None)
     if args.labels == ["all"]:
-        if not classes:
+        if not model.classes:
             raise ConfigError(f"model {model.name!r} has no classes; leave --labels out")
-        labels = list(range(classes))
+        labels = list(range(model.classes))
     else:
         try:
             labels = [int(label) for label in args.labels]

@@ -22,7 +22,7 @@ from torch import Tensor
 from ddcm_fast.codebook.codebook import Codebook
 from ddcm_fast.codec.config import MAX_C, MAX_M
 from ddcm_fast.codec.limits import Limits
-from ddcm_fast.errors import ConfigError, FormatError, InputError, ModelError
+from ddcm_fast.errors import ConfigError, FormatError, InputError
 from ddcm_fast.sampling.choosers import Chooser, Replay, toward
 from ddcm_fast.sampling.model import DiffusionModel
 from ddcm_fast.sampling.rules import Greedy, Pursuit, Rule
@@ -246,15 +246,6 @@ def _check(model: DiffusionModel, settings: Settings, side: int, limits: Limits)
     limits.check("memory", 8 * settings.K * math.prod(model.latent_shape(side, side)))
 
 
-def _own_size(model: DiffusionModel) -> int:
-    network = getattr(model, "network", None)
-    side = getattr(getattr(network, "config", None), "sample_size", None)
-    if not isinstance(side, int):
-        raise ModelError(f"model {model.name!r} does not say its image size, which official files take for granted")
-    factor: int = 64 * model.multiple // model.latent_shape(64 * model.multiple, 64 * model.multiple)[-1]
-    return side * factor
-
-
 def decode(
     path: Path | str,
     model: DiffusionModel,
@@ -275,7 +266,7 @@ def decode(
         InputError: it cannot be read.
     """
     settings = settings or Settings.of_path(path)
-    side = _own_size(model)
+    side = model.default_side
     _check(model, settings, side, limits or Limits())
     steps = steps_of(model, settings)
     coded = sum(step.coded for step in steps)
@@ -297,7 +288,7 @@ def encode(
 
     To compare with the official code, not to use: its codebooks are materialised.
     """
-    side = _own_size(model)
+    side = model.default_side
     if image.shape[-2:] != (side, side):
         raise ConfigError(f"official files hold images of the model's own size, {side}x{side}")
     with torch.inference_mode():

@@ -83,6 +83,7 @@ class FluxModel(TextModel):
         mu = _dynamic_shift(pipe.scheduler, (int(pipe.default_sample_size) // 2) ** 2)
         levels = FlowLevels(pipe.scheduler, time_scale=1e-3, mu=mu)
         model = cls(pipe, network, levels, name, 2, compiled)
+        model.default_side = int(pipe.default_sample_size) * model.autoencoder.factor
         if model._embeds_guidance:
             model.default_guidance = 3.5
         return model

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ddcm_fast.errors import ModelError, out_of_memory
 from ddcm_fast.models.levels import levels_of
-from ddcm_fast.models.loading import short_name
+from ddcm_fast.models.names import short_name
 from ddcm_fast.models.network import Inputs, NetworkModel
 from ddcm_fast.models.trust import check_pickle
 from ddcm_fast.sampling.condition import Condition
@@ -346,6 +346,7 @@ class GuidedDiffusionModel(NetworkModel):
         scheduler = diffusers.DDPMScheduler(beta_schedule=betas, clip_sample=True)
         super().__init__(network, levels_of(scheduler), name, compiled)
         self.multiple = 2 ** (len(self.preset.mult) - 1)
+        self.classes, self.default_side = self.preset.classes, self.preset.size
 
     def description(self) -> dict[str, Any]:
         """See NetworkModel.description."""
@@ -365,15 +366,15 @@ class GuidedDiffusionModel(NetworkModel):
 
     def complete_condition(self, condition: Condition | None) -> Condition | None:
         """See DiffusionModel.complete_condition: conditional networks need a label, and have none that says "none"."""
-        if not self.preset.classes:
+        if not self.classes:
             return super().complete_condition(condition)
-        return self._complete_label(condition, self.preset.classes, None)
+        return self._complete_label(condition, None)
 
     def prepare(self, condition: Condition | None, guided: bool, shape: torch.Size) -> Inputs:
         """See NetworkModel.prepare."""
-        if not self.preset.classes:
+        if not self.classes:
             return {}
-        labels = self._label_rows(condition, self.preset.classes, None, guided)
+        labels = self._label_rows(condition, None, guided)
         return {"label": torch.tensor(labels, device=self.device, dtype=torch.int64)}
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:

@@ -109,6 +109,7 @@ class LatentModel(NetworkModel):
         self.autoencoder = Autoencoder(vae)
         self.multiple = self.autoencoder.factor * patch
         self.channels = 3
+        self._native_side(self.autoencoder.factor)
 
     def description(self) -> dict[str, Any]:
         """See NetworkModel.description."""
@@ -154,7 +155,10 @@ class LDMModel(LatentModel):
 
 
 class DiTModel(LatentModel):
-    """Diffusion transformers with class labels (DiTPipeline; Peebles & Xie 2023). No label is their null class."""
+    """Diffusion transformers with class labels (DiTPipeline; Peebles & Xie 2023).
+
+    No label is their null class, the embedding after the last label.
+    """
 
     default_guidance = 4.0
 
@@ -163,14 +167,10 @@ class DiTModel(LatentModel):
         """Wrap a pipeline."""
         network = pipe.transformer
         model = cls(network, pipe.vae, levels_of(pipe.scheduler), name, int(network.config.patch_size), compiled)
-        if not network.config.num_embeds_ada_norm:
+        model.classes = int(network.config.num_embeds_ada_norm or 0)
+        if not model.classes:
             raise ModelError(f"model {name!r} has no class embeddings")
         return model
-
-    @property
-    def classes(self) -> int:
-        """Number of labels; the embedding after the last stands for none."""
-        return int(self.network.config.num_embeds_ada_norm)
 
     def check_size(self, height: int, width: int) -> None:
         """See DiffusionModel.check_size: diffusers puts the patches of a DiT together as a square."""
@@ -180,11 +180,11 @@ class DiTModel(LatentModel):
 
     def complete_condition(self, condition: Condition | None) -> Condition | None:
         """See DiffusionModel.complete_condition."""
-        return self._complete_label(condition, self.classes, self.classes)
+        return self._complete_label(condition, self.classes)
 
     def prepare(self, condition: Condition | None, guided: bool, shape: torch.Size) -> Inputs:
         """See NetworkModel.prepare: the label."""
-        labels = self._label_rows(condition, self.classes, self.classes, guided)
+        labels = self._label_rows(condition, self.classes, guided)
         return {"class_labels": torch.tensor(labels, device=self.device, dtype=torch.int64)}
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,8 +12,11 @@ from typing import Any
 import torch
 
 from ddcm_fast.errors import DDCMError, MissingExtraError, ModelError, out_of_memory
+from ddcm_fast.models import guided_diffusion
 from ddcm_fast.models.gaussian_field import GaussianField
+from ddcm_fast.models.names import HUB_ID, short_name
 from ddcm_fast.models.network import NetworkModel
+from ddcm_fast.models.pixel import PixelModel
 from ddcm_fast.models.tiled import TiledModel, split_name
 from ddcm_fast.models.trust import check_folder, check_index, read_config
 from ddcm_fast.sampling.curve import InformationCurve
@@ -44,8 +46,6 @@ PIPELINES = {
     "FluxPipeline": ("flow", "FluxModel"),
     "SanaPipeline": ("flow", "SanaModel"),
 }
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 #: Built-in models without weights; they compute in float32 whatever dtype is asked for.
 _ANALYTIC: dict[str, Callable[[torch.device], DiffusionModel]] = {
@@ -114,18 +114,6 @@ def wrap_pipeline(pipe: Any, name: str | None = None, compile: bool = False) -> 
     name = name or short_name(getattr(pipe, "name_or_path", None) or type(pipe).__name__)
     wrapper = getattr(import_module(f".{module}", __package__), adapter)
     return wrapper.from_pipeline(pipe, name, compile)
-
-
-def short_name(name: str) -> str:
-    """What files call a model: its hub id or built-in name, of a local one its folder's or file's own name.
-
-    Where it lies is nobody else's business, and means nothing elsewhere: files know their model by its fingerprint.
-    """
-    path = Path(name)
-    if not path.exists() and (_HUB_ID.fullmatch(name) or "/" not in name):
-        return name
-    own = path.resolve().name or "model"
-    return own.encode(errors="replace").decode()  # names of files need not be text
 
 
 def as_model(model: Any) -> DiffusionModel:
@@ -203,11 +191,9 @@ def _load(
     except OSError as error:
         raise ModelError(f"cannot load model {name!r}: {error.strerror}") from error
     if path.suffix in (".pt", ".pth"):
-        from ddcm_fast.models import guided_diffusion
-
         default = dtype or default_dtype(where)
         return guided_diffusion.load(path, where, default, compile=compile, trust=trust, **options)
-    if _HUB_ID.fullmatch(name) and not exists:
+    if HUB_ID.fullmatch(name) and not exists:
         return _load_pipeline(name, where, dtype, compile, trust, options)
     raise ModelError(
         f"no model {name!r}: it is neither a built-in model ({', '.join(builtin_models())}) nor a folder, "
@@ -300,8 +286,6 @@ def _load_unet(
     options: dict[str, Any],
 ) -> DiffusionModel:
     """A folder with a UNet2DModel and its scheduler, as the built-in models are."""
-    from ddcm_fast.models.pixel import PixelModel
-
     diffusers: Any = import_module("diffusers")
     kind = read_config(folder / "config.json").get("_class_name")
     if kind != "UNet2DModel":

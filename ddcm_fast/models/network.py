@@ -207,23 +207,30 @@ class NetworkModel(DiffusionModel):
 
     # ---- for adapters ----------------------------------------------------------------------------
 
-    def _complete_label(self, condition: Condition | None, classes: int, no_class: int | None) -> Condition | None:
+    def _native_side(self, factor: int) -> None:
+        """default_side from the network's configuration, for `factor` pixels an entry of the state."""
+        size = self.network.config.get("sample_size")
+        if size:
+            side = size if isinstance(size, int) else min(size)
+            self.default_side = max(self.min_side, side * factor)
+
+    def _complete_label(self, condition: Condition | None, no_class: int | None) -> Condition | None:
         """complete_condition of class-conditional models; no_class is the unconditional label, if there is one."""
         if condition is not None and (condition.prompt or condition.negative_prompt):
             raise ConfigError(f"model {self.name!r} takes a class label, no prompt")
         if condition is not None and condition.guidance_scale is None:
             condition = replace(condition, guidance_scale=self.default_guidance)
-        self._label_rows(condition, classes, no_class, self.guidance(condition) is not None)
+        self._label_rows(condition, no_class, self.guidance(condition) is not None)
         return None if condition is None or condition.label is None else condition
 
-    def _label_rows(self, condition: Condition | None, classes: int, no_class: int | None, guided: bool) -> list[int]:
+    def _label_rows(self, condition: Condition | None, no_class: int | None, guided: bool) -> list[int]:
         """The labels of one evaluation, or of both halves of a guided one. Raises ConfigError if one is missing."""
         asked = None if condition is None else condition.label
-        if asked is not None and asked >= classes:
-            raise ConfigError(f"model {self.name!r} has labels 0 to {classes - 1}, not {asked}")
+        if asked is not None and asked >= self.classes:
+            raise ConfigError(f"model {self.name!r} has labels 0 to {self.classes - 1}, not {asked}")
         label = no_class if asked is None else asked
         if label is None:
-            raise ConfigError(f"model {self.name!r} is class-conditional: give a label, 0 to {classes - 1}")
+            raise ConfigError(f"model {self.name!r} is class-conditional: give a label, 0 to {self.classes - 1}")
         if not guided:
             return [label]
         if no_class is None:

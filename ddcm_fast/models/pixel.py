@@ -45,10 +45,11 @@ class PixelModel(NetworkModel):
         if self.channels not in (1, 3):
             raise ModelError(f"model {name!r} has {self.channels} image channels; only 1 or 3 work")
         self.multiple = patch * 2 ** (len(unet.config.down_block_types) - 1)
-        embeddings = unet.config.get("num_class_embeds")
+        self._native_side(patch)
+        embeddings = unet.config.get("num_class_embeds") or 0
         if classes is not None and embeddings != classes + 1:
             raise ModelError(f"model {name!r} should have {classes} classes, but has {embeddings} class embeddings")
-        self.classes: int | None = embeddings if classes is None else classes
+        self.classes = embeddings if classes is None else classes
         self._no_class = classes
 
     @classmethod
@@ -78,15 +79,15 @@ class PixelModel(NetworkModel):
 
     def complete_condition(self, condition: Condition | None) -> Condition | None:
         """See DiffusionModel.complete_condition: a label where the network has classes."""
-        if self.classes is None:
+        if not self.classes:
             return super().complete_condition(condition)
-        return self._complete_label(condition, self.classes, self._no_class)
+        return self._complete_label(condition, self._no_class)
 
     def prepare(self, condition: Condition | None, guided: bool, shape: torch.Size) -> Inputs:
         """See NetworkModel.prepare: the label."""
-        if self.classes is None:
+        if not self.classes:
             return {}
-        labels = self._label_rows(condition, self.classes, self._no_class, guided)
+        labels = self._label_rows(condition, self._no_class, guided)
         return {"class_labels": torch.tensor(labels, device=self.device, dtype=torch.int64)}
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:

@@ -7,17 +7,15 @@ fingerprint: a file says how it was tiled and decodes only with the same tiles.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddcm_fast.errors import ConfigError
-from ddcm_fast.sampling.condition import Condition
+from ddcm_fast.models.wrapped import WrappedModel
 from ddcm_fast.sampling.model import DiffusionModel, Level, Predictor, eps_from_x0
 
 _SUFFIX = re.compile(r"(?P<name>.+)#tile=(?P<size>\d+),(?P<overlap>\d+)")
@@ -29,7 +27,7 @@ def split_name(name: str) -> tuple[str, tuple[int, int] | None]:
     return (name, None) if match is None else (match["name"], (int(match["size"]), int(match["overlap"])))
 
 
-class TiledModel(DiffusionModel):
+class TiledModel(WrappedModel):
     """A model whose states are denoised in tiles.
 
     Args:
@@ -49,13 +47,9 @@ class TiledModel(DiffusionModel):
         if size * self._factor % model.multiple:
             step = model.multiple // self._factor
             raise ConfigError(f"tiles of {size}: model {model.name!r} takes multiples of {step} entries")
-        self.inner = model
+        super().__init__(model)
         self.size, self.overlap = size, overlap
         self.name = f"{model.name}#tile={size},{overlap}"
-        self.device, self.dtype = model.device, model.dtype
-        self.max_timestep, self.fresh_noise = model.max_timestep, model.fresh_noise
-        self.multiple, self.channels, self.min_side = model.multiple, model.channels, model.min_side
-        self.information = model.information
 
     def _starts(self, length: int) -> list[int]:
         """Where tiles start along a side: evenly a stride apart, the last one flush with the end."""
@@ -79,10 +73,6 @@ class TiledModel(DiffusionModel):
         # 0-d tensors on the device, as in `predictor`: see NetworkModel._placed.
         alpha, sigma = (torch.full((), n, dtype=torch.float32, device=x.device) for n in self.alpha_sigma(t))
         return self._blended(x, alpha, sigma, lambda tile: self.inner.predict(tile, t, condition))
-
-    def level(self, t: float) -> Level:
-        """See DiffusionModel.level."""
-        return self.inner.level(t)
 
     def predictor(self, condition: Any, shape: torch.Size) -> Predictor:
         """See DiffusionModel.predictor."""
@@ -117,47 +107,20 @@ class TiledModel(DiffusionModel):
 
     def check_size(self, height: int, width: int) -> None:
         """See DiffusionModel.check_size: what the network sees is a tile."""
-        super().check_size(height, width)
+        DiffusionModel.check_size(self, height, width)
+        self.inner.check_size(*self._tile(height, width))
+
+    def _tile(self, height: int, width: int) -> tuple[int, int]:
+        """Pixels of a tile of an image."""
         most = self.size * self._factor
-        self.inner.check_size(min(height, most), min(width, most))
+        return min(height, most), min(width, most)
 
     def calls(self, height: int, width: int) -> int:
         """See DiffusionModel.calls."""
         rows, columns = self.latent_shape(height, width)[-2:]
-        return len(self._starts(rows)) * len(self._starts(columns))
+        tiles = len(self._starts(rows)) * len(self._starts(columns))
+        return tiles * self.inner.calls(*self._tile(height, width))
 
-    def fingerprint(self, dtype: torch.dtype | None = None) -> bytes:
-        """See DiffusionModel.fingerprint."""
-        own = hashlib.sha256(f"tile {self.size} {self.overlap}".encode()).digest()[:4]
-        return bytes(a ^ b for a, b in zip(self.inner.fingerprint(dtype), own, strict=True))
-
-    @contextmanager
-    def using(self) -> Iterator[None]:
-        """See DiffusionModel.using."""
-        with self.inner.using():
-            self.device, self.dtype = self.inner.device, self.inner.dtype
-            yield
-
-    def alpha_sigma(self, t: float) -> tuple[float, float]:
-        """See DiffusionModel.alpha_sigma."""
-        return self.inner.alpha_sigma(t)
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """See DiffusionModel.latent_shape."""
-        return self.inner.latent_shape(height, width)
-
-    def encode(self, image: Tensor) -> Tensor:
-        """See DiffusionModel.encode."""
-        return self.inner.encode(image)
-
-    def decode(self, x0: Tensor) -> Tensor:
-        """See DiffusionModel.decode."""
-        return self.inner.decode(x0)
-
-    def complete_condition(self, condition: Condition | None) -> Condition | None:
-        """See DiffusionModel.complete_condition."""
-        return self.inner.complete_condition(condition)
-
-    def training_timesteps(self) -> list[float]:
-        """See DiffusionModel.training_timesteps."""
-        return self.inner.training_timesteps()
+    def changes(self) -> str:
+        """See WrappedModel.changes."""
+        return f"tile {self.size} {self.overlap}"

@@ -48,9 +48,11 @@ class DiffusionModel(ABC):
         max_timestep: the noisiest timestep; sampling starts there.
         multiple: image height and width must be multiples of this (the codec pads and crops).
         channels: of the image, 3 or 1.
+        classes: number of labels that a condition can have; 0 of a model that takes none.
         fresh_noise: a consistency model's: x0_hat is a sample, and a step goes on from it with fresh noise alone
             (v = sigma_s), as such models are sampled.
-        min_side: pixels that each side of an image must have at least. default_side: of generated images.
+        min_side: pixels that each side of an image must have at least.
+        default_side: of generated images, in pixels: what the network was trained on.
         information: the curve measured by `ddcm calibrate`, if there is one.
     """
 
@@ -60,6 +62,7 @@ class DiffusionModel(ABC):
     max_timestep: float
     multiple: int = 1
     channels: int = 3
+    classes: int = 0
     min_side: int = 16
     default_side: int = 256
     fresh_noise: bool = False
