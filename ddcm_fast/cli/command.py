@@ -474,4 +474,3 @@ def _run(argv: Sequence[str] | None) -> None:
         warnings.simplefilter("always", DDCMWarning)
         warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
         args.run(args)
-
