@@ -25,8 +25,8 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def missing_paths(text: str) -> list[str]:
-    """Paths of the repository that a page names and that are not there."""
-    text = re.sub(r"\]\([^)]*\)|https?://\S+", "", text)
+    """Paths of the repository that a page names and that are not there; NAME and FAMILY stand for anything."""
+    text = re.sub(r"\]\([^)]*\)|https?://\S+", "", text).replace("NAME", "*").replace("FAMILY", "*")
     missing = [path for path in _PATH.findall(text) if not any(ROOT.glob(path.rstrip("/")))]
     folders = [ROOT / folder for folder in _FOLDERS]
     return missing + [
