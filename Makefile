@@ -1,9 +1,10 @@
 # make demo    compress and decompress a photograph into demo/
 # make test    the tests, but for the exhaustive sweeps
-# make check   lint, types and tests
-# make fuzz    damaged and hostile inputs, without end
+# make check   lint, types and tests; `make lint` is what pre-commit runs
+# make fuzz    damaged and hostile inputs, without end or for SECONDS=60
 # make bench   microbenchmarks of the codebook operations
 # make wheel   the source archive and the wheel, as an index takes them, into dist/ (Linux; wants the network)
+# make wheels  the same by cibuildwheel, for the oldest systems it knows (wants Docker on Linux)
 #
 # What CI (.ci/run) runs beside `make check`:
 # make test-avx2   the tests as a processor without AVX-512 computes
@@ -14,7 +15,7 @@ BIN := .venv/bin
 # Two workers of one thread each.
 WORKERS := --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-avx2 test-slow fuzz lint types check bench wheel clean
+.PHONY: demo test test-avx2 test-slow fuzz lint types check bench wheel wheels clean
 
 .venv/.installed: pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -33,8 +34,10 @@ test-avx2: .venv/.installed
 test-slow: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) -m slow tests
 
+# An sdist has no history to name the text files; whitespace is looked at in a checkout only.
 lint: .venv/.installed
 	$(BIN)/ruff check .
+	test ! -e .git || git diff --check $$(git hash-object -t tree /dev/null)
 
 types: .venv/.installed
 	$(BIN)/mypy
@@ -42,7 +45,7 @@ types: .venv/.installed
 check: lint types test
 
 fuzz: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py $(if $(SECONDS),--seconds $(SECONDS))
 
 bench: .venv/.installed
 	$(BIN)/python -m pytest benchmarks
@@ -55,6 +58,12 @@ wheel: .venv/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist dist/local/*.whl
 	mv dist/local/*.tar.gz dist && rm -r dist/local
 	$(BIN)/twine check --strict dist/*
+
+wheels:
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build cibuildwheel
+	$(BIN)/python -m build --sdist --outdir dist
+	$(BIN)/python -m cibuildwheel --output-dir dist
 
 clean:
 	rm -rf .venv build dist demo *.egg-info

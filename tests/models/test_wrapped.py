@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ CHANGED = {"predict", "predictor", "fingerprint"}
 
 
 def public(cls: type) -> set[str]:
-    return {name for name in (*vars(cls), *cls.__dict__.get("__annotations__", {})) if not name.startswith("_")}
+    return {name for name in (*vars(cls), *inspect.get_annotations(cls)) if not name.startswith("_")}
 
 
 def test_everything_is_handed_on() -> None:
