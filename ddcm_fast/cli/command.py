@@ -170,7 +170,7 @@ def _compress(args: argparse.Namespace) -> None:
     used = container.read(coded.data)[0].config
     tell(
         f"{args.output}: {len(coded.data)} bytes, {coded.bpp:.4f} bpp, PSNR {quality:.2f} dB, {seconds:.1f} s "
-        f"(model {model.name}, {used.T + used.tail} network evaluations, "
+        f"(model {model.name}, network evaluations: {codec.work(used, image.height, image.width):.3g}, "
         f"backend {backends.resolve(args.backend, model.device)})",
         args,
     )
@@ -284,6 +284,7 @@ def _share(text: str) -> float:
 def _calibrate(args: argparse.Namespace) -> None:
     from ddcm_fast.codec.images import MAX_PIXELS_TO_CUT, load_image, to_tensor
     from ddcm_fast.models.loading import EXTRA_FILE, WEIGHTS, builtin_models
+    from ddcm_fast.models.multiscale import multiscale
     from ddcm_fast.sampling.information import calibrate, store
 
     for option, value in (("--most", args.most), ("--side", args.side)):
@@ -305,7 +306,7 @@ def _calibrate(args: argparse.Namespace) -> None:
             raise InputError(f"{path} is too small for this model")
         left, top = (image.width - side) // 2, (image.height - side) // 2
         images.append(to_tensor(image.crop((left, top, left + side, top + side)), model.channels))
-    curve = calibrate(model, images, _progress(args))
+    curve = calibrate(multiscale(model), images, _progress(args))
     store(curve, folder)
     tell(f"{folder.name}: information curve of {len(images)} images stored; files made before need the old one", args)
 

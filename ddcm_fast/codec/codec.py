@@ -431,6 +431,11 @@ class Codec:
         """`decode`, as a PIL image."""
         return to_pil(self.decode(data, ignore_checksum, condition, first))
 
+    def work(self, config: CodecConfig, height: int, width: int) -> float:
+        """Network evaluations at full resolution that take as long as decoding a picture of this size does."""
+        shape = torch.Size((1, *self.model.latent_shape(*self._padded(height, width))))
+        return sum(self.model.cost(step.t, shape) for step in config.steps(self.model))
+
     # ---- parts -----------------------------------------------------------------------------------
 
     def _conditions(

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddcm_fast.errors import ConfigError
-from ddcm_fast.sampling.condition import Condition
-from ddcm_fast.sampling.model import DiffusionModel, Level, Predictor, eps_from_x0
+from ddcm_fast.sampling.model import DiffusionModel, Level, Predictor, WrappedModel, eps_from_x0
 
 _SUFFIX = re.compile(r"(?P<name>.+)#tile=(?P<size>\d+),(?P<overlap>\d+)")
 
@@ -29,7 +27,7 @@ def split_name(name: str) -> tuple[str, tuple[int, int] | None]:
     return (name, None) if match is None else (match["name"], (int(match["size"]), int(match["overlap"])))
 
 
-class TiledModel(DiffusionModel):
+class TiledModel(WrappedModel):
     """A model whose states are denoised in tiles.
 
     Args:
@@ -49,13 +47,9 @@ class TiledModel(DiffusionModel):
         if size * self._factor % model.multiple:
             step = model.multiple // self._factor
             raise ConfigError(f"tiles of {size}: model {model.name!r} takes multiples of {step} entries")
-        self.inner = model
+        super().__init__(model)
         self.size, self.overlap = size, overlap
         self.name = f"{model.name}#tile={size},{overlap}"
-        self.device, self.dtype = model.device, model.dtype
-        self.max_timestep, self.fresh_noise = model.max_timestep, model.fresh_noise
-        self.multiple, self.channels, self.min_side = model.multiple, model.channels, model.min_side
-        self.information = model.information
 
     def _starts(self, length: int) -> list[int]:
         """Where tiles start along a side: evenly a stride apart, the last one flush with the end."""
@@ -117,7 +111,7 @@ class TiledModel(DiffusionModel):
 
     def check_size(self, height: int, width: int) -> None:
         """See DiffusionModel.check_size: what the network sees is a tile."""
-        super().check_size(height, width)
+        DiffusionModel.check_size(self, height, width)
         most = self.size * self._factor
         self.inner.check_size(min(height, most), min(width, most))
 
@@ -130,34 +124,3 @@ class TiledModel(DiffusionModel):
         """See DiffusionModel.fingerprint."""
         own = hashlib.sha256(f"tile {self.size} {self.overlap}".encode()).digest()[:4]
         return bytes(a ^ b for a, b in zip(self.inner.fingerprint(dtype), own, strict=True))
-
-    @contextmanager
-    def using(self) -> Iterator[None]:
-        """See DiffusionModel.using."""
-        with self.inner.using():
-            self.device, self.dtype = self.inner.device, self.inner.dtype
-            yield
-
-    def alpha_sigma(self, t: float) -> tuple[float, float]:
-        """See DiffusionModel.alpha_sigma."""
-        return self.inner.alpha_sigma(t)
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """See DiffusionModel.latent_shape."""
-        return self.inner.latent_shape(height, width)
-
-    def encode(self, image: Tensor) -> Tensor:
-        """See DiffusionModel.encode."""
-        return self.inner.encode(image)
-
-    def decode(self, x0: Tensor) -> Tensor:
-        """See DiffusionModel.decode."""
-        return self.inner.decode(x0)
-
-    def complete_condition(self, condition: Condition | None) -> Condition | None:
-        """See DiffusionModel.complete_condition."""
-        return self.inner.complete_condition(condition)
-
-    def training_timesteps(self) -> list[float]:
-        """See DiffusionModel.training_timesteps."""
-        return self.inner.training_timesteps()

@@ -16,17 +16,23 @@ from ddcm_fast.errors import ModelError
 class InformationCurve:
     """Mean squared error a state entry of x0_hat at timesteps `t` (increasing); linear in t between them.
 
-    `power` is the mean square of x0 itself, the error of knowing nothing.
+    Attributes:
+        power: the mean square of x0 itself, the error of knowing nothing.
+        averaged_from: timesteps from which on x0_hat is predicted on a picture averaged over 2 x 2, 4 x 4, ... pixels,
+            since that is where it is better (MultiscaleModel). The errors are those of such predictions.
     """
 
     t: tuple[float, ...]
     mse: tuple[float, ...]
     power: float
+    averaged_from: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         increasing = all(a < b for a, b in itertools.pairwise(self.t))
         if len(self.t) < 2 or len(self.t) != len(self.mse) or not increasing or min(self.mse) < 0 or self.power <= 0:
             raise ModelError("an information curve needs two or more increasing timesteps, each with an error >= 0")
+        if not all(a <= b for a, b in itertools.pairwise(self.averaged_from)):
+            raise ModelError("the timesteps from which on a picture is averaged must increase")
 
     def at(self, t: float) -> float:
         """Mean squared error of x0_hat at a timestep."""
@@ -40,18 +46,23 @@ class InformationCurve:
 
     @property
     def digest(self) -> bytes:
-        """4 bytes that tell this curve from another; files whose schedule follows the curve depend on it."""
+        """4 bytes that tell this curve from another; files whose schedule follows the curve depend on it.
+
+        Without `averaged_from`, which is in the model's fingerprint, since files on any schedule depend on that.
+        """
         return hashlib.sha256(json.dumps([self.t, self.mse, self.power]).encode()).digest()[:4]
 
     def to_json(self) -> dict[str, Any]:
         """As stored in a model folder's ddcm.json under "information"."""
-        return {"t": list(self.t), "mse": list(self.mse), "power": self.power}
+        said: dict[str, Any] = {"t": list(self.t), "mse": list(self.mse), "power": self.power}
+        return {**said, "averaged_from": list(self.averaged_from)} if self.averaged_from else said
 
     @classmethod
     def from_json(cls, value: Any) -> InformationCurve:
         """Inverse of to_json. Raises ModelError for anything else."""
         try:
             mse = tuple(float(m) for m in value["mse"])
-            return cls(tuple(float(t) for t in value["t"]), mse, float(value["power"]))
+            averaged = tuple(float(t) for t in value.get("averaged_from", ()))
+            return cls(tuple(float(t) for t in value["t"]), mse, float(value["power"]), averaged)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError("the model's information curve is damaged; run `ddcm calibrate` again") from error

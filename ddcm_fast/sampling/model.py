@@ -25,6 +25,7 @@ class Level(NamedTuple):
         alpha, sigma: x_t = alpha x0 + sigma eps. scale: of the network's input, where the levels scale it.
         time: what the network is told. skip, out: x0_hat = skip x + out F, of levels with a preconditioning or a
             boundary condition, F the output or what it says of x0.
+        averaged: weight of an averaged state as the network's input, of models that average (models/multiscale.py).
     """
 
     alpha: float | Tensor
@@ -33,6 +34,7 @@ class Level(NamedTuple):
     scale: float | Tensor = 1.0
     skip: float | Tensor = 0.0
     out: float | Tensor = 1.0
+    averaged: float | Tensor = 1.0
 
 
 #: (x, level) -> (x0_hat, eps_hat), see DiffusionModel.predictor.
@@ -51,6 +53,7 @@ class DiffusionModel(ABC):
         fresh_noise: a consistency model's: x0_hat is a sample, and a step goes on from it with fresh noise alone
             (v = sigma_s), as such models are sampled.
         min_side: pixels that each side of an image must have at least. default_side: of generated images.
+        patch: of models whose network takes any size of picture: the state is pixel_unshuffle(image, patch).
         information: the curve measured by `ddcm calibrate`, if there is one.
     """
 
@@ -63,6 +66,7 @@ class DiffusionModel(ABC):
     min_side: int = 16
     default_side: int = 256
     fresh_noise: bool = False
+    patch: int | None = None
     information: InformationCurve | None = None
 
     @abstractmethod
@@ -87,6 +91,21 @@ class DiffusionModel(ABC):
 
         They satisfy x = alpha_t x0_hat + sigma_t eps_hat, also where x0_hat was clipped.
         """
+
+    def at(self, t: float, shape: torch.Size) -> DiffusionModel:
+        """What predicts at a timestep for states of one shape (B, *latent_shape), of a model that has several ways.
+
+        Always the same object for the same way: `level` and `predictor` are asked of it.
+        """
+        return self
+
+    def resolutions(self, shape: torch.Size) -> list[DiffusionModel]:
+        """What `at` chooses from for states of one shape: at full resolution, averaged once, twice, ..."""
+        return [self]
+
+    def cost(self, t: float, shape: torch.Size) -> float:
+        """Work of a prediction for states of one shape, in evaluations of the network at full resolution."""
+        return 1.0
 
     def level(self, t: float) -> Level:
         """The numbers of a timestep that `predictor` takes, for models that have one."""
@@ -139,6 +158,69 @@ class DiffusionModel(ABC):
     def training_timesteps(self) -> list[float]:
         """Timesteps the model was trained at, noisiest first; schedules choose among them."""
         return [float(t) for t in range(int(self.max_timestep), -1, -1)]
+
+
+class WrappedModel(DiffusionModel):
+    """A model around another one, which it is like in all that it does not say itself.
+
+    Attributes:
+        inner: that model.
+    """
+
+    def __init__(self, inner: DiffusionModel) -> None:
+        self.inner = inner
+        self.name, self.device, self.dtype = inner.name, inner.device, inner.dtype
+        self.max_timestep, self.fresh_noise = inner.max_timestep, inner.fresh_noise
+        self.multiple, self.channels, self.patch = inner.multiple, inner.channels, inner.patch
+        self.min_side, self.default_side = inner.min_side, inner.default_side
+        self.information = inner.information
+
+    def alpha_sigma(self, t: float) -> tuple[float, float]:
+        """See DiffusionModel.alpha_sigma."""
+        return self.inner.alpha_sigma(t)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """See DiffusionModel.latent_shape."""
+        return self.inner.latent_shape(height, width)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """See DiffusionModel.encode."""
+        return self.inner.encode(image)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """See DiffusionModel.decode."""
+        return self.inner.decode(x0)
+
+    def fingerprint(self, dtype: torch.dtype | None = None) -> bytes:
+        """See DiffusionModel.fingerprint."""
+        return self.inner.fingerprint(dtype)
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """See DiffusionModel.using."""
+        with self.inner.using():
+            self.device, self.dtype = self.inner.device, self.inner.dtype
+            yield
+
+    def cost(self, t: float, shape: torch.Size) -> float:
+        """See DiffusionModel.cost."""
+        return self.inner.cost(t, shape)
+
+    def calls(self, height: int, width: int) -> int:
+        """See DiffusionModel.calls."""
+        return self.inner.calls(height, width)
+
+    def check_size(self, height: int, width: int) -> None:
+        """See DiffusionModel.check_size."""
+        self.inner.check_size(height, width)
+
+    def complete_condition(self, condition: Condition | None) -> Condition | None:
+        """See DiffusionModel.complete_condition."""
+        return self.inner.complete_condition(condition)
+
+    def training_timesteps(self) -> list[float]:
+        """See DiffusionModel.training_timesteps."""
+        return self.inner.training_timesteps()
 
 
 def eps_from_x0(x: Tensor, x0_hat: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:

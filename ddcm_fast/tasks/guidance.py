@@ -9,8 +9,7 @@ decodes without the classifier, the label or whatever gave g.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,8 +17,7 @@ from torch import Tensor
 
 from ddcm_fast.errors import ConfigError
 from ddcm_fast.sampling.choosers import Chooser, StepContext, seeded
-from ddcm_fast.sampling.condition import Condition
-from ddcm_fast.sampling.model import DiffusionModel
+from ddcm_fast.sampling.model import DiffusionModel, WrappedModel
 
 Objective = Callable[[StepContext], Tensor]
 """StepContext -> a direction of the state's shape (B, *latent_shape): noise along it is wanted."""
@@ -100,7 +98,7 @@ def classifier_gradient(classify: Classifier, label: int | Tensor) -> Objective:
     return objective
 
 
-class ClassifierGuided(DiffusionModel):
+class ClassifierGuided(WrappedModel):
     """A model under classifier guidance of some scale (Dhariwal and Nichol 2021): eps - scale sigma grad log p(c | x).
 
     Unlike the choosers of this module it changes the model's predictions, so its files decode only with the same
@@ -114,19 +112,14 @@ class ClassifierGuided(DiffusionModel):
     def __init__(
         self, model: DiffusionModel, classify: Callable[[Tensor, float], Tensor], label: int, scale: float = 1.0
     ) -> None:
-        self._model = model
+        super().__init__(model)
         self._classify = classify
         self._label, self._scale = label, scale
-        self.name = model.name
-        self.device, self.dtype = model.device, model.dtype
-        self.max_timestep, self.multiple, self.channels = model.max_timestep, model.multiple, model.channels
-        self.min_side, self.default_side = model.min_side, model.default_side
-        self.fresh_noise, self.information = model.fresh_noise, model.information
 
     def predict(self, x: Tensor, t: float, condition: Any = None) -> tuple[Tensor, Tensor]:
         """See DiffusionModel.predict."""
         alpha, sigma = self.alpha_sigma(t)
-        _, eps_hat = self._model.predict(x, t, condition)
+        _, eps_hat = self.inner.predict(x, t, condition)
         with torch.inference_mode(False), torch.enable_grad():
             state = x.clone().requires_grad_()
             log_p = self._classify(state, t).log_softmax(1)[:, self._label].sum()
@@ -136,45 +129,10 @@ class ClassifierGuided(DiffusionModel):
 
     def fingerprint(self, dtype: torch.dtype | None = None) -> bytes:
         """See DiffusionModel.fingerprint; of the model, the label, the scale and the classifier's answer to noise."""
-        shape = (1, *self._model.latent_shape(self.default_side, self.default_side))
+        shape = (1, *self.inner.latent_shape(self.default_side, self.default_side))
         probe = torch.randn(shape, generator=seeded(0), dtype=torch.float32, device="cpu")
         with torch.no_grad():
             answer = self._classify(probe.to(self.device), self.max_timestep / 2).float().argsort().cpu()
         text = f"{self._label} {self._scale} {answer.tolist()}".encode()
         own = hashlib.sha256(text).digest()[:4]
-        return bytes(a ^ b for a, b in zip(self._model.fingerprint(dtype), own, strict=True))
-
-    @contextmanager
-    def using(self) -> Iterator[None]:
-        """See DiffusionModel.using."""
-        with self._model.using():
-            self.device, self.dtype = self._model.device, self._model.dtype
-            yield
-
-    def complete_condition(self, condition: Condition | None) -> Condition | None:
-        """See DiffusionModel.complete_condition."""
-        return self._model.complete_condition(condition)
-
-    def alpha_sigma(self, t: float) -> tuple[float, float]:
-        """See DiffusionModel.alpha_sigma."""
-        return self._model.alpha_sigma(t)
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """See DiffusionModel.latent_shape."""
-        return self._model.latent_shape(height, width)
-
-    def encode(self, image: Tensor) -> Tensor:
-        """See DiffusionModel.encode."""
-        return self._model.encode(image)
-
-    def decode(self, x0: Tensor) -> Tensor:
-        """See DiffusionModel.decode."""
-        return self._model.decode(x0)
-
-    def check_size(self, height: int, width: int) -> None:
-        """See DiffusionModel.check_size."""
-        self._model.check_size(height, width)
-
-    def training_timesteps(self) -> list[float]:
-        """See DiffusionModel.training_timesteps."""
-        return self._model.training_timesteps()
+        return bytes(a ^ b for a, b in zip(self.inner.fingerprint(dtype), own, strict=True))
