@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from bisect import bisect_right
+from copy import copy
 from typing import Any
 
 import torch
@@ -121,6 +122,14 @@ class MultiscaleModel(WrappedModel):
         models = self.resolutions(shape)
         k = bisect_right(self.information.averaged_from, t) if self.information is not None else 0
         return models[min(k, len(models) - 1)]
+
+    def sized(self, shape: torch.Size) -> DiffusionModel:
+        """See DiffusionModel.sized."""
+        if self.information is None:
+            return self
+        other = copy(self)
+        other.information = self.information.limited(len(self.resolutions(shape)))
+        return other
 
     def cost(self, t: float, shape: torch.Size) -> float:
         """See DiffusionModel.cost."""

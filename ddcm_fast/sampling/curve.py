@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ddcm_fast.errors import ModelError
@@ -19,13 +19,15 @@ class InformationCurve:
     Attributes:
         power: the mean square of x0 itself, the error of knowing nothing.
         averaged_from: timesteps from which on x0_hat is predicted on a picture averaged over 2 x 2, 4 x 4, ... pixels,
-            since that is where it is better (MultiscaleModel). The errors are those of such predictions.
+            since that is where it is better (MultiscaleModel). `mse` is of such predictions.
+        errors: of each resolution at every timestep, the full one first; for pictures that do not fit all of them.
     """
 
     t: tuple[float, ...]
     mse: tuple[float, ...]
     power: float
     averaged_from: tuple[float, ...] = ()
+    errors: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         increasing = all(a < b for a, b in itertools.pairwise(self.t))
@@ -33,6 +35,16 @@ class InformationCurve:
             raise ModelError("an information curve needs two or more increasing timesteps, each with an error >= 0")
         if not all(a <= b for a, b in itertools.pairwise(self.averaged_from)):
             raise ModelError("the timesteps from which on a picture is averaged must increase")
+        if self.averaged_from and [len(row) for row in self.errors] != [len(self.t)] * (len(self.averaged_from) + 1):
+            raise ModelError("a curve of averaged pictures needs the errors of each resolution at every timestep")
+
+    def limited(self, resolutions: int) -> InformationCurve:
+        """The curve of pictures that only the first `resolutions` of the resolutions fit."""
+        if resolutions > len(self.averaged_from):
+            return self
+        averaged_from = self.averaged_from[: resolutions - 1]
+        mse = tuple(self.errors[bisect_right(averaged_from, t)][i] for i, t in enumerate(self.t))
+        return replace(self, mse=mse, averaged_from=averaged_from, errors=self.errors[:resolutions])
 
     def at(self, t: float) -> float:
         """Mean squared error of x0_hat at a timestep."""
@@ -50,12 +62,15 @@ class InformationCurve:
 
         Without `averaged_from`, which is in the model's fingerprint, since files on any schedule depend on that.
         """
-        return hashlib.sha256(json.dumps([self.t, self.mse, self.power]).encode()).digest()[:4]
+        said = [self.t, self.mse, self.power, *self.errors]
+        return hashlib.sha256(json.dumps(said).encode()).digest()[:4]
 
     def to_json(self) -> dict[str, Any]:
         """As stored in a model folder's ddcm.json under "information"."""
         said: dict[str, Any] = {"t": list(self.t), "mse": list(self.mse), "power": self.power}
-        return {**said, "averaged_from": list(self.averaged_from)} if self.averaged_from else said
+        if self.averaged_from:
+            said.update(averaged_from=list(self.averaged_from), errors=[list(row) for row in self.errors])
+        return said
 
     @classmethod
     def from_json(cls, value: Any) -> InformationCurve:
@@ -63,6 +78,7 @@ class InformationCurve:
         try:
             mse = tuple(float(m) for m in value["mse"])
             averaged = tuple(float(t) for t in value.get("averaged_from", ()))
-            return cls(tuple(float(t) for t in value["t"]), mse, float(value["power"]), averaged)
+            errors = tuple(tuple(float(e) for e in row) for row in value.get("errors", ()))
+            return cls(tuple(float(t) for t in value["t"]), mse, float(value["power"]), averaged, errors)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError("the model's information curve is damaged; run `ddcm calibrate` again") from error

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,11 +191,15 @@ def calibrate(model: DiffusionModel, images: Sequence[Tensor], progress: bool | 
             errors += [measure(one, x0, levels, seed=i, on_level=bar.update) for one in models]
     errors /= len(images)
     averaged_from = _switches(levels, errors)
-    mse = [errors[bisect_right(averaged_from, t), i] for i, t in enumerate(levels)]
-    power = sum(float(x0.double().square().mean()) for x0 in states) / len(states)
-    # Six digits are far below the measurement's own noise and keep the stored curve readable.
-    rounded = tuple(float(f"{value:.6g}") for value in (*mse, power))
-    return InformationCurve(tuple(levels), rounded[:-1], rounded[-1], averaged_from)
+    power = _readable([sum(float(x0.double().square().mean()) for x0 in states) / len(states)])[0]
+    rows = tuple(_readable(row) for row in errors[: len(averaged_from) + 1])
+    mse = tuple(rows[bisect_right(averaged_from, t)][i] for i, t in enumerate(levels))
+    return InformationCurve(tuple(levels), mse, power, averaged_from, rows if averaged_from else ())
+
+
+def _readable(values: Iterable[float]) -> tuple[float, ...]:
+    """To six digits, far below the measurement's own noise."""
+    return tuple(float(f"{value:.6g}") for value in values)
 
 
 def _switches(levels: Sequence[float], errors: np.ndarray) -> tuple[float, ...]:

@@ -103,6 +103,10 @@ class DiffusionModel(ABC):
         """What `at` chooses from for states of one shape: at full resolution, averaged once, twice, ..."""
         return [self]
 
+    def sized(self, shape: torch.Size) -> DiffusionModel:
+        """This model with the information curve that states of one shape have, for schedules and rates."""
+        return self
+
     def cost(self, t: float, shape: torch.Size) -> float:
         """Work of a prediction for states of one shape, in evaluations of the network at full resolution."""
         return 1.0

@@ -24,7 +24,8 @@ from ddcm_fast.sampling.graphs import StepGraphs
 from ddcm_fast.sampling.information import calibrate, kl_timesteps
 from ddcm_fast.sampling.sampler import sample
 
-CURVE = InformationCurve((0.0, 500.0, 999.0), (1e-4, 0.05, 0.2), 0.25, (150.0, 400.0))
+ERRORS = ((1e-4, 0.2, 0.9), (2e-3, 0.1, 0.5), (5e-3, 0.05, 0.2))
+CURVE = InformationCurve((0.0, 500.0, 999.0), (1e-4, 0.05, 0.2), 0.25, (150.0, 400.0), ERRORS)
 CONFIG = preset("product", K=64, atoms=30, T=8, stop=50)
 
 
@@ -138,6 +139,14 @@ def test_the_curve_says_where() -> None:
     assert multiscale(model) is model and isinstance(multiscale(Pixels()), MultiscaleModel)
 
 
+def test_the_curve_of_small_pictures() -> None:
+    model = MultiscaleModel(Pixels())
+    for side, mse in ((4, (1e-4, 0.2, 0.9)), (8, (1e-4, 0.1, 0.5)), (64, CURVE.mse)):
+        curve = model.sized(torch.Size((1, *model.latent_shape(side, side)))).information
+        assert curve is not None and curve.mse == mse
+    assert model.information is CURVE
+
+
 def test_more_steps_where_they_cost_less() -> None:
     model = MultiscaleModel(Pixels())
     plain = Pixels()
@@ -159,7 +168,7 @@ def test_round_trip(size: tuple[int, int], tile: tuple[int, int] | None) -> None
     generated = made().generate(1, *size)[0]
     assert torch.equal(made().decode(generated.data), generated.reconstruction)
     other = made()
-    other.model.information = InformationCurve(CURVE.t, CURVE.mse, CURVE.power, (150.0, 401.0))
+    other.model.information = InformationCurve(CURVE.t, CURVE.mse, CURVE.power, (150.0, 401.0), ERRORS)
     with pytest.raises(ModelError, match="a calibration of it that is not the file's"):
         other.decode(coded.data)
 
@@ -206,7 +215,9 @@ def test_calibration_measures_where() -> None:
     assert curve.mse[-1] < 0.6 * plain.mse[-1]
     assert InformationCurve.from_json(curve.to_json()) == curve and "averaged_from" not in plain.to_json()
     with pytest.raises(ModelError, match="must increase"):
-        InformationCurve(CURVE.t, CURVE.mse, CURVE.power, (400.0, 150.0))
+        InformationCurve(CURVE.t, CURVE.mse, CURVE.power, (400.0, 150.0), ERRORS)
+    with pytest.raises(ModelError, match="of each resolution"):
+        InformationCurve(CURVE.t, CURVE.mse, CURVE.power, (150.0,), ERRORS)
 
 
 def test_photo_predicts_on_averaged_pictures() -> None:
