@@ -35,6 +35,7 @@ from ddcm_fast.codebook.reference import initial_noise
 from ddcm_fast.codec.images import to_tensor
 from ddcm_fast.files import write_json
 from ddcm_fast.models import DiffusionModel
+from ddcm_fast.models.multiscale import MultiscaleModel
 from ddcm_fast.models.network import NetworkModel
 from ddcm_fast.sampling.choosers import Replay, toward
 from ddcm_fast.sampling.model import eps_from_x0
@@ -121,6 +122,7 @@ def main() -> None:
 
     def load(dtype: str = args.dtype, compiled: bool = False, device: str = "cpu") -> NetworkModel:
         model = load_model(args.model, device=device, dtype=dtype, compile=compiled)
+        model = model.inner if isinstance(model, MultiscaleModel) else model
         assert isinstance(model, NetworkModel)
         return model
 

@@ -25,6 +25,7 @@ import torch
 from ddcm_fast import load_model, preset
 from ddcm_fast.codebook.reference import initial_noise
 from ddcm_fast.files import write_json
+from ddcm_fast.models.multiscale import MultiscaleModel
 from ddcm_fast.models.network import NetworkModel
 from ddcm_fast.sampling.choosers import toward
 from ddcm_fast.sampling.graphs import StepGraphs
@@ -93,6 +94,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     model = load_model(args.model, device=args.device, dtype=args.dtype, compile=args.compile)
+    model = model.inner if isinstance(model, MultiscaleModel) else model
     if not isinstance(model, NetworkModel):
         raise SystemExit(f"{args.model} has no network to time")
     config = preset(args.preset, T=args.T, K=args.K)

@@ -37,6 +37,7 @@ def add_parser(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from ddcm_fast.models.loading import EXTRA_FILE, WEIGHTS, builtin_models
+    from ddcm_fast.models.multiscale import multiscale
     from ddcm_fast.sampling.information import calibrate, store
 
     for option, value in (("--most", args.most), ("--side", args.side)):
@@ -51,7 +52,7 @@ def _run(args: argparse.Namespace) -> None:
     model = load(args, args.model)
     paths = sorted(path for path in args.images.rglob("*") if path.is_file())[: args.most]
     images = [_centre(path, model, args) for path in paths]
-    store(calibrate(model, images, progress(args)), folder)
+    store(calibrate(multiscale(model), images, progress(args)), folder)
     tell(f"{folder.name}: information curve of {len(images)} images stored; files made before need the old one", args)
 
 

@@ -74,7 +74,7 @@ def _run(args: argparse.Namespace) -> None:
     used = container.read(coded.data)[0].config
     tell(
         f"{args.output}: {len(coded.data)} bytes, {coded.bpp:.4f} bpp, PSNR {quality:.2f} dB, {seconds:.1f} s "
-        f"(model {model.name}, {used.T + used.tail} network evaluations, "
+        f"(model {model.name}, network evaluations: {codec.work(used, image.height, image.width):.3g}, "
         f"backend {backends.resolve(args.backend, model.device)})",
         args,
     )

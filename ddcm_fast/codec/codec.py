@@ -283,9 +283,9 @@ class Codec:
         """One image (1, C, H, W) at a bitrate or a quality."""
         if bpp is not None and psnr is not None:
             raise ConfigError("give a bitrate or a quality, not both")
-        model = self.model
         height, width = image.shape[-2:]
         x0 = self._target(image)
+        model = self.model.sized(x0.shape)
         dim = x0[0].numel()
         self.limits.check_search(self.config, dim, 1, self.backend, model.device)
         curve = image_curve(model, x0, condition)
@@ -432,6 +432,11 @@ class Codec:
         """`decode`, as a PIL image."""
         return to_pil(self.decode(data, ignore_checksum, condition, first))
 
+    def work(self, config: CodecConfig, height: int, width: int) -> float:
+        """Network evaluations at full resolution that take as long as decoding a picture of this size does."""
+        shape = torch.Size((1, *self.model.latent_shape(*self._padded(height, width))))
+        return sum(self.model.cost(step.t, shape) for step in config.steps(self.model.sized(shape)))
+
     # ---- parts -----------------------------------------------------------------------------------
 
     def _conditions(
@@ -463,7 +468,7 @@ class Codec:
         padded = self._padded(height, width)
         self.limits.check_size(config, self.model, *padded)
         shape = self.model.latent_shape(*padded)
-        steps = config.steps(self.model)
+        steps = config.steps(self.model.sized(torch.Size((1, *shape))))
         rule = config.make_rule(steps, math.prod(shape), self.backend)
         return _Job(config, steps, rule, shape, height, width)
 

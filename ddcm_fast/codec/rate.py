@@ -21,7 +21,7 @@ from torch import Tensor
 from ddcm_fast.codec.config import SHARING_RULES, CodecConfig
 from ddcm_fast.errors import ConfigError, DDCMWarning
 from ddcm_fast.sampling.curve import InformationCurve
-from ddcm_fast.sampling.information import equal_steps, measure, model_curve, spent_bits
+from ddcm_fast.sampling.information import equal_steps, measure, model_curve, spent_bits, step_pace
 from ddcm_fast.sampling.model import DiffusionModel
 from ddcm_fast.sampling.rules.rcc import expected_bits
 
@@ -61,12 +61,12 @@ def stop_for_bits(model: DiffusionModel, curve: InformationCurve, entry_bits: fl
     A step asks for |x0 - x0_hat|^2 (SNR_s - SNR_t) / (2 ln 2) with the error at its start, so few steps ask for more
     than the curve's integral, and stop earlier for it.
     """
-    grid, spent = spent_bits(model_curve(model), model)
+    grid, pace = step_pace(model_curve(model), model)
     low, high = min(steps, len(grid) - 1), len(grid) - 1  # the steps need as many timesteps above the stop
     while low < high:
         middle = (low + high) // 2
         stop = int(grid[middle])
-        if _asked(model, curve, [*equal_steps(grid, spent, steps, stop), float(stop)]) >= entry_bits:
+        if _asked(model, curve, [*equal_steps(grid, pace, steps, stop), float(stop)]) >= entry_bits:
             high = middle
         else:
             low = middle + 1

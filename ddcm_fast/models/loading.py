@@ -14,6 +14,7 @@ import torch
 from ddcm_fast.errors import DDCMError, MissingExtraError, ModelError, out_of_memory
 from ddcm_fast.models import guided_diffusion
 from ddcm_fast.models.gaussian_field import GaussianField
+from ddcm_fast.models.multiscale import multiscale
 from ddcm_fast.models.names import HUB_ID, short_name
 from ddcm_fast.models.network import NetworkModel
 from ddcm_fast.models.pixel import PixelModel
@@ -160,7 +161,10 @@ def load_model(
     model = _load(name, where, dtype, compile, trust, options)
     if isinstance(model, NetworkModel):
         model.own()
-    return model if tiles is None else TiledModel(model, *tiles)
+    if tiles is not None:
+        model = TiledModel(model, *tiles)
+    # Around the tiles: an averaged picture fits into one of them sooner.
+    return multiscale(model) if model.information is not None and model.information.averaged_from else model
 
 
 def _device(device: torch.device | str | None) -> torch.device:

@@ -40,7 +40,7 @@ class PixelModel(NetworkModel):
     ) -> None:
         super().__init__(unet, levels_of(scheduler), name, compiled)
         self.unet = unet
-        self.patch = patch
+        self.patch: int = patch
         self.channels = unet.config.in_channels // patch**2
         if self.channels not in (1, 3):
             raise ModelError(f"model {name!r} has {self.channels} image channels; only 1 or 3 work")

@@ -28,7 +28,7 @@ def _inner() -> Any:
 class WrappedModel(DiffusionModel):
     """A model that changes another one's predictions: subclasses say `predict`, and `changes` for the fingerprint.
 
-    `predictor` is not handed on, since it would leave out what `predict` changes.
+    `predictor`, `at`, `resolutions` and `sized` are not handed on, since they would leave out what `predict` changes.
 
     Attributes:
         inner: the other model.
@@ -44,6 +44,7 @@ class WrappedModel(DiffusionModel):
     min_side = _inner()
     default_side = _inner()
     fresh_noise = _inner()
+    patch = _inner()
     information = _inner()
     alpha_sigma = _inner()
     latent_shape = _inner()
@@ -53,6 +54,7 @@ class WrappedModel(DiffusionModel):
     using = _inner()
     check_size = _inner()
     calls = _inner()
+    cost = _inner()
     complete_condition = _inner()
     training_timesteps = _inner()
 

@@ -106,7 +106,7 @@ class StepGraphs:
             something that runs on a CPU in tests.
 
     Raises:
-        ConfigError: a rule or a model that cannot be captured, or one that is not on a GPU.
+        ConfigError: a rule that cannot be captured, or a model that is not on a GPU.
     """
 
     def __init__(
@@ -123,23 +123,26 @@ class StepGraphs:
         self._model, self._rule, self._record = model, rule, record
         # A decoder whose letters have ended takes a coded step without noise: the row after all others of that index.
         self._count = len(steps)
-        rows = [
-            [*model.level(s.t), s.alpha_s, s.direction, s.noise] for s in [*steps, *(s.deterministic for s in steps)]
-        ]
-        self._table = torch.tensor(rows, dtype=torch.float32, device=model.device)
+        self._rows = [*steps, *(step.deterministic for step in steps)]
         self._row = torch.zeros((), dtype=torch.int64, device=model.device)
         self._x = self._target = self._weight = torch.empty(0, device=model.device, dtype=torch.float32)
+        self._table = self._x
         self._forms: dict[Any, _Form] = {}
 
     def begin(self, x: Tensor, chooser: Chooser) -> None:
         """Start at a state x (B, *latent_shape) float32.
 
-        Raises ConfigError: a chooser that needs more than the step's own prediction.
+        Raises ConfigError: a model that cannot be captured, or a chooser that needs more than the step's own
+        prediction.
         """
         if not isinstance(chooser, (Blind, Toward)):
             raise ConfigError("CUDA graphs serve compressing, decompressing and generating, not this task")
         if x.shape != self._x.shape:
             self._forms.clear()
+            numbers = [
+                [*self._model.at(s.t, x.shape).level(s.t), s.alpha_s, s.direction, s.noise] for s in self._rows
+            ]
+            self._table = torch.tensor(numbers, dtype=torch.float32, device=x.device)
         self._x = _put(self._x, x)
         if isinstance(chooser, Toward):
             self._target = _put(self._target, chooser.target.expand_as(x))
@@ -155,9 +158,10 @@ class StepGraphs:
                 row, step = self._count + step.index, step.deterministic
         weighted = isinstance(chooser, Toward) and chooser.weight is not None
         letters = tuple(self._rule.radices(step)) if step.coded else step.noise > 0
-        key = (condition, letters, given is None, weighted)
+        model = self._model.at(step.t, self._x.shape)
+        key = (model, condition, letters, given is None, weighted)
         if key not in self._forms:
-            self._forms[key] = _Form(self._work(step, weighted, condition), self._record)
+            self._forms[key] = _Form(self._work(model, step, weighted, condition), self._record)
         self._row.fill_(row)
         return self._forms[key].take(given)
 
@@ -165,9 +169,11 @@ class StepGraphs:
         """The state (B, *latent_shape) after the last step taken, a tensor of the caller's own."""
         return self._x.clone()
 
-    def _work(self, step: Step, weighted: bool, condition: Any) -> Callable[[Tensor | None], Tensor | None]:
+    def _work(
+        self, model: DiffusionModel, step: Step, weighted: bool, condition: Any
+    ) -> Callable[[Tensor | None], Tensor | None]:
         """What all steps of the form of this one do."""
-        predict = self._model.predictor(condition, self._x.shape)
+        predict = model.predictor(condition, self._x.shape)
         toward = Toward(self._target, self._weight if weighted else None)
         step = dataclasses.replace(step, position=self._row)
 

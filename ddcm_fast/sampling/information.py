@@ -11,10 +11,11 @@ import itertools
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -91,28 +92,43 @@ def model_curve(model: DiffusionModel) -> InformationCurve:
     return model.information if model.information is not None else fallback_curve(model)
 
 
+def step_pace(curve: InformationCurve, model: DiffusionModel) -> tuple[list[float], list[float]]:
+    """Timesteps as `spent_bits`, and at each how many of the steps should have been taken, up to a common factor.
+
+    Steps of equal information where all cost the same. Where the picture is averaged they cost less, and there are
+    more of them: what a step loses by its size goes with the square of its information, so for the least loss at a
+    given work a step's information is proportional to the square root of its work, halved by each averaging.
+    """
+    grid, spent = spent_bits(curve, model)
+    steps = zip(grid[:-1], itertools.pairwise(spent), strict=True)
+    parts = ((after - before) * 2 ** bisect_right(curve.averaged_from, t) for t, (before, after) in steps)
+    return grid, list(itertools.accumulate(parts, initial=0.0))
+
+
 def kl_timesteps(model: DiffusionModel, count: int, stop: int) -> list[float]:
-    """`count` timesteps from the noisiest on, such that each step down to `stop` carries equal information.
+    """`count` timesteps from the noisiest on, such that each step down to `stop` carries its part of the information.
+
+    Equal parts, but where the picture is averaged smaller ones, see step_pace.
 
     The last of the `count` coded steps ends at timestep `stop`, which is not in the list.
 
     Raises ConfigError: fewer than `count` timesteps above `stop`.
     """
-    return equal_steps(*spent_bits(model_curve(model), model), count, stop)
+    return equal_steps(*step_pace(model_curve(model), model), count, stop)
 
 
-def equal_steps(grid: Sequence[float], bits: Sequence[float], count: int, stop: int) -> list[float]:
-    """kl_timesteps for timesteps and the bits spent on the way to each of them, as InformationCurve.bits gives them."""
+def equal_steps(grid: Sequence[float], pace: Sequence[float], count: int, stop: int) -> list[float]:
+    """kl_timesteps for timesteps and the part of the steps taken until each, as step_pace gives them."""
     above = [i for i, t in enumerate(grid) if t > stop]
     if count < 1 or len(above) < count:
         raise ConfigError(f"T is {count}, but only {len(above)} timesteps of this model lie above the stop step {stop}")
-    end = bits[len(above)] if len(above) < len(bits) else bits[-1]
+    end = pace[len(above)] if len(above) < len(pace) else pace[-1]
     chosen: list[int] = []
     position = 0
     for i in range(count):
         goal = end * i / count
         # The nearest timestep to an equal share, leaving room for those that follow.
-        while position + 1 < len(above) and abs(bits[position + 1] - goal) <= abs(bits[position] - goal):
+        while position + 1 < len(above) and abs(pace[position + 1] - goal) <= abs(pace[position] - goal):
             position += 1
         position = min(max(position, chosen[-1] + 1 if chosen else 0), len(above) - count + i)
         chosen.append(position)
@@ -153,6 +169,9 @@ def measure(
 def calibrate(model: DiffusionModel, images: Sequence[Tensor], progress: bool | None = False) -> InformationCurve:
     """Measure a model's information curve on sample images.
 
+    Of a model with several resolutions (MultiscaleModel) at each that fits the images: the curve then says where an
+    averaged picture predicts better, and has the error of the better one.
+
     Args:
         images: each (1, channels, H, W) float32 in [-1, 1], H and W multiples of model.multiple.
         progress: show a progress bar; None: if standard error is a terminal.
@@ -162,18 +181,43 @@ def calibrate(model: DiffusionModel, images: Sequence[Tensor], progress: bool | 
     if not images:
         raise ConfigError("calibration needs at least one image")
     levels = curve_levels(model)
-    total, power = [0.0] * len(levels), 0.0
+    with torch.inference_mode():
+        states = [model.encode(image) for image in images]
+    models = min((model.resolutions(x0.shape) for x0 in states), key=len)
+    errors = np.zeros((len(models), len(levels)))
     hide = None if progress is None else not progress
-    with tqdm(total=len(levels) * len(images), disable=hide, desc="calibrate", unit="eval", leave=False) as bar:
-        for i, image in enumerate(images):
-            with torch.inference_mode():
-                x0 = model.encode(image)
-            power += float(x0.double().square().mean())
-            errors = measure(model, x0, levels, seed=i, on_level=bar.update)
-            total = [a + b for a, b in zip(total, errors, strict=True)]
-    # Six digits are far below the measurement's own noise and keep the stored curve readable.
-    *mse, mean_power = (float(f"{value / len(images):.6g}") for value in (*total, power))
-    return InformationCurve(tuple(levels), tuple(mse), mean_power)
+    with tqdm(total=errors.size * len(images), disable=hide, desc="calibrate", unit="eval", leave=False) as bar:
+        for i, x0 in enumerate(states):
+            errors += [measure(one, x0, levels, seed=i, on_level=bar.update) for one in models]
+    errors /= len(images)
+    averaged_from = _switches(levels, errors)
+    power = _readable([sum(float(x0.double().square().mean()) for x0 in states) / len(states)])[0]
+    rows = tuple(_readable(row) for row in errors[: len(averaged_from) + 1])
+    mse = tuple(rows[bisect_right(averaged_from, t)][i] for i, t in enumerate(levels))
+    return InformationCurve(tuple(levels), mse, power, averaged_from, rows if averaged_from else ())
+
+
+def _readable(values: Iterable[float]) -> tuple[float, ...]:
+    """To six digits, far below the measurement's own noise."""
+    return tuple(float(f"{value:.6g}") for value in values)
+
+
+def _switches(levels: Sequence[float], errors: np.ndarray) -> tuple[float, ...]:
+    """Timesteps from which on averaging k times or more is always better than less often, for k = 1, 2, ...
+
+    errors (k, levels); between two levels the difference is taken for linear.
+    """
+    out: list[float] = []
+    for k in range(1, len(errors)):
+        gain = errors[:k].min(0) - errors[k:].min(0)
+        worse = np.flatnonzero(gain <= 0)
+        if len(worse) == 0:
+            out.append(levels[0])
+        elif worse[-1] + 1 < len(levels):
+            i = worse[-1]
+            place = levels[i] + (levels[i + 1] - levels[i]) * gain[i] / (gain[i] - gain[i + 1])
+            out.append(float(f"{place:.6g}"))
+    return tuple(out)
 
 
 def store(curve: InformationCurve, folder: Path) -> None:

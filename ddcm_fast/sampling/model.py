@@ -25,6 +25,7 @@ class Level(NamedTuple):
         alpha, sigma: x_t = alpha x0 + sigma eps. scale: of the network's input, where the levels scale it.
         time: what the network is told. skip, out: x0_hat = skip x + out F, of levels with a preconditioning or a
             boundary condition, F the output or what it says of x0.
+        averaged: weight of an averaged state as the network's input, of models that average (models/multiscale.py).
     """
 
     alpha: float | Tensor
@@ -33,6 +34,7 @@ class Level(NamedTuple):
     scale: float | Tensor = 1.0
     skip: float | Tensor = 0.0
     out: float | Tensor = 1.0
+    averaged: float | Tensor = 1.0
 
 
 #: (x, level) -> (x0_hat, eps_hat), see DiffusionModel.predictor.
@@ -53,6 +55,7 @@ class DiffusionModel(ABC):
             (v = sigma_s), as such models are sampled.
         min_side: pixels that each side of an image must have at least.
         default_side: of generated images, in pixels: what the network was trained on.
+        patch: of models whose network takes any size of picture: the state is pixel_unshuffle(image, patch).
         information: the curve measured by `ddcm calibrate`, if there is one.
     """
 
@@ -66,6 +69,7 @@ class DiffusionModel(ABC):
     min_side: int = 16
     default_side: int = 256
     fresh_noise: bool = False
+    patch: int | None = None
     information: InformationCurve | None = None
 
     @abstractmethod
@@ -90,6 +94,25 @@ class DiffusionModel(ABC):
 
         They satisfy x = alpha_t x0_hat + sigma_t eps_hat, also where x0_hat was clipped.
         """
+
+    def at(self, t: float, shape: torch.Size) -> DiffusionModel:
+        """What predicts at a timestep for states of one shape (B, *latent_shape), of a model that has several ways.
+
+        Always the same object for the same way: `level` and `predictor` are asked of it.
+        """
+        return self
+
+    def resolutions(self, shape: torch.Size) -> list[DiffusionModel]:
+        """What `at` chooses from for states of one shape: at full resolution, averaged once, twice, ..."""
+        return [self]
+
+    def sized(self, shape: torch.Size) -> DiffusionModel:
+        """This model with the information curve that states of one shape have, for schedules and rates."""
+        return self
+
+    def cost(self, t: float, shape: torch.Size) -> float:
+        """Work of a prediction for states of one shape, in evaluations of the network at full resolution."""
+        return 1.0
 
     def level(self, t: float) -> Level:
         """The numbers of a timestep that `predictor` takes, for models that have one."""

@@ -18,6 +18,9 @@ from ddcm_fast.sampling.rules import Rule
 from ddcm_fast.sampling.schedule import Step
 from ddcm_fast.sampling.update import complete, initial_state
 
+#: Steps are not equally long where a model predicts on averaged pictures, so their work is shown, in parts too.
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} evaluations [{elapsed}<{remaining}]"
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -56,12 +59,13 @@ def sample(
     """
     letters: list[Tensor] = []
     hide = None if progress is None else not progress
-    bar = tqdm(steps, disable=hide, desc=description, unit="step", leave=False)
     with model.using():
         x = initial_state(model, steps[0], noise.to(model.device, torch.float32))
+        work = [model.cost(step.t, x.shape) for step in steps]
+        bar = tqdm(total=sum(work), disable=hide, desc=description, leave=False, bar_format=_BAR)
         if graphs is not None:
             graphs.begin(x, chooser)
-        for step, following in zip(bar, [*steps[1:], None], strict=True):
+        for step, following in zip(steps, [*steps[1:], None], strict=True):
             current = condition(step) if callable(condition) else condition
             if graphs is not None:
                 choice = graphs.take(step, chooser, current)
@@ -73,4 +77,6 @@ def sample(
                 )
             if choice is not None:
                 letters.append(choice)
+            bar.update(work[step.index])
+        bar.close()
     return Sample(x if graphs is None else graphs.state(), letters)

@@ -209,12 +209,14 @@ def test_photo_through_both_ways_of_loading(tmp_path: Path) -> None:
     from diffusers import DDPMPipeline
 
     from ddcm_fast.models import PixelModel
+    from ddcm_fast.models.multiscale import MultiscaleModel
 
     photo = load_model("photo", device="cpu", dtype="float32")
-    assert isinstance(photo, PixelModel)
+    assert isinstance(photo, MultiscaleModel) and isinstance(photo.inner, PixelModel)
+    network = photo.inner.unet
     config = CodecConfig(T=4, K=64)
     coded = Codec(photo, config).encode(image(32, 48))[0]
-    folder = Path(str(photo.unet.config._name_or_path))
+    folder = Path(str(network.config._name_or_path))
     assert (folder / "scheduler_config.json").is_file()
     by_path = load_model(str(folder), device="cpu", dtype="float32")
     assert torch.equal(Codec(by_path).decode(coded.data), coded.reconstruction)
@@ -222,11 +224,12 @@ def test_photo_through_both_ways_of_loading(tmp_path: Path) -> None:
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler.from_pretrained(folder)
-    DDPMPipeline(photo.unet, scheduler).save_pretrained(tmp_path)
+    DDPMPipeline(network, scheduler).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="12 image channels"):
         load(tmp_path)
     unet = DDPMPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32).unet
-    again = PixelModel(unet, scheduler, "photo", patch=photo.patch)
+    again = MultiscaleModel(PixelModel(unet, scheduler, "photo", patch=photo.inner.patch))
+    again.information = photo.information
     assert again.fingerprint() == photo.fingerprint()
     assert torch.equal(Codec(again).decode(coded.data), coded.reconstruction)
 

@@ -170,7 +170,8 @@ def test_errors() -> None:
     with pytest.raises(ConfigError, match="the rule 'pursuit' cannot be captured in a CUDA graph, only greedy"):
         Bench(model, preset("pursuit", T=3)).graphs()
     with pytest.raises(ConfigError, match="'gaussian-field' cannot be captured"):
-        Bench(GaussianField(), CONFIGS["ddcm"]).graphs()
+        bench = Bench(GaussianField(), CONFIGS["ddcm"])
+        bench.run(toward(bench.x0[0]), bench.graphs())
     bench = Bench(model, CONFIGS["ddcm"])
     with pytest.raises(ConfigError, match="not this task"):
         bench.run(Match(lambda context: context.x0_hat), bench.graphs())
