@@ -12,7 +12,7 @@
 #include <random>
 #include <string>
 
-#include "../../csrc/cuda/emulate.cpp"
+#include "../../../csrc/cuda/emulate.cpp"
 #include "fibers.h"
 
 namespace ddcm {
