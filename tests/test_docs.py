@@ -121,6 +121,13 @@ def test_examples_run_and_are_short(path: Path, folder: Path, monkeypatch: pytes
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 40
 
 
+def test_every_result_has_its_script() -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    helpers = {"conftest.py", "photographs.py"}
+    made = [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("benchmarks/*.cu"), *ROOT.glob("benchmarks/results/*")]
+    assert [path.name for path in made if path.name not in helpers and f"`{path.name}`" not in page] == []
+
+
 def test_what_is_looked_for_is_found() -> None:
     assert missing_paths("tests/no.py, `no.py`, `noise.h`, [x](docs/x.md)") == ["tests/no.py", "no.py"]
     text = "    ddcm info \\\n        a.ddcm   # why\n    ddcm-other\n"
