@@ -1,21 +1,32 @@
-"""The documentation names files that exist, commands that the parser takes and imports that work."""
+"""The documentation names files that exist and commands that the parser takes, and its programs run."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import re
+import runpy
 import shlex
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from ddcm_fast.cli.command import build_parser
+from ddcm_fast.codebook import backends
 
 ROOT = Path(__file__).resolve().parents[1]
 _WHERE = ("*.md", "docs/**/*.md", ".github/*.md", "benchmarks/**/*.md")
 PAGES = sorted(page for pattern in _WHERE for page in ROOT.glob(pattern))
+
+#: Pages whose programs run as they stand there, one after the other on its own.
+RUN = ("README.md", "docs/applications.md")
+EXAMPLES = sorted(path for path in ROOT.glob("examples/*.py") if path.stem != "demo")  # see test_cli_files.py
+
+kernels = pytest.mark.skipif(backends.available() == ["reference"], reason="a million atoms need a fused kernel")
 
 _FOLDERS = ("benchmarks", "csrc", "ddcm_fast", "docs", "examples", "kernels", "tests", ".github", ".ci")
 #: A path from the root, wherever it stands, and in backticks also the end of a source's path.
@@ -48,6 +59,12 @@ def commands(text: str) -> list[str]:
     return re.findall(r"^(?: {4,}|\t)?(ddcm [a-z].*)$", joined, re.MULTILINE)
 
 
+def programs(page: Path) -> list[str]:
+    """Every Python block of a page."""
+    blocks = re.findall(r"^( *```python\n.*?)^ *```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(block).split("\n", 1)[1] for block in blocks]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_paths_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
@@ -73,11 +90,42 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_imports_work(page: Path) -> None:
-    for block in re.findall(r"^( *)```python\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
-        for node in ast.walk(ast.parse(textwrap.dedent(block[1]))):
+    for program in programs(page):
+        for node in ast.walk(ast.parse(program)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ddcm_fast"):
                 module = importlib.import_module(node.module)
                 assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with the photograph that the programs read; one thread."""
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    Image.effect_mandelbrot((32, 32), (-3, -2.5, 2, 2.5), 50).convert("RGB").save("photo.jpg")
+    return tmp_path
+
+
+@kernels
+@pytest.mark.parametrize("page, number", [(page, n) for page in RUN for n in range(len(programs(ROOT / page)))])
+def test_programs_of_a_page_run(page: str, number: int, folder: Path) -> None:
+    names = {"residual": torch.randn(1, 16384)}
+    exec(compile(programs(ROOT / page)[number], page, "exec"), names)
+
+
+@kernels
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_run_and_are_short(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [path.name, "photo.jpg"])
+    runpy.run_path(str(path), run_name="__main__")
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 40
+
+
+def test_every_result_has_its_script() -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    helpers = {"conftest.py", "photographs.py"}
+    made = [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("benchmarks/*.cu"), *ROOT.glob("benchmarks/results/*")]
+    assert [path.name for path in made if path.name not in helpers and f"`{path.name}`" not in page] == []
 
 
 def test_what_is_looked_for_is_found() -> None:
