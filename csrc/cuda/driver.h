@@ -288,7 +288,7 @@ struct Driver {
         static_cast<const typename Traits::Fragment*>(p.fragments),
         p.max_bits, p.correction, target.results, target.scores, target.norms, target.score_stride,
         target.first, target.last, static_cast<int32_t>(p.batch), static_cast<int32_t>(tiles),
-        static_cast<int32_t>(chunks), p.cluster, split_bits, p.warp_steps};
+        static_cast<int32_t>(chunks), p.cluster, split_bits, p.warp_steps, 1};
     run(kernel, chunks * geometry.groups * p.batch_tiles, p.cluster);
   }
 
