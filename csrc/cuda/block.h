@@ -97,11 +97,16 @@ DDCM_FN double power_of_two(int e) {
 #endif
 }
 
-// x * 2^e for -250 <= e <= 250, in two factors because 2^e itself may not be a float.
-DDCM_FN float scaled(float x, int e) {
+// 2^e for -250 <= e <= 250, in two factors because it may not be a float.
+struct Scale {
+  float first, second;
+
+  DDCM_FN float operator()(float x) const { return x * first * second; }
+};
+
+DDCM_FN Scale scale_of(int e) {
   const int half = e / 2;
-  return x * bits_float(static_cast<uint32_t>(half + 127) << 23) *
-         bits_float(static_cast<uint32_t>(e - half + 127) << 23);
+  return Scale{bits_float(static_cast<uint32_t>(half + 127) << 23), bits_float(static_cast<uint32_t>(e - half + 127) << 23)};
 }
 
 // Nearest integer, ties to even.
@@ -110,6 +115,15 @@ DDCM_FN int round_to_int(double x) {
   return __double2int_rn(x);
 #else
   return static_cast<int>(std::nearbyint(x));
+#endif
+}
+
+// Number of the highest bit of x > 0.
+DDCM_FN int highest_bit(uint32_t x) {
+#if defined(__CUDA_ARCH__)
+  return 31 - __clz(static_cast<int>(x));
+#else
+  return 31 - __builtin_clz(x);
 #endif
 }
 

@@ -37,10 +37,7 @@ DDCM_FN bool finite_maximum(uint32_t max_bits) { return max_bits < 0x7f800000u; 
 // floor(log2(x)) of the float with these bits; 0 for zero and for what is not finite.
 DDCM_FN int floor_log2(uint32_t bits) {
   if (bits == 0 || !finite_maximum(bits)) return 0;
-  if (bits >= 0x00800000u) return static_cast<int>(bits >> 23) - 127;
-  int e = -149;
-  for (bits >>= 1; bits != 0; bits >>= 1) ++e;
-  return e;
+  return bits >= 0x00800000u ? static_cast<int>(bits >> 23) - 127 : highest_bit(bits) - 149;
 }
 
 // Exponent of the value of one unit of q.
