@@ -2,7 +2,7 @@
 
     python benchmarks/sass.py [--arch 90] [--output benchmarks/results/sass-sm90.json]
 
-Compiles csrc/cuda/kernels.cu to a cubin, disassembles it and finds, in each search kernel, the loop over the k steps of
+Compiles the library of the cuda backend, disassembles it and finds, in each search kernel, the loop over the k steps of
 a warp. Where warps exchange entries, a lane makes those of one step and multiplies those of all the warps that share
 them. Where a cluster of blocks shares them there are two rows, of a block alone and of MAX_CLUSTER.
 
@@ -23,10 +23,10 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddcm_fast.codebook import build
 from ddcm_fast.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-KERNELS = REPOSITORY / "csrc" / "cuda" / "kernels.cu"
 
 #: H100 SXM: multiprocessors, boost clock in Hz, schedulers a multiprocessor.
 MULTIPROCESSORS, CLOCK, SCHEDULERS = 132, 1.755e9, 4
@@ -86,7 +86,12 @@ def find_cuobjdump() -> str | None:
     return str(wheel) if wheel.is_file() else None
 
 
-def compile_cubin(arch: int, folder: Path, source: Path = KERNELS, options: Sequence[str] = ()) -> Path:
+def compile_library(arch: int, folder: Path) -> Path:
+    """Compile the cuda backend's library for sm_<arch>; raises build.BuildError with nvcc's output."""
+    return build.build(build.cuda_library(divmod(arch, 10)), folder)
+
+
+def compile_cubin(arch: int, folder: Path, source: Path, options: Sequence[str] = ()) -> Path:
     """Compile a .cu file for sm_<arch>; raises CalledProcessError with nvcc's output."""
     nvcc = find_nvcc()
     assert nvcc is not None, "nvcc was not found"
@@ -295,14 +300,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--arch", type=int, default=90, help="compute capability, for example 90")
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--source", type=Path, default=KERNELS, help="the .cu file")
+    parser.add_argument("--source", type=Path, help="a .cu file of its own, not the library")
     arguments = parser.parse_args(argv)
     for tool, found in (("nvcc", find_nvcc()), ("cuobjdump", find_cuobjdump())):
         if found is None:
             print(f"{tool} was not found; this script needs it", file=sys.stderr)
             return 2
     with tempfile.TemporaryDirectory() as folder:
-        rows = analyse(compile_cubin(arguments.arch, Path(folder), arguments.source))
+        arch, source = arguments.arch, arguments.source
+        compiled = compile_cubin(arch, Path(folder), source) if source else compile_library(arch, Path(folder))
+        rows = analyse(compiled)
     print(table(rows))
     print(
         "Clocks of a scheduler's pipes for the entries of a lane, the entries made in a second on an H100 SXM and the "

@@ -67,20 +67,20 @@ CASES = [
 ]  # 0: search, 1: scores, 2: scores and norms
 
 
-def cached_cubin(arch: int) -> Path:
-    """The kernels' cubin, compiled once for these sources and this compiler, whoever asks first."""
+def cached_library(arch: int) -> Path:
+    """The library, compiled once for these sources and this compiler, whoever asks first."""
     version = subprocess.run([str(sass.find_nvcc()), "--version"], capture_output=True, text=True, check=True).stdout
-    name = f"kernels-sm{arch}-{source_hash('cuda', version)}.cubin"
-    return built_once(name, lambda scratch: sass.compile_cubin(arch, scratch))
+    name = f"kernels-sm{arch}-{source_hash('cuda', version)}.so"
+    return built_once(name, lambda scratch: sass.compile_library(arch, scratch))
 
 
 @pytest.fixture(scope="module")
 def reports() -> dict[int, dict[str, dict[str, Any]]]:
     with ThreadPoolExecutor(2) as pool:
-        cubins = pool.map(cached_cubin, ARCHITECTURES)
+        libraries = pool.map(cached_library, ARCHITECTURES)
     return {
-        arch: {row["kernel"]: row for row in sass.analyse(cubin)}
-        for arch, cubin in zip(ARCHITECTURES, cubins, strict=True)
+        arch: {row["kernel"]: row for row in sass.analyse(library)}
+        for arch, library in zip(ARCHITECTURES, libraries, strict=True)
     }
 
 
