@@ -316,7 +316,8 @@ struct SearchKernel {
         for (int r = 0; r < 2 * kRowTiles; ++r) {
           if (!kClusters) {
             s.atom[r] = atom_part(keys, row + 8 * r, step_word);
-            if (!kEights) s.atom[r] = AtomPart{kept(s.atom[r].high, one), kept(s.atom[r].low, one)};
+            // Scores have no registers to spare for it.
+            if (!kEights && kRanks) s.atom[r] = AtomPart{kept(s.atom[r].high, one), kept(s.atom[r].low, one)};
           }
           if (kSquares && on_diagonal(thread)) *squares_of(block, thread, r) = 0;
         }
