@@ -1,12 +1,13 @@
-"""What the CUDA kernels compile to: instructions an entry, registers, spills. Needs nvcc, no GPU.
+"""What the CUDA kernels compile to: instructions, cycles a pipe, registers, spills. Needs nvcc, no GPU.
 
     python benchmarks/sass.py [--arch 90] [--output benchmarks/results/sass-sm90.json]
 
-Compiles csrc/cuda/kernels.cu to a cubin, disassembles it and finds, in each search kernel, the loop over the k steps of
-a warp. Its instruction count over the entries a lane makes in it is the number to watch; where warps exchange entries,
-a lane makes those of one step and multiplies those of all the warps that share them. Where a cluster of blocks shares
-them there are two rows, of a block alone and of MAX_CLUSTER. Rates are estimates, not measurements: one warp
-instruction a scheduler and clock, and half of that for instructions of one 16 lane pipe (ALU or IMAD).
+Compiles the library of the cuda backend, disassembles it and finds, in each search kernel, the loop over the k steps of
+a warp. Where warps exchange entries, a lane makes those of one step and multiplies those of all the warps that share
+them. Where a cluster of blocks shares them there are two rows, of a block alone and of MAX_CLUSTER.
+
+Times are estimates, not measurements: the cycles that each pipe of a scheduler is busy (CYCLES), of which the largest
+bounds the loop. Latencies, dependences and what other warps do with a pipe meanwhile are not in it.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddcm_fast.codebook import build
 from ddcm_fast.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-KERNELS = REPOSITORY / "csrc" / "cuda" / "kernels.cu"
 
 #: H100 SXM: multiprocessors, boost clock in Hz, schedulers a multiprocessor.
 MULTIPROCESSORS, CLOCK, SCHEDULERS = 132, 1.755e9, 4
@@ -40,8 +41,28 @@ PRODUCTS = {"Sign": 16, "Gaussian": 2}
 Body = list[tuple[int, str]]  #: addresses and instructions
 
 _MMA = re.compile(r"^(IMMA|HMMA|BMMA)")
-_MULTIPLY = re.compile(r"^(IMAD|FMUL|FFMA|FADD)")
-_ALU = re.compile(r"^(LOP3|SHF|PRMT|IADD3|ISETP|LEA|SEL|PLOP3|MOV|VIADD|IMNMX|FSETP|SGXT)")
+
+#: Clocks that a scheduler's pipe takes for a warp's instruction, by the first pattern that fits it. ptxas spaces wide
+#: multiplications by 4 clocks, others by 2, and so the ALU's (16 lanes). mma.sync reaches about 62 % of the peak of
+#: the matrix units, which is 4 clocks for both shapes; the rate of BMMA is in no document. Loads and stores pass one
+#: unit of 128 bytes a clock, which four schedulers share; a look-up of the `gaussian` table takes about 3.5 of its
+#: clocks, since 32 random reads meet in 32 banks.
+CYCLES: tuple[tuple[str, str, float], ...] = (
+    ("multiply", r"IMAD\.(WIDE|HI)", 4),
+    ("multiply", r"IMAD", 2),
+    ("multiply", r"FMUL|FFMA|FADD|HADD2|HMUL2|HFMA2", 1),
+    ("alu", r"LOP3|SHF|PRMT|IADD3|ISETP|LEA|SEL|PLOP3|MOV|VIADD|VIMNMX|IMNMX|FSETP|SGXT", 2),
+    ("matrix", r"(IMMA\.16832|HMMA\.16816)\.", 4 / 0.62),
+    ("memory", r"LDS\.U16", 4 * 3.5),
+    ("memory", r"(LDG|STG|LDS|STS|LD|ST)\..*128", 16),
+    ("memory", r"(LDG|STG|LDS|STS|LD|ST)\..*64", 8),
+    ("memory", r"(LDG|STG|LDS|STS|LD|ST)\b", 4),
+)
+_PIPES = [(pipe, re.compile(pattern), cycles) for pipe, pattern, cycles in CYCLES]
+PIPES = ("issue", *dict.fromkeys(pipe for pipe, _, _ in CYCLES))
+
+#: K and D of the search whose time is estimated.
+SHAPE = (2**20, 36864)
 
 
 def find_nvcc() -> str | None:
@@ -65,7 +86,12 @@ def find_cuobjdump() -> str | None:
     return str(wheel) if wheel.is_file() else None
 
 
-def compile_cubin(arch: int, folder: Path, source: Path = KERNELS, options: Sequence[str] = ()) -> Path:
+def compile_library(arch: int, folder: Path) -> Path:
+    """Compile the cuda backend's library for sm_<arch>; raises build.BuildError with nvcc's output."""
+    return build.build(build.cuda_library(divmod(arch, 10)), folder)
+
+
+def compile_cubin(arch: int, folder: Path, source: Path, options: Sequence[str] = ()) -> Path:
     """Compile a .cu file for sm_<arch>; raises CalledProcessError with nvcc's output."""
     nvcc = find_nvcc()
     assert nvcc is not None, "nvcc was not found"
@@ -90,10 +116,11 @@ def _dump(cubin: Path, what: str) -> str:
 
 
 def kernel_name(mangled: str) -> str:
-    """Readable name of a mangled run_kernel<...> instance, for example SearchKernel<Sign, 1, 0>."""
+    """Readable name of a mangled instance: SearchKernel<Sign, 1, 0>, say, or RateKernel<1> of sign_b1.cu."""
     match = re.search(r"run_kernelINS_\d+([A-Za-z]+?Kernel)(.*)", mangled)
     if match is None:
-        return mangled
+        rate = re.search(r"sign_rate_kernelILb(\d)E", mangled)
+        return f"RateKernel<{rate.group(1)}>" if rate else mangled
     arguments = re.findall(r"(Sign|Gaussian)Traits|L[ib](\d+)E", match.group(2))
     inside = ", ".join(name or number for name, number in arguments)
     return f"{match.group(1)}<{inside}>" if inside else match.group(1)
@@ -162,36 +189,55 @@ def _sharing_blocks(columns: int, cluster: int, body: Body) -> Body:
     return make_one * row_tiles + multiply * cluster
 
 
+def busy(instructions: Iterable[str]) -> dict[str, float]:
+    """Clocks that each of PIPES is busy with a warp's instructions."""
+    cycles = dict.fromkeys(PIPES, 0.0)
+    for text in instructions:
+        cycles["issue"] += 1
+        for pipe, pattern, each in _PIPES:
+            if pattern.match(text):
+                cycles[pipe] += each
+                break
+    return {pipe: round(number, 1) for pipe, number in cycles.items()}
+
+
+def _estimate(instructions: list[str], entries: int) -> dict[str, Any]:
+    """Counts and bounds of a loop in which a lane makes so many entries."""
+
+    def count(pattern: str | re.Pattern[str]) -> int:
+        return sum(bool(re.match(pattern, text)) for text in instructions)
+
+    cycles = busy(instructions)
+    bound = max(cycles, key=lambda pipe: cycles[pipe])
+    rate = MULTIPROCESSORS * SCHEDULERS * 32 * CLOCK * entries / cycles[bound]
+    return {
+        "instructions": len(instructions),
+        "matrix": count(_MMA),
+        "global_loads": count("LDG"),
+        "shared_loads": count("LDS"),
+        "lane_entries": entries,
+        "instructions_per_entry": round(len(instructions) / entries, 3),
+        "cycles": cycles,
+        "bound": bound,
+        "estimate_entries_per_s": rate,
+        "estimate_ms": round(SHAPE[0] * SHAPE[1] / rate * 1e3, 3),
+    }
+
+
 def _step(name: str, body: Body, cluster: int = 1) -> dict[str, Any]:
     """What a warp of a search kernel does to make one k step's entries and to multiply all it is given for them."""
     kind, *numbers = re.findall(r"Sign|Gaussian|\d+", name)
     columns, row_groups, writes = map(int, numbers)
     lines = _sharing_blocks(columns, cluster, body) if in_clusters(name) else _sharing_warps(row_groups, body)
     step = [text for _, text in lines]
-
-    def count(pattern: str | re.Pattern[str]) -> int:
-        return sum(bool(re.match(pattern, text)) for text in step)
-
     squares = 2 if writes == 2 else 0
-    row_tiles = count(_MMA) // (PRODUCTS[kind] * (columns * row_groups * cluster + squares))
-    entries = 2 * row_tiles * CALL_ENTRIES[kind]  # a lane makes two calls of each row tile
+    products = sum(bool(_MMA.match(text)) for text in step)
+    row_tiles = products // (PRODUCTS[kind] * (columns * row_groups * cluster + squares))
     rows = columns // 3 * 8 if columns % 3 == 0 else columns * 2
-    alu, multiply = count(_ALU), count(_MULTIPLY)
-    cycles = max(len(step), 2 * alu, 2 * multiply)
-    lanes = MULTIPROCESSORS * SCHEDULERS * 32 * CLOCK
     return {
-        "instructions": len(step),
-        "matrix": count(_MMA),
-        "alu": alu,
-        "multiply": multiply,
-        "global_loads": count("LDG"),
-        "shared_loads": count("LDS"),
         "row_tiles": row_tiles,
-        "lane_entries": entries,
         "batch_rows": rows * row_groups * cluster,
-        "instructions_per_entry": round(len(step) / entries, 3),
-        "estimate_entries_per_s_issue": lanes * entries / len(step),
-        "estimate_entries_per_s_pipes": lanes * entries / cycles,
+        **_estimate(step, 2 * row_tiles * CALL_ENTRIES[kind]),  # a lane makes two calls of each row tile
     }
 
 
@@ -220,6 +266,9 @@ def analyse(cubin: Path, only: Collection[str] | None = None) -> list[dict[str, 
             row["step"] = _step(name, body)
         if in_clusters(name) and "UCGABAR_WAIT" in opcodes:
             row["step_of_cluster"] = _step(name, body, MAX_CLUSTER)
+        if name.startswith("RateKernel"):
+            loop = next(filter(_has_matrix, loops(body)))
+            row["step"] = {"batch_rows": 2, **_estimate([text for _, text in loop], 8 * CALL_ENTRIES["Sign"])}
         rows.append(row)
     return sorted(rows, key=lambda r: ("step" not in r, r["kernel"]))
 
@@ -227,8 +276,9 @@ def analyse(cubin: Path, only: Collection[str] | None = None) -> list[dict[str, 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as text."""
     lines = [
-        f"{'kernel':34}{'regs':>5}{'stack':>6}{'local':>6}{'rows':>5}{'mma':>5}{'step':>6}{'alu':>5}{'mul':>5}"
-        f"{'/entry':>8}{'issue est.':>12}{'pipe est.':>12}"
+        f"{'kernel':34}{'regs':>5}{'stack':>6}{'local':>6}{'rows':>5}{'entries':>8}"
+        + "".join(f"{pipe:>9}" for pipe in PIPES)
+        + f"{'entries/s':>11}{'ms':>8}"
     ]
     for row in rows:
         line = (
@@ -237,9 +287,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         )
         steps = [row[name] for name in ("step", "step_of_cluster") if name in row]
         lines += [
-            f"{line}{step['batch_rows']:5}{step['matrix']:5}{step['instructions']:6}{step['alu']:5}{step['multiply']:5}"
-            f"{step['instructions_per_entry']:8.3f}{step['estimate_entries_per_s_issue']:12.2e}"
-            f"{step['estimate_entries_per_s_pipes']:12.2e}"
+            f"{line}{step['batch_rows']:5}{step['lane_entries']:8}"
+            + "".join(f"{cycles:9.0f}" for cycles in step["cycles"].values())
+            + f"{step['estimate_entries_per_s']:11.2e}{step['estimate_ms']:8.2f}"
             for step in steps
         ] or [line]
     return "\n".join(lines)
@@ -250,20 +300,26 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--arch", type=int, default=90, help="compute capability, for example 90")
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--source", type=Path, default=KERNELS, help="the .cu file")
+    parser.add_argument("--source", type=Path, help="a .cu file of its own, not the library")
     arguments = parser.parse_args(argv)
     for tool, found in (("nvcc", find_nvcc()), ("cuobjdump", find_cuobjdump())):
         if found is None:
             print(f"{tool} was not found; this script needs it", file=sys.stderr)
             return 2
     with tempfile.TemporaryDirectory() as folder:
-        rows = analyse(compile_cubin(arguments.arch, Path(folder), arguments.source))
+        arch, source = arguments.arch, arguments.source
+        compiled = compile_cubin(arch, Path(folder), source) if source else compile_library(arch, Path(folder))
+        rows = analyse(compiled)
     print(table(rows))
-    print("Rates are estimates from instruction counts (entries/s on an H100 SXM), not measurements.")
+    print(
+        "Clocks of a scheduler's pipes for the entries of a lane, the entries made in a second on an H100 SXM and the "
+        f"time for K = {SHAPE[0]}, D = {SHAPE[1]}: estimates from the compiled code, not measurements."
+    )
     if arguments.output:
         report = {
             "arch": f"sm_{arguments.arch}",
             "estimate": "H100 SXM, 132 multiprocessors, 1.755 GHz, 4 schedulers; not measured",
+            "estimate_ms": f"K = {SHAPE[0]}, D = {SHAPE[1]}",
             "kernels": rows,
         }
         write_json(arguments.output, report, 1)

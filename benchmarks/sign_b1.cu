@@ -2,8 +2,8 @@
 // products that csrc/cuda/search.h uses. It measures rates only; its sums mean nothing.
 //
 // One bit: the Philox words are mma.m16n8k256's A fragments as they are, and the residual is 24 bit planes in 3
-// column tiles: no operation on the noise at all, 6 products for every two calls. Bytes: one mask for 4 entries, 16 products
-// for every two calls. Which is faster depends on the rate of the one bit product, which no document gives for sm_90.
+// column tiles: no operation on the noise at all, 6 products for every two calls. Bytes: 6 operations a word, 16 products for
+// every two calls. Which is faster depends on the rate of the one bit product, which no document gives for sm_90.
 
 #include <cuda_runtime.h>
 
@@ -25,12 +25,15 @@ constexpr int kPlaneTiles = 3;
 // A warp's 64 atoms against `steps` k steps of 512 coordinates. planes: steps * 8 vectors of 32 lanes.
 template <bool OneBit>
 __global__ void __launch_bounds__(256, 2)
-    sign_rate_kernel(const __grid_constant__ RoundKeys keys, const Vec4* planes, int32_t* out, int steps) {
+    sign_rate_kernel(const __grid_constant__ RoundKeys keys, const Vec4* planes, int32_t* out, int steps, uint32_t one) {
   const int thread = threadIdx.x, warp = blockIdx.x * 8 + thread / 32;
   constexpr int kTiles = OneBit ? kPlaneTiles : 1, kVectors = OneBit ? kPlaneTiles : SignTraits::kVectors;
   AtomPart atom[kRows];
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) atom[r] = atom_part(keys, warp * 64 + thread % 32 / 4 + 8 * r, 1);
+  for (int r = 0; r < kRows; ++r) {
+    const AtomPart part = atom_part(keys, warp * 64 + thread % 32 / 4 + 8 * r, 1);
+    atom[r] = AtomPart{kept(part.high, one), kept(part.low, one)};
+  }
   int32_t sum[kRows / 2][kTiles][4] = {};
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
@@ -51,11 +54,16 @@ __global__ void __launch_bounds__(256, 2)
             mma_b1(sum[m][v % kTiles], upper.w[2 * half], lower.w[2 * half], upper.w[2 * half + 1],
                    lower.w[2 * half + 1], b.x[2 * half], b.x[2 * half + 1]);
           } else {
-            const int product = 2 * v + half, word = SignTraits::word(product);
-            MmaU8S8::device(sum[m][0], SignTraits::fragment<false>(upper.w[word], product),
-                            SignTraits::fragment<false>(lower.w[word], product),
-                            SignTraits::fragment<false>(upper.w[word + 1], product),
-                            SignTraits::fragment<false>(lower.w[word + 1], product), b.x[2 * half], b.x[2 * half + 1]);
+            const int product = 2 * v + half, word = SignTraits::word(product), form = SignTraits::form(product);
+            const uint32_t a0 = SignTraits::fragment<false>(upper, word, form, one);
+            const uint32_t a1 = SignTraits::fragment<false>(lower, word, form, one);
+            const uint32_t a2 = SignTraits::fragment<false>(upper, word + 1, form, one);
+            const uint32_t a3 = SignTraits::fragment<false>(lower, word + 1, form, one);
+            if (half == 0) {
+              MmaU8S8::device(sum[m][0], a0, a1, a2, a3, b.x[0], b.x[1]);
+            } else {
+              MmaS8S8::device(sum[m][0], a0, a1, a2, a3, b.x[2], b.x[3]);
+            }
           }
         }
       }
@@ -78,9 +86,9 @@ extern "C" int sign_rate(int one_bit, const void* planes, int32_t* out, int bloc
   const auto keys = ddcm::make_round_keys(1);
   const auto queue = static_cast<cudaStream_t>(stream);
   if (one_bit) {
-    ddcm::sign_rate_kernel<true><<<blocks, 256, 0, queue>>>(keys, vectors, out, steps);
+    ddcm::sign_rate_kernel<true><<<blocks, 256, 0, queue>>>(keys, vectors, out, steps, 1);
   } else {
-    ddcm::sign_rate_kernel<false><<<blocks, 256, 0, queue>>>(keys, vectors, out, steps);
+    ddcm::sign_rate_kernel<false><<<blocks, 256, 0, queue>>>(keys, vectors, out, steps, 1);
   }
   return cudaGetLastError();
 }

@@ -97,11 +97,16 @@ DDCM_FN double power_of_two(int e) {
 #endif
 }
 
-// x * 2^e for -250 <= e <= 250, in two factors because 2^e itself may not be a float.
-DDCM_FN float scaled(float x, int e) {
+// 2^e for -250 <= e <= 250, in two factors because it may not be a float.
+struct Scale {
+  float first, second;
+
+  DDCM_FN float operator()(float x) const { return x * first * second; }
+};
+
+DDCM_FN Scale scale_of(int e) {
   const int half = e / 2;
-  return x * bits_float(static_cast<uint32_t>(half + 127) << 23) *
-         bits_float(static_cast<uint32_t>(e - half + 127) << 23);
+  return Scale{bits_float(static_cast<uint32_t>(half + 127) << 23), bits_float(static_cast<uint32_t>(e - half + 127) << 23)};
 }
 
 // Nearest integer, ties to even.
@@ -110,6 +115,15 @@ DDCM_FN int round_to_int(double x) {
   return __double2int_rn(x);
 #else
   return static_cast<int>(std::nearbyint(x));
+#endif
+}
+
+// Number of the highest bit of x > 0.
+DDCM_FN int highest_bit(uint32_t x) {
+#if defined(__CUDA_ARCH__)
+  return 31 - __clz(static_cast<int>(x));
+#else
+  return 31 - __builtin_clz(x);
 #endif
 }
 
@@ -123,6 +137,17 @@ DDCM_FN Integer opaque(Integer x) {
   asm volatile("" : "+r"(x));
 #endif
   return x;
+}
+
+// The same number in a register of its own, by a multiplication with a kernel's parameter that is 1: what the compiler
+// would else copy more often, or compute anew in a loop.
+DDCM_FN uint32_t kept(uint32_t x, uint32_t one) {
+#if defined(__CUDA_ARCH__)
+  asm("mad.lo.u32 %0, %1, %2, 0;" : "=r"(x) : "r"(x), "r"(one));
+  return x;
+#else
+  return x * one;
+#endif
 }
 
 // ---- integer atomics: order does not matter, so results stay deterministic ------------------------
@@ -183,17 +208,25 @@ struct Operands {
 };
 #endif
 
-// mma.m16n8k32 s32 += u8 * s8. Register a0 (a1: row + 8) holds row g, columns 4t .. 4t + 3, a2 (a3) columns
+// mma.m16n8k32 s32 += u8 or s8 * s8. Register a0 (a1: row + 8) holds row g, columns 4t .. 4t + 3, a2 (a3) columns
 // 16 + 4t ..; b0 (b1) rows 4t .. (16 + 4t ..) of column g. Low byte first.
-struct MmaU8S8 {
+template <bool Signed>
+struct MmaBytes {
   using Accumulator = int32_t;
 #if defined(__CUDACC__)
   static __device__ __forceinline__ void device(int32_t (&c)[4], uint32_t a0, uint32_t a1,
                                                 uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-        "{%0,%1,%2,%3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    if constexpr (Signed) {
+      asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+          "{%0,%1,%2,%3};"
+          : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+          : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    } else {
+      asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+          "{%0,%1,%2,%3};"
+          : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+          : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    }
   }
 #else
   static void host(const Operands* lanes, int32_t* const* c) {
@@ -202,7 +235,8 @@ struct MmaU8S8 {
       const int g = lane / 4, t = lane % 4;
       for (int e = 0; e < 4; ++e) {
         for (int r = 0; r < 4; ++r) {
-          a[g + 8 * (r % 2)][16 * (r / 2) + 4 * t + e] = (lanes[lane].a[r] >> (8 * e)) & 255;
+          const uint32_t byte = lanes[lane].a[r] >> (8 * e) & 255u;
+          a[g + 8 * (r % 2)][16 * (r / 2) + 4 * t + e] = Signed ? static_cast<int8_t>(byte) : static_cast<int>(byte);
         }
         for (int r = 0; r < 2; ++r) {
           b[16 * r + 4 * t + e][g] = static_cast<int8_t>(lanes[lane].b[r] >> (8 * e));
@@ -221,6 +255,9 @@ struct MmaU8S8 {
   }
 #endif
 };
+
+using MmaU8S8 = MmaBytes<false>;
+using MmaS8S8 = MmaBytes<true>;
 
 // mma.m16n8k16 f32 += f16 * f16. a0 (a1: row + 8) holds row g, columns 2t, 2t + 1, a2 (a3) columns 2t + 8, 2t + 9;
 // b0 (b1) rows 2t, 2t + 1 (+ 8) of column g. Low half first.

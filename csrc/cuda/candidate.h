@@ -18,7 +18,7 @@ DDCM_FN Candidate no_candidate() {
 
 // A NaN value (of a residual that is not finite) is better than nothing, so it never displaces "none".
 DDCM_FN bool better(const Candidate& a, const Candidate& b) {
-  return a.value > b.value || (a.value == b.value && a.index < b.index);
+  return (a.value > b.value) | ((a.value == b.value) & (a.index < b.index));  // no branch
 }
 
 // How scores become values.
@@ -29,9 +29,13 @@ struct Ranking {
   int32_t reserved;
 
   DDCM_FN Candidate candidate(float score, int64_t group, int64_t atom) const {
-    double value = is_signed ? fabs(static_cast<double>(score)) : static_cast<double>(score);
-    if (bias != nullptr) value += static_cast<double>(bias[group * bias_stride + atom]);
-    return Candidate{value, score, static_cast<uint32_t>(atom)};
+    return biased(score, bias == nullptr ? 0.0f : bias[group * bias_stride + atom], static_cast<uint32_t>(atom));
+  }
+
+  // The same where the atom's bias is at hand.
+  DDCM_FN Candidate biased(float score, float own_bias, uint32_t atom) const {
+    const double value = static_cast<double>(is_signed ? fabsf(score) : score);
+    return Candidate{value + static_cast<double>(own_bias), score, atom};
   }
 };
 

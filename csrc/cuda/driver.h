@@ -288,34 +288,8 @@ struct Driver {
         static_cast<const typename Traits::Fragment*>(p.fragments),
         p.max_bits, p.correction, target.results, target.scores, target.norms, target.score_stride,
         target.first, target.last, static_cast<int32_t>(p.batch), static_cast<int32_t>(tiles),
-        static_cast<int32_t>(chunks), p.cluster, split_bits, p.warp_steps};
+        static_cast<int32_t>(chunks), p.cluster, split_bits, p.warp_steps, 1};
     run(kernel, chunks * geometry.groups * p.batch_tiles, p.cluster);
-  }
-
-  template <int Writes>
-  void score_signs(const Prepared& p, const Target& target) {
-    switch (p.column_tiles) {
-      case 1: score_products<SignTraits, Writes, 1>(p, target); break;
-      case 2: score_products<SignTraits, Writes, 2>(p, target); break;
-      case 3: score_products<SignTraits, Writes, 3>(p, target); break;
-      case 6: score_products<SignTraits, Writes, 6>(p, target); break;
-      case 9: score_products<SignTraits, Writes, 9>(p, target); break;
-      default: score_products<SignTraits, Writes, 12>(p, target); break;
-    }
-  }
-
-  template <int Writes>
-  void score_gaussians(const Prepared& p, const Target& target) {
-    switch (p.column_tiles * p.row_groups) {
-      case 1: score_products<GaussianTraits, Writes, 1>(p, target); break;
-      case 2: score_products<GaussianTraits, Writes, 2>(p, target); break;
-      case 3: score_products<GaussianTraits, Writes, 3>(p, target); break;
-      case 6: score_products<GaussianTraits, Writes, 6>(p, target); break;
-      case 12: score_products<GaussianTraits, Writes, 12>(p, target); break;
-      case 24: score_products<GaussianTraits, Writes, 12, 2>(p, target); break;
-      case 48: score_products<GaussianTraits, Writes, 12, 4>(p, target); break;
-      default: score_products<GaussianTraits, Writes, 12, 8>(p, target); break;
-    }
   }
 
   template <int LogN, bool Scores>
@@ -338,6 +312,14 @@ struct Driver {
     }
   }
 
+  // Defined below the class, so that they are not inline: a part of the library defines each (launch.h).
+  template <int Writes>
+  void score_signs(const Prepared& p, const Target& target);
+  template <int Writes>
+  void score_gaussians(const Prepared& p, const Target& target);
+  template <bool Scores>
+  void score_hadamards(const Prepared& p, const float* w, const Target& target);
+
   template <bool Scores>
   void score(const Prepared& p, const float* w, const Target& target) {
     if (geometry.kind == kSign) {
@@ -349,13 +331,7 @@ struct Driver {
         score_gaussians<Scores ? kScores : kBest>(p, target);
       }
     } else {
-      switch (geometry.hadamard_n) {
-        case 64: score_hadamard<6, Scores>(p, w, target); break;
-        case 256: score_hadamard<8, Scores>(p, w, target); break;
-        case 1024: score_hadamard<10, Scores>(p, w, target); break;
-        case 4096: score_hadamard<12, Scores>(p, w, target); break;
-        default: score_hadamard<14, Scores>(p, w, target); break;
-      }
+      score_hadamards<Scores>(p, w, target);
     }
   }
 
@@ -412,81 +388,44 @@ struct Driver {
   }
 };
 
+template <class Launch>
+template <int Writes>
+void Driver<Launch>::score_signs(const Prepared& p, const Target& target) {
+  switch (p.column_tiles) {
+    case 1: score_products<SignTraits, Writes, 1>(p, target); break;
+    case 2: score_products<SignTraits, Writes, 2>(p, target); break;
+    case 3: score_products<SignTraits, Writes, 3>(p, target); break;
+    case 6: score_products<SignTraits, Writes, 6>(p, target); break;
+    case 9: score_products<SignTraits, Writes, 9>(p, target); break;
+    default: score_products<SignTraits, Writes, 12>(p, target); break;
+  }
+}
+
+template <class Launch>
+template <int Writes>
+void Driver<Launch>::score_gaussians(const Prepared& p, const Target& target) {
+  switch (p.column_tiles * p.row_groups) {
+    case 1: score_products<GaussianTraits, Writes, 1>(p, target); break;
+    case 2: score_products<GaussianTraits, Writes, 2>(p, target); break;
+    case 3: score_products<GaussianTraits, Writes, 3>(p, target); break;
+    case 6: score_products<GaussianTraits, Writes, 6>(p, target); break;
+    case 12: score_products<GaussianTraits, Writes, 12>(p, target); break;
+    case 24: score_products<GaussianTraits, Writes, 12, 2>(p, target); break;
+    case 48: score_products<GaussianTraits, Writes, 12, 4>(p, target); break;
+    default: score_products<GaussianTraits, Writes, 12, 8>(p, target); break;
+  }
+}
+
+template <class Launch>
+template <bool Scores>
+void Driver<Launch>::score_hadamards(const Prepared& p, const float* w, const Target& target) {
+  switch (geometry.hadamard_n) {
+    case 64: score_hadamard<6, Scores>(p, w, target); break;
+    case 256: score_hadamard<8, Scores>(p, w, target); break;
+    case 1024: score_hadamard<10, Scores>(p, w, target); break;
+    case 4096: score_hadamard<12, Scores>(p, w, target); break;
+    default: score_hadamard<14, Scores>(p, w, target); break;
+  }
+}
+
 }  // namespace ddcm
-
-// ---- the C interface: kernels.cu and emulate.cpp define DDCM_LAUNCH and include this once ----------------
-//
-// Pointers are to device memory (host memory in the emulation); `stream` is a cudaStream_t. Shapes are those of
-// ddcm_fast.codebook.reference. 0 is success; other codes go to ddcm_error_string. Workspaces have the size the ddcm_*_workspace
-// function of the operation returns.
-
-#if defined(DDCM_LAUNCH)
-
-#define DDCM_API extern "C" __attribute__((visibility("default")))
-
-using namespace ddcm;
-
-DDCM_API int64_t ddcm_search_workspace(const Spec* spec, int64_t batch) {
-  Arena arena{nullptr};
-  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{}, *spec, nullptr, nullptr);
-  driver.search(arena, nullptr, batch, Ranking{}, Chosen{});
-  return arena.used;
-}
-
-DDCM_API int64_t ddcm_scores_workspace(const Spec* spec, int64_t batch, int64_t count) {
-  Arena arena{nullptr};
-  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{}, *spec, nullptr, nullptr);
-  driver.scores(arena, nullptr, batch, 0, count, nullptr, nullptr);
-  return arena.used;
-}
-
-DDCM_API int64_t ddcm_topk_workspace(const Spec* spec, int64_t batch, int64_t m) {
-  Arena arena{nullptr};
-  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{}, *spec, nullptr, nullptr);
-  driver.topk(arena, nullptr, batch, m, Ranking{}, Chosen{});
-  return arena.used;
-}
-
-DDCM_API int ddcm_rotate(const Spec* spec, const float* in, float* out, int64_t batch, int inverse,
-                         void* stream) {
-  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{stream}, *spec, nullptr, nullptr);
-  return driver.rotate(in, out, batch, inverse != 0);
-}
-
-DDCM_API int ddcm_search(const Spec* spec, const float* w, int64_t batch, const int64_t* step,
-                         const float* bias, int64_t bias_stride, int is_signed, const void* tables,
-                         void* workspace, int64_t* index, int8_t* sign, float* score, void* stream) {
-  Arena arena{static_cast<char*>(workspace)};
-  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{stream}, *spec, step, tables);
-  return driver.search(arena, w, batch, Ranking{bias, bias_stride, is_signed, 0}, Chosen{index, sign, score});
-}
-
-DDCM_API int ddcm_topk(const Spec* spec, const float* w, int64_t batch, const int64_t* step, int64_t m,
-                       const float* bias, int64_t bias_stride, int is_signed, const void* tables,
-                       void* workspace, int64_t* index, int8_t* sign, float* score, void* stream) {
-  Arena arena{static_cast<char*>(workspace)};
-  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{stream}, *spec, step, tables);
-  return driver.topk(arena, w, batch, m, Ranking{bias, bias_stride, is_signed, 0}, Chosen{index, sign, score});
-}
-
-// Scores of atoms first .. first + count - 1 (`hadamard`: first is a multiple of n): out (B, G, count). norms is null or,
-// with first = 0 and count = K, (G, K): squared norms of all atoms.
-DDCM_API int ddcm_scores(const Spec* spec, const float* w, int64_t batch, const int64_t* step, int64_t first,
-                         int64_t count, const void* tables, void* workspace, float* out, float* norms,
-                         void* stream) {
-  Arena arena{static_cast<char*>(workspace)};
-  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{stream}, *spec, step, tables);
-  return driver.scores(arena, w, batch, first, count, out, norms);
-}
-
-DDCM_API int ddcm_combine(const Spec* spec, const int64_t* index, const float* coefficient, int64_t batch,
-                          int64_t m, const int64_t* step, const void* tables, float* y, void* stream) {
-  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{stream}, *spec, step, tables);
-  return driver.combine(index, coefficient, y, batch, m);
-}
-
-DDCM_API const char* ddcm_error_string(int code) {
-  return code == kTooLarge ? "the operation needs more than 2^31 - 1 thread blocks" : DDCM_LAUNCH::describe(code);
-}
-
-#endif

@@ -5,7 +5,7 @@
 #include <memory>
 #include <thread>
 
-#include "block.h"
+#include "driver.h"
 
 namespace ddcm {
 
@@ -44,4 +44,4 @@ struct HostLaunch {
 }  // namespace ddcm
 
 #define DDCM_LAUNCH ddcm::HostLaunch
-#include "driver.h"
+#include "interface.h"

@@ -231,13 +231,18 @@ struct HadamardKernel {
         block.sync();
         block.each([&](int number, State& s) {
           const int thread = T::fresh(number);
+          const uint32_t first_entry = static_cast<uint32_t>(c) * T::kN + T::entry(thread, 0, kLast);
+          const float* from = part + first_entry;
+          const int left = static_cast<int>(size - first_entry);
           DDCM_UNROLL
           for (int i = 0; i < 16; ++i) {
-            const uint32_t at = static_cast<uint32_t>(c) * T::kN + T::entry(thread, i, kLast);
-            // Scaled so that the largest magnitude is in [1, 2): sums cannot overflow.
-            const float value = at < size ? scaled(part[at], -floor_log2(max_bits[row])) : 0.0f;
-            s.x[i] = T::with_sign(value, outer, thread, i, kLast);
+            s.x[i] = 0.0f;
+            if (T::offset(i, kLast) < left) s.x[i] = from[T::offset(i, kLast)];
           }
+          // Scaled so that the largest magnitude is in [1, 2): sums cannot overflow.
+          const Scale scale = scale_of(-floor_log2(max_bits[row]));
+          DDCM_UNROLL
+          for (int i = 0; i < 16; ++i) s.x[i] = T::with_sign(scale(s.x[i]), outer, thread, i, kLast);
         });
         T::descend(block, buffer);
         block.each([&](int number, State& s) {
@@ -256,18 +261,32 @@ struct HadamardKernel {
         const int thread = T::fresh(number);
         const uint32_t pair = first_pair + thread / T::kUnitThreads;
         const uint32_t maximum = max_bits[row];  // read again: the transforms leave no register for it
+        Scale scale = scale_of(floor_log2(maximum) - LogN / 2);
+        if (!finite_maximum(maximum)) scale.second = quiet_nan();
+        const int64_t k = static_cast<int64_t>(pair) * T::kN + T::entry(thread, 0, kLast);
+        const int left = last - k < T::kN ? static_cast<int>(last - k) : T::kN;
+        if (Scores) {
+          float* to = scores + static_cast<int64_t>(row) * score_stride + k - first;
+          DDCM_UNROLL
+          for (int i = 0; i < 16; ++i) {
+            if (T::offset(i, kLast) < left) to[T::offset(i, kLast)] = scale(s.x[i]);
+          }
+          return;
+        }
+        const float* bias = ranking.bias == nullptr ? nullptr : ranking.bias + g * ranking.bias_stride + k;
         DDCM_UNROLL
         for (int i = 0; i < 16; ++i) {
-          const int64_t k = static_cast<int64_t>(pair) * T::kN + T::entry(thread, i, kLast);
-          if (k >= last) continue;
-          const float score = finite_maximum(maximum) ? scaled(s.x[i], floor_log2(maximum) - LogN / 2) : quiet_nan();
-          if (Scores) {
-            scores[static_cast<int64_t>(row) * score_stride + k - first] = score;
-          } else {
-            const Candidate candidate = ranking.candidate(score, g, k);
-            if (better(candidate, best[thread])) best[thread] = candidate;
-          }
+          s.sum[i] = 0.0f;
+          if (bias != nullptr && T::offset(i, kLast) < left) s.sum[i] = bias[T::offset(i, kLast)];
         }
+        Candidate leader = best[thread];
+        DDCM_UNROLL
+        for (int i = 0; i < 16; ++i) {
+          const Candidate candidate =
+              ranking.biased(scale(s.x[i]), s.sum[i], static_cast<uint32_t>(k) + T::offset(i, kLast));
+          if ((T::offset(i, kLast) < left) & better(candidate, leader)) leader = candidate;
+        }
+        best[thread] = leader;
       });
     }
     if (!Scores) {

@@ -1,60 +1,14 @@
-// The CUDA backend: device launches behind the C interface of driver.h. Built by ddcm_fast/codebook/backends/cuda.py;
-// no torch headers, links only the CUDA runtime.
+// The CUDA backend's C interface, and the kernels that are in no other part. Built by ddcm_fast/codebook/build.py.
 
-#include <cuda_runtime.h>
-
-#include "block.h"
+#include "launch.h"
 
 namespace ddcm {
-
-template <class Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kMinBlocks)
-    run_kernel(const __grid_constant__ Kernel kernel) {
-  extern __shared__ __align__(16) char shared_memory[];
-  DeviceBlock<typename Kernel::State, Kernel::kThreads> block;
-  block.shared_memory = shared_memory;
-  kernel(block);
-}
-
-struct DeviceLaunch {
-  void* stream = nullptr;
-
-  template <class Kernel>
-  int run(const Kernel& kernel, int64_t blocks, int cluster) const {
-    const int64_t shared = kernel.shared_bytes();
-    if (shared > 48 * 1024) {
-      const cudaError_t error = cudaFuncSetAttribute(
-          run_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-      if (error != cudaSuccess) return told(error);
-    }
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(Kernel::kThreads);
-    config.dynamicSmemBytes = static_cast<size_t>(shared);
-    config.stream = static_cast<cudaStream_t>(stream);
-    config.attrs = &attribute;
-    config.numAttrs = cluster > 1 ? 1 : 0;
-    return told(cudaLaunchKernelEx(&config, run_kernel<Kernel>, kernel));
-  }
-
-  int zero(void* at, int64_t bytes) const {
-    return told(cudaMemsetAsync(at, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)));
-  }
-
-  // The runtime keeps an error until it is asked for the last one: whoever asks next, torch or we, would take it for
-  // its own.
-  static int told(cudaError_t error) {
-    if (error != cudaSuccess) cudaGetLastError();
-    return error;
-  }
-
-  static const char* describe(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
-};
-
+DDCM_SIGN_PART(extern template)
+DDCM_GAUSSIAN_PART(extern template, kBest)
+DDCM_GAUSSIAN_PART(extern template, kScores)
+DDCM_GAUSSIAN_PART(extern template, kNorms)
+DDCM_HADAMARD_PART(extern template)
 }  // namespace ddcm
 
 #define DDCM_LAUNCH ddcm::DeviceLaunch
-#include "driver.h"
+#include "interface.h"

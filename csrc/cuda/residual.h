@@ -4,8 +4,8 @@
 // A group's residual w is scaled by the power of two that brings its largest magnitude into [0.996 * 2^22, 1.992 * 2^22],
 // rounded to an integer q, an error of at most 2^-23 of the largest magnitude, and cut into signed digits, each in
 // -128 .. 127: q = d0 + 2^8 d1 + 2^16 d2, the most that three of them hold. Digits are columns of the matrix product, whose
-// sums are exact. Where `sign` entries enter with the weight 2^j of the bit they occupy in a byte (0 <= j < 8), it is
-// 2^(7 - j) q that is cut, into four digits: so all kernels find the same scores.
+// sums are exact. Where `sign` entries enter as bits of bytes that are more than one bit, it is sums of a few q, below 2^30,
+// that are cut, into four digits (SignTraits): so all kernels find the same scores.
 
 #pragma once
 
@@ -37,10 +37,7 @@ DDCM_FN bool finite_maximum(uint32_t max_bits) { return max_bits < 0x7f800000u; 
 // floor(log2(x)) of the float with these bits; 0 for zero and for what is not finite.
 DDCM_FN int floor_log2(uint32_t bits) {
   if (bits == 0 || !finite_maximum(bits)) return 0;
-  if (bits >= 0x00800000u) return static_cast<int>(bits >> 23) - 127;
-  int e = -149;
-  for (bits >>= 1; bits != 0; bits >>= 1) ++e;
-  return e;
+  return bits >= 0x00800000u ? static_cast<int>(bits >> 23) - 127 : highest_bit(bits) - 149;
 }
 
 // Exponent of the value of one unit of q.
@@ -196,13 +193,15 @@ struct PrepareKernel {
     const double scale = power_of_two(-unit_exponent(maximum));
     for (int r = 0; r < 4; ++r) {
       const int product = 2 * v + r / 2;
-      const int word = Traits::word(product) + r % 2, shift = Traits::shift(product);
+      const int word = Traits::word(product) + r % 2, form = Traits::form(product);
       for (int e = 0; e < Traits::kEntriesPerRegister; ++e) {
-        const int64_t i = call * Traits::kEntriesPerCall + Traits::entry(word, shift, e);
-        if (i >= size) continue;
-        const int q = round_to_int(static_cast<double>(part[i]) * scale);
-        Traits::put(result, r, e, digit(eights ? q : Traits::weighted(q, shift), plane));
-        sum += q;
+        auto q = [&](int bit) {
+          const int64_t i = call * Traits::kEntriesPerCall + Traits::entry(word, bit, e);
+          return i < size ? round_to_int(static_cast<double>(part[i]) * scale) : 0;
+        };
+        const int own = q(Traits::bit(form, eights));
+        Traits::put(result, r, e, digit(eights ? own : Traits::weighted(q, form), plane));
+        sum += own;
       }
     }
     return result;

@@ -15,17 +15,27 @@
 
 namespace ddcm {
 
-// Signs: <y, w> = sum(w) - 2 * sum(bit * w). A word masked by 0x01010101 << j is four entries {0, 2^j} as unsigned bytes,
-// one operation; the residual takes the weight out. Where products are many, a shift more gives {0, 1}, which needs one
-// digit less.
+// Signs: <y, w> = sum(w) - 2 * sum(bit * w): bits are multiplied, four bytes of them a register.
+//
+// Where rows are few, making the A registers is dearest. A byte b_7 .. b_0 read as u8 and as s8 and multiplied by x and y
+// gives (x + y) * (b_6 .. b_0) + 128 (x - y) * b_7: two readings of one register serve two bits, and what they add for
+// lower bits is taken out of the weights of those. A word's eight products, all weights times 256:
+//
+//   form      0 (u8), 1 (s8)   2 (u8), 3 (s8)                      4 + m, m = 0 .. 3
+//   A byte    b_7 .. b_0       b_5 .. b_0, 0, 0                    2^(m+2) b_m
+//   B         2 q_6 +- q_7     2 q_4 + q_5 - q_6, 2 q_4 - q_5      2^(6-m) q_m - 4 q_4
+//
+// That is five masks a word and one shift, which is a multiplication, on another pipe. Where products are many, they are
+// dearest: a mask and a shift a bit give {0, 1}, which needs a digit less.
 struct SignTraits {
   using Mma = MmaU8S8;
+  using OddMma = MmaS8S8;  // of the odd products; the forms 5 and 7, and {0, 1}, read the same either way
   using Sum = int64_t;
   static constexpr bool kSigns = true;
   using Fragment = Vec4;
-  // A warp's int32 sums of so many steps cannot overflow:
-  // steps * 4 calls * 16 * (weights of a byte: 255, or 8) * 128 < 2^31.
-  static DDCM_FN constexpr int segment(int column_tiles) { return in_eights(column_tiles) ? 16384 : 1024; }
+  // A warp's int32 sums of so many steps cannot overflow: steps * 4 calls * 16 bytes * (the largest A bytes of a word's
+  // products: 255 + 128 + 252 + 128 + 4 + 8 + 16 + 32, or 8) * 128 < 2^31.
+  static DDCM_FN constexpr int segment(int column_tiles) { return in_eights(column_tiles) ? 16384 : 256; }
   static constexpr bool kSegments = true;
   // Row tiles of 16 atoms a warp: fewer where the accumulators of many column tiles need the registers.
   static DDCM_FN constexpr int row_tiles(int column_tiles) { return column_tiles >= 3 ? 2 : 4; }
@@ -44,12 +54,15 @@ struct SignTraits {
   static constexpr uint32_t kStream = kStreamSign;
   static constexpr int64_t kTableBytes = 0;
 
-  // First of the two words that product c takes (the other is the next), and its shift j.
+  // First of the two words that product c takes (the other is the next), its form, and the bit that it is for.
   static DDCM_FN constexpr int word(int product) { return 2 * (product / 8); }
-  static DDCM_FN constexpr int shift(int product) { return product % 8; }
+  static DDCM_FN constexpr int form(int product) { return product % 8; }
+  static DDCM_FN constexpr int bit(int form, bool eights) {
+    return eights ? form : form >= 4 ? form - 4 : form % 2 == 0 ? 6 - form : 8 - form;
+  }
 
-  // Entry of the call that byte e of word `word`, shifted by j, holds.
-  static DDCM_FN int entry(int word, int shift, int e) { return 32 * word + 8 * e + shift; }
+  // Entry of the call that is bit `bit` of byte e of word `word`.
+  static DDCM_FN int entry(int word, int bit, int e) { return 32 * word + 8 * e + bit; }
 
   // Digit of entry e of register r (0, 1: first product's b0, b1; 2, 3: second's) of a fragment.
   static DDCM_FN Fragment no_digits() { return Fragment{}; }
@@ -60,18 +73,33 @@ struct SignTraits {
 
   static DDCM_FN Words expand(const Words& words, const char*) { return words; }
 
-  static DDCM_FN int weighted(int q, int shift) { return q * (1 << (7 - shift)); }
+  // What a form's byte is multiplied with; q(j) is that of its bit j.
+  template <class Q>
+  static DDCM_FN int weighted(Q q, int form) {
+    switch (form) {
+      case 0: return 2 * q(6) + q(7);
+      case 1: return 2 * q(6) - q(7);
+      case 2: return 2 * q(4) + q(5) - q(6);
+      case 3: return 2 * q(4) - q(5);
+      default: return q(form - 4) * (1 << (10 - form)) - 4 * q(4);
+    }
+  }
 
+  // The A register of word number i. The odd words are low halves of products, in registers from where they must be copied
+  // into their place beside the others: a multiplication by one copies where the compiler's own copies are twice as many.
   template <bool Eights>
-  static DDCM_FN uint32_t fragment(uint32_t word, int shift) {
-    return Eights ? word >> shift & 0x01010101u : word & (0x01010101u << shift);
+  static DDCM_FN uint32_t fragment(const Words& words, int i, int form, uint32_t one) {
+    const uint32_t word = words.w[i];
+    if (Eights) return word >> form & 0x01010101u;
+    if (form < 2) return i % 2 == 0 ? word : kept(word, one);
+    return word << 2 & (form < 4 ? 0xfcfcfcfcu : 0x04040404u << (form - 4));
   }
 
   static DDCM_FN int64_t shifted(int64_t value, int plane) { return value * (int64_t{1} << (8 * plane)); }
 
   template <bool Eights>
   static DDCM_FN float score(int64_t sum, int64_t correction, double unit) {
-    return static_cast<float>(static_cast<double>(correction - 2 * (Eights ? sum : sum / 128)) * unit);
+    return static_cast<float>(static_cast<double>(correction - 2 * (Eights ? sum : sum / 256)) * unit);
   }
 };
 
@@ -79,6 +107,7 @@ struct SignTraits {
 // of products are integers, exact in float32 up to 2^24 (docs/kernels/cuda.md).
 struct GaussianTraits {
   using Mma = MmaF16;
+  using OddMma = MmaF16;
   using Sum = double;
   static constexpr bool kSigns = false;
   using Fragment = Vec2;
@@ -99,7 +128,8 @@ struct GaussianTraits {
   static constexpr int64_t kTableBytes = 2 * kGaussianTableSize;
 
   static DDCM_FN constexpr int word(int product) { return 2 * product; }
-  static DDCM_FN constexpr int shift(int) { return 0; }
+  static DDCM_FN constexpr int form(int) { return 0; }
+  static DDCM_FN constexpr int bit(int, bool) { return 0; }
   static DDCM_FN int entry(int word, int, int e) { return 2 * word + e; }
 
   // A digit waits as the byte digit + 128, four of them half as large as the float16 numbers they become: a large batch's
@@ -140,10 +170,11 @@ struct GaussianTraits {
                   pair(words.w[3], table)}};
   }
 
-  static DDCM_FN int weighted(int q, int) { return q; }
+  template <class Q>
+  static DDCM_FN int weighted(Q q, int) { return q(0); }
 
   template <bool>
-  static DDCM_FN uint32_t fragment(uint32_t word, int) { return word; }
+  static DDCM_FN uint32_t fragment(const Words& words, int i, int, uint32_t) { return words.w[i]; }
 
   static DDCM_FN double shifted(double value, int plane) { return value * (1 << (8 * plane)); }
 
@@ -212,6 +243,7 @@ struct SearchKernel {
   int32_t cluster;     // blocks of a cluster: 1 to 8 where kClusters, else 1
   int32_t split_bits;  // split = 2^split_bits
   int32_t warp_steps;  // k steps of a warp; the fragments hold split * warp_steps
+  uint32_t one;        // 1, but the compiler does not know: what it multiplies is not computed anew
 
   // Partial sums meet in shared memory 8 rows of a product (a half of a row tile) of every warp at a time, or more such
   // halves while they stay small. A row has one part, or one of each two digits.
@@ -282,7 +314,11 @@ struct SearchKernel {
         const uint32_t row = static_cast<uint32_t>(first_atom(tile) + in_tile);
         DDCM_UNROLL
         for (int r = 0; r < 2 * kRowTiles; ++r) {
-          if (!kClusters) s.atom[r] = atom_part(keys, row + 8 * r, step_word);
+          if (!kClusters) {
+            s.atom[r] = atom_part(keys, row + 8 * r, step_word);
+            // Scores have no registers to spare for it.
+            if (!kEights && kRanks) s.atom[r] = AtomPart{kept(s.atom[r].high, one), kept(s.atom[r].low, one)};
+          }
           if (kSquares && on_diagonal(thread)) *squares_of(block, thread, r) = 0;
         }
       });
@@ -460,27 +496,29 @@ struct SearchKernel {
             DDCM_UNROLL
             for (int i = 0; i < kTogether; ++i) s.b[i] = load(s.from + (from + i) * 32);
           });
-          DDCM_UNROLL
-          for (int odd = 0; odd < 2; ++odd) {
-            DDCM_UNROLL
-            for (int m = 0; m < kRowTiles; ++m) {
-              DDCM_UNROLL
-              for (int i = 0; i < kTogether; ++i) {
-                block.template mma<typename Traits::Mma>([&](int, State& s, auto issue) {
-                  constexpr int kProductsOfPair = Traits::kProducts / Traits::kWordPairs;
-                  const Words &upper = s.words[2 * m], &lower = s.words[2 * m + 1];
-                  const int shift = Traits::shift(2 * in_pair + odd), word = Traits::word(kProductsOfPair * pair + odd);
-                  issue(s.sum[m][from + i], Traits::template fragment<kEights>(upper.w[word], shift),
-                        Traits::template fragment<kEights>(lower.w[word], shift),
-                        Traits::template fragment<kEights>(upper.w[word + 1], shift),
-                        Traits::template fragment<kEights>(lower.w[word + 1], shift), Traits::digits(s.b[i], 2 * odd),
-                        Traits::digits(s.b[i], 2 * odd + 1));
-                });
-              }
-            }
-          }
+          multiply_half<typename Traits::Mma>(block, pair, in_pair, 0, from);
+          multiply_half<typename Traits::OddMma>(block, pair, in_pair, 1, from);
         }
         block.each([&](int, State& s) { s.from += ColumnTiles * 32; });
+      }
+    }
+  }
+
+  // The even or odd product of the fragments that s.b holds, with all row tiles.
+  template <class Mma, class Block>
+  DDCM_FN void multiply_half(Block& block, int pair, int in_pair, int odd, int from) const {
+    DDCM_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+      DDCM_UNROLL
+      for (int i = 0; i < kTogether; ++i) {
+        block.template mma<Mma>([&](int, State& s, auto issue) {
+          constexpr int kProductsOfPair = Traits::kProducts / Traits::kWordPairs;
+          const Words &upper = s.words[2 * m], &lower = s.words[2 * m + 1];
+          const int form = Traits::form(2 * in_pair + odd), word = Traits::word(kProductsOfPair * pair + odd);
+          auto a = [&](const Words& words, int j) { return Traits::template fragment<kEights>(words, j, form, one); };
+          issue(s.sum[m][from + i], a(upper, word), a(lower, word), a(upper, word + 1), a(lower, word + 1),
+                Traits::digits(s.b[i], 2 * odd), Traits::digits(s.b[i], 2 * odd + 1));
+        });
       }
     }
   }

@@ -16,6 +16,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -145,9 +146,23 @@ def cpu_library() -> Library:
 
 def cuda_library(capability: tuple[int, int]) -> Library:
     """The library of the cuda backend for a compute capability."""
-    arch = f"{capability[0]}{capability[1]}"
-    flags = (*_CUDA_FLAGS, f"-gencode=arch=compute_{arch},code=sm_{arch}")
-    return Library("cuda", f"-sm{arch}", ".cu", flags, nvcc, "about half a minute")
+    arch = capability[0] * 10 + capability[1]
+
+    def command() -> list[str]:
+        found = nvcc()
+        return [*found, _gencode(found, arch)]
+
+    return Library("cuda", f"-sm{arch}", ".cu", _CUDA_FLAGS, command, "10 to 30 seconds")
+
+
+def _gencode(command: list[str], arch: int) -> str:
+    """nvcc's flag for an architecture; for one newer than nvcc, PTX of its newest before, which the driver compiles."""
+    done = subprocess.run([*command, "--list-gpu-arch"], capture_output=True, text=True)
+    known = [int(number) for number in re.findall(r"^compute_(\d+)$", done.stdout, re.MULTILINE)]
+    older = [number for number in known if number < arch]
+    if arch in known or not older:
+        return f"-gencode=arch=compute_{arch},code=sm_{arch}"
+    return f"-gencode=arch=compute_{max(older)},code=compute_{max(older)}"
 
 
 def _digest(path: Path) -> str:

@@ -1,6 +1,6 @@
-// A CUDA runtime that runs nothing and records what it is asked for: linked to csrc/cuda/kernels.cu in the place of the
-// real one, it shows without a GPU how kernels are launched (tests/backends/test_cuda_launch.py). What is not defined here the
-// library does not call, or it would not link.
+// A CUDA runtime that runs nothing and records what it is asked for: linked to the parts of csrc/cuda in the place of the
+// real one, it shows without a GPU how kernels are launched (tests/backends/test_cuda_launch.py). What is not defined
+// here the library does not call, or it would not link.
 
 #include <cuda_runtime_api.h>
 
@@ -43,7 +43,7 @@ __attribute__((visibility("default"))) const char* recorder_take() {
 // The call after so many more fails.
 __attribute__((visibility("default"))) void recorder_fail(int calls_before) { until_failure = calls_before; }
 
-// ---- what kernels.cu calls ----
+// ---- what the library calls ----
 
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) std::abort();
@@ -91,7 +91,7 @@ void __cudaRegisterFunction(void**, const char* host, char*, const char* device,
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
 
-// Of the <<<>>> syntax, which kernels.cu does not use.
+// Of the <<<>>> syntax, which the library does not use.
 void __cudaGetKernel() { std::abort(); }
 void __cudaLaunchKernel() { std::abort(); }
 void __cudaPopCallConfiguration() { std::abort(); }

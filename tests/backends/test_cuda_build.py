@@ -56,7 +56,33 @@ def test_a_failure_gives_the_compiler_s_reason(cache: Path, monkeypatch: pytest.
 
 def test_an_unknown_architecture_is_named(cache: Path) -> None:
     with pytest.raises(BackendError, match="Unsupported gpu architecture"):
-        cuda.build((99, 9))
+        cuda.build((1, 0))
+
+
+def test_a_gpu_newer_than_nvcc_gets_the_newest_ptx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The driver compiles it for the GPU; one that nvcc knows gets code of its own."""
+    program = tmp_path / "bin" / "nvcc"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nprintf 'compute_80\\ncompute_90\\ncompute_100\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    expected = {(9, 0): (90, "sm_90"), (9, 9): (90, "compute_90"), (12, 1): (100, "compute_100"), (7, 5): (75, "sm_75")}
+    for capability, (arch, code) in expected.items():
+        command = build.cuda_library(capability).command()
+        assert command == [str(program), f"-gencode=arch=compute_{arch},code={code}"]
+
+
+def test_ptx_is_compiled_where_nvcc_has_no_code_for_the_gpu(cache: Path, tmp_path: Path) -> None:
+    if sass.find_cuobjdump() is None:
+        pytest.skip("no cuobjdump")
+    source, made = tmp_path / "one.cu", tmp_path / "one.o"
+    source.write_text("__global__ void one(int* at) { *at = 1; }\n")
+    library = build.cuda_library((99, 9))
+    subprocess.run([*library.command(), *library.flags, "-c", str(source), "-o", str(made)], check=True)
+    for option, suffix, expected in (("-lptx", ".ptx", True), ("-lelf", ".cubin", False)):
+        done = subprocess.run([str(sass.find_cuobjdump()), option, str(made)], capture_output=True, text=True)
+        assert (suffix in done.stdout) == expected
 
 
 def test_missing_nvcc_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

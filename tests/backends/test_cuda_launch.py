@@ -21,7 +21,7 @@ import torch
 from building import COMPILER, built_once
 
 from ddcm_fast.codebook.backends import cuda
-from ddcm_fast.codebook.build import source_hash
+from ddcm_fast.codebook.build import source_dir, source_hash
 from ddcm_fast.codebook.law import CodebookSpec
 from ddcm_fast.errors import BackendError
 
@@ -71,7 +71,8 @@ def library() -> Path:
 
     def build(scratch: Path) -> Path:
         built = scratch / "recorder.so"
-        command = [str(sass.find_nvcc()), *FLAGS, str(sass.KERNELS), str(recorder), "-o", str(built)]
+        parts = sorted(str(path) for path in (source_dir() / "cuda").glob("*.cu"))
+        command = [str(sass.find_nvcc()), *FLAGS, *parts, str(recorder), "-o", str(built)]
         subprocess.run(command, check=True)
         return built
 

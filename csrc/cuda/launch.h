@@ -1,0 +1,71 @@
+// How kernels run on a device, and which of them each part of the library (a .cu file) holds: parts are compiled side by
+// side. No torch headers; links only the CUDA runtime.
+
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "driver.h"
+
+namespace ddcm {
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kMinBlocks)
+    run_kernel(const __grid_constant__ Kernel kernel) {
+  extern __shared__ __align__(16) char shared_memory[];
+  DeviceBlock<typename Kernel::State, Kernel::kThreads> block;
+  block.shared_memory = shared_memory;
+  kernel(block);
+}
+
+struct DeviceLaunch {
+  void* stream = nullptr;
+
+  template <class Kernel>
+  int run(const Kernel& kernel, int64_t blocks, int cluster) const {
+    const int64_t shared = kernel.shared_bytes();
+    if (shared > 48 * 1024) {
+      const cudaError_t error = cudaFuncSetAttribute(
+          run_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+      if (error != cudaSuccess) return told(error);
+    }
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(Kernel::kThreads);
+    config.dynamicSmemBytes = static_cast<size_t>(shared);
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &attribute;
+    config.numAttrs = cluster > 1 ? 1 : 0;
+    return told(cudaLaunchKernelEx(&config, run_kernel<Kernel>, kernel));
+  }
+
+  int zero(void* at, int64_t bytes) const {
+    return told(cudaMemsetAsync(at, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)));
+  }
+
+  // The runtime keeps an error until it is asked for the last one: whoever asks next, torch or we, would take it for
+  // its own.
+  static int told(cudaError_t error) {
+    if (error != cudaSuccess) cudaGetLastError();
+    return error;
+  }
+
+  static const char* describe(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
+};
+
+// The functions that a part defines (TEMPLATE: template) and kernels.cu only declares (extern template).
+#define DDCM_SIGN_PART(TEMPLATE)                                                              \
+  TEMPLATE void Driver<DeviceLaunch>::score_signs<kBest>(const Prepared&, const Target&);     \
+  TEMPLATE void Driver<DeviceLaunch>::score_signs<kScores>(const Prepared&, const Target&);
+
+#define DDCM_GAUSSIAN_PART(TEMPLATE, WRITES) \
+  TEMPLATE void Driver<DeviceLaunch>::score_gaussians<WRITES>(const Prepared&, const Target&);
+
+#define DDCM_HADAMARD_PART(TEMPLATE)                                                                      \
+  TEMPLATE void Driver<DeviceLaunch>::score_hadamards<false>(const Prepared&, const float*, const Target&); \
+  TEMPLATE void Driver<DeviceLaunch>::score_hadamards<true>(const Prepared&, const float*, const Target&);
+
+}  // namespace ddcm
