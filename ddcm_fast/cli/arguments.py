@@ -80,11 +80,18 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         help="load files whose format can run code: pickled weights (.bin, .ckpt, .pt), .pt2 and TorchScript restorers",
     )
     group.add_argument("--force", action="store_true", help="replace existing files of another kind; search for hours")
-    group.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    how_much = group.add_mutually_exclusive_group()
+    how_much.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    how_much.add_argument("-v", "--verbose", action="store_true", help="say what is loaded, and how it is coded")
     limits = parser.add_argument_group("what files and settings may ask for (as in 5000000, 5M or 16G, M being 2^20)")
     for name, (what, default) in OPTIONS.items():
         option = f"--max-{name.replace('_', '-')}"
         limits.add_argument(option, type=amount, metavar="N", help=f"{what} (default: {default})")
+
+
+def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    """The option --json."""
+    parser.add_argument("--json", action="store_true", help=f"print {what} as one JSON object")
 
 
 def limits_of(args: argparse.Namespace) -> Limits:

@@ -23,7 +23,6 @@ def add_parser(commands: Any) -> None:
     """The subcommand `calibrate`."""
     p = commands.add_parser(
         "calibrate",
-        help="measure a model's information curve",
         description="Measure on sample images how much information each noise level of a model holds, and store the "
         "curve in the model's folder. Schedules and bit allocation follow it; files depend on it.",
     )

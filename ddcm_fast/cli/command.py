@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import warnings
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Collection, Sequence
+from importlib import import_module
+from typing import Any, NoReturn
 
 from ddcm_fast import __version__
-from ddcm_fast.cli import calibrate, compress, decompress, edit, generate, info, restore
-from ddcm_fast.cli.terminal import EXIT_HELP, MISTAKE, complain, guarded
-from ddcm_fast.codec.config import PRESETS
-from ddcm_fast.errors import DDCMWarning
+from ddcm_fast.cli.terminal import EXIT_HELP, MISTAKE, complain, say, telling_more
+from ddcm_fast.errors import DDCMWarning, MissingExtraError
 
-_EPILOG = """examples:
+_EPILOG = f"""examples:
   ddcm compress photo.jpg photo.ddcm             compress with the built-in model
   ddcm decompress photo.ddcm photo.png           and back
   ddcm info photo.ddcm                           what is in the file
@@ -24,13 +24,20 @@ _EPILOG = """examples:
   ddcm compress photo.jpg small.ddcm --preset ddcm -T 200 -K 65536
   ddcm compress - - < photo.jpg | ddcm decompress - early.png        "-" is standard input or output
 
-Presets: {presets}.
 An input is never overwritten; an existing file is replaced only by one of its own kind, or with --force.
-{status}
+{EXIT_HELP}
 """
 
-#: In the order in which --help lists them.
-_COMMANDS = (compress, decompress, info, calibrate, generate, restore, edit)
+#: Command, which is also its module's name -> the line about it, in the order of --help.
+COMMANDS = {
+    "compress": "image -> .ddcm file",
+    "decompress": ".ddcm file -> image",
+    "info": "what is in a .ddcm file",
+    "calibrate": "measure a model's information curve",
+    "generate": "random images and their files",
+    "restore": "restore an image, compressed",
+    "edit": "edit an image by its label or prompt, compressed",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,33 +48,85 @@ class _Parser(argparse.ArgumentParser):
         self.exit(MISTAKE)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line's parser."""
+class _Commands:
+    """The subcommands of a parser, as the modules of the commands get them."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._action = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def add_parser(self, name: str, **how: Any) -> argparse.ArgumentParser:
+        return self._action.add_parser(name, help=COMMANDS[name], **how)
+
+
+class _Version(argparse.Action):
+    """--version, with what is behind it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        import torch
+
+        from ddcm_fast.codebook import backends
+        from ddcm_fast.codebook.law import NOISE_LAW_VERSION
+        from ddcm_fast.codec.container import FORMAT_VERSION
+        from ddcm_fast.models.loading import default_device
+
+        device = default_device()
+        say(f"ddcm-fast {__version__}, file format {FORMAT_VERSION}, noise law {NOISE_LAW_VERSION}")
+        say(f"Python {sys.version.split()[0]}, torch {torch.__version__}")
+        say(f"backends on {device}: {', '.join(backends.available(device))}")
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    """--print-completion, from the whole parser."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, shell: Any, __: Any = None) -> None:
+        try:
+            shtab = import_module("shtab")
+        except ImportError as error:
+            raise MissingExtraError("completion needs shtab: pip install 'ddcm-fast[completion]'") from error
+        print(shtab.complete(build_parser(), shell))
+        parser.exit()
+
+
+def build_parser(commands: Collection[str] = COMMANDS.keys()) -> argparse.ArgumentParser:
+    """The command line's parser: all commands by name, and the options of `commands`, whose modules it imports."""
     parser = _Parser(
         prog="ddcm",
         description="Compress images with a pretrained diffusion model and codebook noise (DDCM).",
-        epilog=_EPILOG.format(presets=", ".join(PRESETS), status=EXIT_HELP),
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"ddcm-fast {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in _COMMANDS:
-        module.add_parser(commands)
+    parser.add_argument("--version", action=_Version, nargs=0, help="what is installed and works here")
+    parser.add_argument(
+        "--print-completion",
+        action=_Completion,
+        choices=("bash", "zsh", "tcsh"),
+        metavar="SHELL",
+        help="a script for tab completion in bash, zsh or tcsh (needs shtab)",
+    )
+    group = _Commands(parser)
+    for name in COMMANDS:
+        if name in commands:
+            import_module(f"ddcm_fast.cli.{name}").add_parser(group)
+        else:
+            group.add_parser(name)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns its exit status (see terminal); an error is one line on standard error."""
+def run(argv: Sequence[str] | None = None) -> None:
+    """Run a command. Raises SystemExit for arguments that are none, and whatever the command raises."""
     # What a library has to say of an error is in our own line; its log would only surround it.
     for library in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB"):
         os.environ.setdefault(f"{library}_VERBOSITY", "critical")
-    return guarded(lambda: _run(argv))
-
-
-def _run(argv: Sequence[str] | None) -> None:
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    parser = build_parser([word for word in words if word in COMMANDS][:1])
+    args = parser.parse_args(words)
+    if args.command is None:
+        parser.print_help()
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # other libraries' are for their developers
         warnings.simplefilter("always", DDCMWarning)
         warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
-        args.run(args)
+        with telling_more(getattr(args, "verbose", False)):
+            args.run(args)

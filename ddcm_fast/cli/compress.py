@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from ddcm_fast.cli.arguments import (
     add_coding,
     add_common,
     add_condition,
+    add_json,
     add_rate,
     condition_of,
     path_or,
@@ -28,7 +30,7 @@ from ddcm_fast.files import STDIN, STDOUT, Outputs
 
 def add_parser(commands: Any) -> None:
     """The subcommand `compress`."""
-    p = commands.add_parser("compress", help="image -> .ddcm file", description="Compress an image.")
+    p = commands.add_parser("compress", description="Compress an image.")
     p.add_argument(
         "input",
         type=path_or(STDIN),
@@ -43,6 +45,7 @@ def add_parser(commands: Any) -> None:
         help="only a hash of it travels in the file: decompress must be given it again",
     )
     add_coding(p)
+    add_json(p, "size, quality and time")
     add_common(p)
     p.set_defaults(run=_run)
 
@@ -72,9 +75,19 @@ def _run(args: argparse.Namespace) -> None:
     outputs.write(args.output, coded.data)
     quality = psnr(to_tensor(image, model.channels)[0], coded.reconstruction.cpu())
     used = container.read(coded.data)[0].config
+    facts = {
+        "output": str(args.output),
+        "bytes": len(coded.data),
+        "bpp": coded.bpp,
+        "psnr": quality if math.isfinite(quality) else None,
+        "seconds": seconds,
+        "model": model.name,
+        "evaluations": codec.work(used, image.height, image.width),
+        "backend": backends.resolve(args.backend, model.device),
+    }
     tell(
-        f"{args.output}: {len(coded.data)} bytes, {coded.bpp:.4f} bpp, PSNR {quality:.2f} dB, {seconds:.1f} s "
-        f"(model {model.name}, network evaluations: {codec.work(used, image.height, image.width):.3g}, "
-        f"backend {backends.resolve(args.backend, model.device)})",
+        f"{args.output}: {len(coded.data):8} bytes, {coded.bpp:7.4f} bpp, PSNR {quality:5.2f} dB, {seconds:6.1f} s "
+        "(model {model}, network evaluations: {evaluations:.3g}, backend {backend})".format(**facts),
         args,
+        facts,
     )

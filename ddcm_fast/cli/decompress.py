@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def add_parser(commands: Any) -> None:
     """The subcommand `decompress`."""
-    p = commands.add_parser("decompress", help=".ddcm file -> image", description="Decompress a file.")
+    p = commands.add_parser("decompress", description="Decompress a file.")
     p.add_argument("input", type=path_or(STDIN), help="a .ddcm file")
     p.add_argument("output", type=path_or(STDOUT), help=OUTPUT_HELP)
     p.add_argument("--format", help="of the image where no ending says it, as in webp (default: png)")
@@ -45,7 +45,7 @@ def _run(args: argparse.Namespace) -> None:
         start = time.perf_counter()
         image, said = codec.decompress(data, args.ignore_checksum, condition_of(args), args.first), ""
     outputs.write(args.output, image_bytes(image, name))
-    tell(f"{args.output}: {image.width}x{image.height}, {time.perf_counter() - start:.1f} s{said}", args)
+    tell(f"{args.output}: {image.width}x{image.height}, {time.perf_counter() - start:6.1f} s{said}", args)
 
 
 def _decode_official(args: argparse.Namespace) -> tuple[Image.Image, str]:

@@ -43,7 +43,6 @@ def add_parser(commands: Any) -> None:
     """The subcommand `edit`."""
     p = commands.add_parser(
         "edit",
-        help="edit an image by its label or prompt, compressed",
         description="Encode an image under a source label or prompt and decode it with others from some step on. "
         "INPUT may be a .ddcm file, edited before or not.",
         epilog=_EPILOG,

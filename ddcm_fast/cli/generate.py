@@ -34,7 +34,6 @@ def add_parser(commands: Any) -> None:
     """The subcommand `generate`."""
     p = commands.add_parser(
         "generate",
-        help="random images and their files",
         description="Draw images at random from the model; each comes with the .ddcm file that decodes to it.",
     )
     p.add_argument("--output-dir", type=Path, required=True, help="where 0000.png, 0000.ddcm, ... go")

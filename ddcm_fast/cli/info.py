@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from typing import Any
 
-from ddcm_fast.cli.arguments import path_or
+from ddcm_fast.cli.arguments import add_json, path_or
 from ddcm_fast.cli.terminal import say
 from ddcm_fast.codec import container
 from ddcm_fast.files import STDIN, read
@@ -17,15 +18,36 @@ _ALWAYS_SHOWN = ("rule", "kind", "K", "T", "schedule", "seed")
 
 def add_parser(commands: Any) -> None:
     """The subcommand `info`."""
-    p = commands.add_parser("info", help="what is in a .ddcm file", description="Describe a .ddcm file.")
+    p = commands.add_parser("info", description="Describe a .ddcm file.")
     p.add_argument("input", type=path_or(STDIN), help="a .ddcm file")
     p.add_argument("--ignore-checksum", action="store_true", help="read a damaged file as it is")
+    add_json(p, "it")
     p.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
     data = read(args.input, start=container.MAGIC)
     header, payload = container.read(data, args.ignore_checksum)
+    if args.json:
+        say(json.dumps(_facts(header, data, payload)))
+    else:
+        _describe(header, data, payload)
+
+
+def _facts(header: container.Header, data: bytes, payload: bytes) -> dict[str, Any]:
+    """All that a file says of itself; a condition that does not travel is its hash."""
+    facts = dataclasses.asdict(header)
+    if isinstance(header.condition, ConditionHash):
+        facts["condition"] = {"hash": header.condition.value.hex()}
+    return facts | {
+        "fingerprint": header.fingerprint.hex(),
+        "bytes": len(data),
+        "header_bytes": len(data) - len(payload),
+        "bpp": 8 * len(data) / (header.width * header.height),
+    }
+
+
+def _describe(header: container.Header, data: bytes, payload: bytes) -> None:
     say(f"image      {header.width}x{header.height}")
     bpp = 8 * len(data) / (header.width * header.height)
     say(f"size       {len(data)} bytes, {bpp:.4f} bpp ({len(data) - len(payload)} bytes of header)")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import logging
+import time
 from typing import TYPE_CHECKING
 
 from ddcm_fast.cli.arguments import limits_of, progress
@@ -13,11 +16,19 @@ if TYPE_CHECKING:
     from ddcm_fast.sampling.model import DiffusionModel
 
 
+_log = logging.getLogger(__name__)
+
+
 def load(args: argparse.Namespace, name: str, dtype: str | None = None) -> DiffusionModel:
     """The model of a name that the user gave, in --dtype or else in `dtype`."""
     from ddcm_fast.models.loading import load_model
 
-    return load_model(name, device=args.device, dtype=args.dtype or dtype, trust=args.trust)
+    start = time.perf_counter()
+    model = load_model(name, device=args.device, dtype=args.dtype or dtype, trust=args.trust)
+    seconds = time.perf_counter() - start
+    where = f"{model.device} in {str(model.dtype).removeprefix('torch.')}"
+    _log.info("model %s on %s, loaded in %.1f s", model.name, where, seconds)
+    return model
 
 
 def load_for(args: argparse.Namespace, name: str, dtype: str) -> DiffusionModel:
@@ -34,6 +45,10 @@ def load_for(args: argparse.Namespace, name: str, dtype: str) -> DiffusionModel:
 
 def make_codec(args: argparse.Namespace, model: DiffusionModel, config: CodecConfig | None = None) -> Codec:
     """A codec with the options' backend and limits; without `config` one that only decodes."""
+    from ddcm_fast.codebook import backends
     from ddcm_fast.codec.codec import Codec
 
+    _log.info("codebooks by the backend %s", backends.resolve(args.backend, model.device))
+    if config is not None:
+        _log.info("coding %s", ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(config).items()))
     return Codec(model, config, args.backend, progress=progress(args), limits=limits_of(args))

@@ -48,7 +48,6 @@ def add_parser(commands: Any) -> None:
     """The subcommand `restore`."""
     p = commands.add_parser(
         "restore",
-        help="restore an image, compressed",
         description="Restore an image; beside OUTPUT goes the .ddcm file that decodes to it without INPUT.",
         epilog=_EPILOG + "\n".join(f"  {name:<30} {text}" for name, text in TASKS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,

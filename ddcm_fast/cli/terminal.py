@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 from ddcm_fast.errors import DDCMError, out_of_memory
 from ddcm_fast.files import STDOUT
@@ -36,10 +38,36 @@ def say(text: str, stream: TextIO | None = None) -> None:
         print(printable(text).encode(coding, "backslashreplace").decode(coding), file=stream)
 
 
-def tell(text: str, args: argparse.Namespace) -> None:
-    """Say what was done, beside standard output where that carries the result; nothing with --quiet."""
-    if not args.quiet:
-        say(text, sys.stderr if getattr(args, "output", None) == STDOUT else None)
+def tell(text: str, args: argparse.Namespace, facts: dict[str, Any] | None = None) -> None:
+    """Say what was done, beside standard output where that carries the result; nothing with --quiet.
+
+    With --json the line is `facts`, quiet or not.
+    """
+    stream = sys.stderr if getattr(args, "output", None) == STDOUT else None
+    if facts is not None and args.json:
+        say(json.dumps(facts), stream)
+    elif not args.quiet:
+        say(text, stream)
+
+
+class _Said(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(record.getMessage())
+
+
+@contextlib.contextmanager
+def telling_more(wanted: bool) -> Iterator[None]:
+    """What the package logs goes to standard error, with --verbose."""
+    logger, handler = logging.getLogger("ddcm_fast"), _Said()
+    level = logger.level
+    if wanted:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def complain(text: str) -> None:

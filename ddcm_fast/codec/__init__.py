@@ -4,7 +4,20 @@ Configuration and presets (config), the file (container), rate control (rate, pa
 files of the DDCM authors' code (official).
 """
 
-from ddcm_fast.codec.codec import Codec, Encoded
-from ddcm_fast.codec.config import PRESETS, CodecConfig, preset
+from typing import TYPE_CHECKING
+
+from ddcm_fast.lazy import exports
+
+if TYPE_CHECKING:
+    from ddcm_fast.codec.codec import Codec, Encoded
+    from ddcm_fast.codec.config import PRESETS, CodecConfig, preset
 
 __all__ = ["PRESETS", "Codec", "CodecConfig", "Encoded", "preset"]
+
+__getattr__, __dir__ = exports(
+    __name__,
+    {
+        "ddcm_fast.codec.codec": ("Codec", "Encoded"),
+        "ddcm_fast.codec.config": ("PRESETS", "CodecConfig", "preset"),
+    },
+)

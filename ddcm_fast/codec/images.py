@@ -14,7 +14,7 @@ from typing import IO, Any, Union
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ddcm_fast.codec.container import MAX_SIDE
@@ -76,6 +76,8 @@ def load_image(
         raise
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} has more than {max_pixels} pixels; make the image smaller") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"cannot read {name} as an image: it is of no known format") from error
     except Exception as error:  # Pillow raises nearly anything for a damaged file
         raise InputError(f"cannot read {name} as an image: {error}") from error
 

@@ -4,10 +4,15 @@ What a model is (model, condition, curve), which steps are taken (schedule, info
 who chooses it (choosers), and the loop (sampler, update, graphs).
 """
 
-from ddcm_fast.sampling.choosers import Chooser, Draw, Match, Replay, StepContext, toward
-from ddcm_fast.sampling.model import DiffusionModel
-from ddcm_fast.sampling.sampler import Sample, sample
-from ddcm_fast.sampling.schedule import Step, plan
+from typing import TYPE_CHECKING
+
+from ddcm_fast.lazy import exports
+
+if TYPE_CHECKING:
+    from ddcm_fast.sampling.choosers import Chooser, Draw, Match, Replay, StepContext, toward
+    from ddcm_fast.sampling.model import DiffusionModel
+    from ddcm_fast.sampling.sampler import Sample, sample
+    from ddcm_fast.sampling.schedule import Step, plan
 
 __all__ = [
     "Chooser",
@@ -22,3 +27,13 @@ __all__ = [
     "sample",
     "toward",
 ]
+
+__getattr__, __dir__ = exports(
+    __name__,
+    {
+        "ddcm_fast.sampling.choosers": ("Chooser", "Draw", "Match", "Replay", "StepContext", "toward"),
+        "ddcm_fast.sampling.model": ("DiffusionModel",),
+        "ddcm_fast.sampling.sampler": ("Sample", "sample"),
+        "ddcm_fast.sampling.schedule": ("Step", "plan"),
+    },
+)

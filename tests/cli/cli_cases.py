@@ -133,7 +133,6 @@ REFUSED = [
     ([*COMPRESS, "new.ddcm", *MODEL, "--label", "1", "--prompt", "\udcff"], "prompt is not UTF-8"),
     ([*COMPRESS, "new.ddcm", "--model", "\udcff\x1b[2J"], r"\udcff\x1b[2J"),
     ([*COMPRESS, "new.ddcm", "--unknown"], "--unknown"),
-    ([], "COMMAND"),
     (["inflate"], "inflate"),
 ]
 

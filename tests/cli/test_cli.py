@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddcm_fast.cli.command import main
+from ddcm_fast.cli import main
 from ddcm_fast.codec.images import to_pil
 from ddcm_fast.models.loading import WEIGHTS
 

@@ -18,7 +18,7 @@ from cli_cases import ALLOWED, CODING, COMPRESS, MODEL, REFUSED
 from PIL import Image
 
 from ddcm_fast import Codec, files
-from ddcm_fast.cli.command import main
+from ddcm_fast.cli import main
 from ddcm_fast.codec import container
 from ddcm_fast.errors import InputError
 from ddcm_fast.models.loading import WEIGHTS, load_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddcm_fast.cli.command import main
+from ddcm_fast.cli import main
 
 FAST = ["--device", "cpu", "-q"]
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, features
 
 from ddcm_fast import Limits, load_model
-from ddcm_fast.cli.command import main
+from ddcm_fast.cli import main
 from ddcm_fast.codec.codec import Codec
 from ddcm_fast.codec.images import load_image, save_image, to_mask, to_srgb, to_tensor, writing_format
 from ddcm_fast.errors import DDCMWarning, InputError

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ddcm_fast import Codec, Limits, load_model
-from ddcm_fast.cli.command import main
+from ddcm_fast.cli import main
 from ddcm_fast.codec import codec as codec_module
 from ddcm_fast.codec import container, official
 from ddcm_fast.codec.config import CodecConfig, preset

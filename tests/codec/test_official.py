@@ -90,7 +90,7 @@ def test_decodes_like_their_code(settings: Settings, pipe: Any, tmp_path: Path) 
 def test_command_line(pipe: Any, tmp_path: Path) -> None:
     from PIL import Image
 
-    from ddcm_fast.cli.command import main
+    from ddcm_fast.cli import main
 
     settings = Settings(5, 999, 0, 16, model="tiny")
     folder = tmp_path / settings.folder()

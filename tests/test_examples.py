@@ -1,0 +1,35 @@
+"""Every example is run as its first lines say, from a folder of its own, and leaves nothing but what it says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+#: Name -> arguments, and what it prints. The demo is run in test_cli_files.py and by `make demo`.
+WANTED = {
+    "codec": ([], "bits a pixel"),
+    "own_sampler": ([], ""),
+    "search": ([], ""),
+}
+
+
+def test_no_example_is_forgotten():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*WANTED, "demo"}
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_example(name, tmp_path):
+    args, says = WANTED[name]
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *args],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout and done.stdout.strip() and not list(tmp_path.iterdir())
