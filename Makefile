@@ -3,6 +3,7 @@
 # make check   lint, types and tests; `make lint` is what pre-commit runs
 # make fuzz    damaged and hostile inputs, without end or for SECONDS=60
 # make bench   microbenchmarks of the codebook operations
+# make man     the manual page ddcm.1, from the command's parser (wants the network)
 # make wheel   the source archive and the wheel, as an index takes them, into dist/ (Linux; wants the network)
 # make wheels  the same by cibuildwheel, for the oldest systems it knows (wants Docker on Linux)
 #
@@ -15,7 +16,7 @@ BIN := .venv/bin
 # Two workers of one thread each.
 WORKERS := --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-avx2 test-slow fuzz lint types check bench wheel wheels clean
+.PHONY: demo test test-avx2 test-slow fuzz lint types check bench wheel wheels man clean
 
 .venv/.installed: pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -64,6 +65,11 @@ wheels:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check build cibuildwheel
 	$(BIN)/python -m build --sdist --outdir dist
 	$(BIN)/python -m cibuildwheel --output-dir dist
+
+man: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check argparse-manpage
+	$(BIN)/argparse-manpage --module ddcm_fast.cli.command --function build_parser --project-name ddcm-fast --prog ddcm \
+		--description "compress images with a pretrained diffusion model" --format single-commands-section --output ddcm.1
 
 clean:
 	rm -rf .venv build dist demo *.egg-info

@@ -87,7 +87,7 @@ def _run(args: argparse.Namespace) -> None:
     }
     tell(
         f"{args.output}: {len(coded.data):8} bytes, {coded.bpp:7.4f} bpp, PSNR {quality:5.2f} dB, {seconds:6.1f} s "
-        "(model {model}, network evaluations: {evaluations:.3g}, backend {backend})".format(**facts),
+        f"(model {model.name}, network evaluations: {facts['evaluations']:.3g}, backend {facts['backend']})",
         args,
         facts,
     )

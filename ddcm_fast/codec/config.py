@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ddcm_fast.codebook.codebook import Codebook
-from ddcm_fast.codebook.law import KINDS, MAX_SIZE, CodebookSpec
+from ddcm_fast.codebook.law import KINDS, MAX_SIZE, CodebookSpec, integer
 from ddcm_fast.errors import ConfigError
 from ddcm_fast.sampling.information import kl_timesteps, shares
 from ddcm_fast.sampling.model import DiffusionModel
@@ -100,9 +100,7 @@ class CodecConfig:
             ("tail", 0, MAX_T),
             ("seed", 0, 2**64 - 1),
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ConfigError(f"{name} is {value!r}; it must be an integer from {low} to {high}")
+            object.__setattr__(self, name, integer(name, getattr(self, name), low, high))  # numpy's, too
         if self.rule != "pursuit" and (self.M, self.official_grid) != (1, False):
             raise ConfigError(f"M belongs to the rule 'pursuit', not to {self.rule!r}")
         if self.rule not in RULES_WITH_BITS and self.C != 1:
@@ -119,8 +117,11 @@ class CodecConfig:
             raise ConfigError("stop and tail belong to the schedule 'kl', which needs a tail of at least one step")
         if self.ancestral_tail and self.tail == 0:
             raise ConfigError("ancestral_tail needs the schedule 'kl' and its tail")
-        if self.t_range is not None and not 0 <= self.t_range[1] <= self.t_range[0]:
-            raise ConfigError(f"t_range is {self.t_range}; it must be (high, low) with high >= low >= 0")
+        if self.t_range is not None:
+            high, low = (integer("t_range's timestep", t, 0, MAX_STOP) for t in _pair(self.t_range))
+            if low > high:
+                raise ConfigError(f"t_range is {self.t_range}; it must be (high, low) with high >= low")
+            object.__setattr__(self, "t_range", (high, low))
 
     def steps(self, model: DiffusionModel) -> list[Step]:
         """The schedule's steps for a model, with what is coded in each: the plan that encoder and decoder follow.
@@ -197,6 +198,13 @@ class CodecConfig:
         if self.rule == "pursuit":
             return Pursuit(book, self.M, self.C, self.official_grid)
         return Greedy(book)
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    """Two things. Raises ConfigError."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise ConfigError(f"t_range is {value!r}; it must be (high, low)")
+    return value[0], value[1]
 
 
 #: Name -> configuration and what it is.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -113,3 +114,24 @@ def test_search_cost_follows_the_settings() -> None:
     assert preset("pursuit", K=4096, T=10, M=3, kind="gaussian").search_cost(1024).entries == 3 * base.entries
     trellis = preset("trellis", T=10, atoms=1000).search_cost(10000)
     assert trellis.numbers == 100 * 4096 and math.isclose(trellis.operations, 2 * 10 * trellis.numbers)
+
+
+def test_numpys_integers_are_integers() -> None:
+    own = CodecConfig(K=np.int64(64), T=np.uint8(7), seed=np.uint64(2**64 - 1), t_range=np.array([900, 3]).tolist())
+    assert own == CodecConfig(K=64, T=7, seed=2**64 - 1, t_range=(900, 3))
+    assert all(type(value) is int for value in (own.K, own.T, own.seed, *own.t_range))
+    assert CodecConfig(t_range=(np.int32(900), np.int16(3))) == CodecConfig(t_range=(900, 3))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"t_range": value} for value in ((900.0, 3), (900, 3.5), (900,), (9, 5, 1), "90", 7, (3, 900), (5, -1))),
+        *({"T": value} for value in (2.0, "5", True, None, np.float32(3))),
+    ],
+    ids=str,
+)
+def test_what_is_no_integer_is_refused(given: dict) -> None:
+    with pytest.raises(ConfigError, match=next(iter(given))) as error:
+        CodecConfig(**given)
+    assert "\n" not in str(error.value)

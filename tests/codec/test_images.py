@@ -383,9 +383,9 @@ def floats(*numbers):
 
 #: name: (a file's bytes, what the message says)
 REFUSED = {
-    "empty": (b"", "cannot identify"),
-    "text": (b"no picture\n", "cannot identify"),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n", "identify"),
+    "empty": (b"", "no known format"),
+    "text": (b"no picture\n", "no known format"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n", "no known format"),
     "truncated PNG": (pictures.png_of(RGB)[:-300], "truncated"),
     "truncated JPEG": (saved(Image.fromarray(RGB), "JPEG")[:-300], "truncated"),
     "truncated TIFF": (tiff(8, GREY.tobytes()[:-99]), "cannot read"),
