@@ -675,9 +675,10 @@ def measure_baselines(report: Report) -> None:
 @contextlib.contextmanager
 def one_configuration() -> Iterator[None]:
     """Triton's autotuned kernels have their first configuration only: for checks that saves most compilations."""
-    from ddcm_fast.kernels import gaussian, sign
+    from ddcm_fast.kernels import search_gaussian, search_sign
 
-    kernels = [k for m in (gaussian, sign) for k in (m.small_kernel, m.large_kernel) if hasattr(k, "configs")]
+    modules = (search_gaussian, search_sign)
+    kernels = [k for m in modules for k in (m.small_kernel, m.large_kernel) if hasattr(k, "configs")]
     before = [kernel.early_config_prune for kernel in kernels]
 
     def first_of(prune: Any) -> Any:

@@ -149,14 +149,14 @@ def test_missing_curand_header_skips_its_baseline(tmp_path: Path, monkeypatch: p
 
 def test_triton_gets_its_configurations_back(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from ddcm_fast.kernels import gaussian, sign
+    from ddcm_fast.kernels import search_gaussian, search_sign
 
     def prune(configs: list[int], arguments: dict, **meta: int) -> list[int]:
         return [config for config in configs if config > meta["B"]]
 
     # The interpreter's kernels have nothing to choose from.
     pruned, free = (SimpleNamespace(configs=[1, 2, 3], early_config_prune=p) for p in (prune, None))
-    for module in (gaussian, sign):
+    for module in (search_gaussian, search_sign):
         monkeypatch.setattr(module, "large_kernel", pruned)
         monkeypatch.setattr(module, "small_kernel", free)
     with gpu_check.one_configuration():
