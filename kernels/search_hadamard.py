@@ -80,7 +80,7 @@ def score_kernel(
     ones.
 
     Traffic: w once for every tile of BLOCK_P pairs, out of caches, and with table 2 / N bits an atom and coordinate.
-    Bound: the exchanges of the transforms, log2(N) + log2(N) / sub-blocks stages for N atoms, through shared memory.
+    Bound: the exchanges of the transforms through shared memory, log2(N) (1 + 1 / sub-blocks) stages a coordinate.
     Source: docs/noise-law.md, section 4; Andoni et al. 2015 (arXiv 1509.02897) for the trick.
     """
     pid = tl.program_id(0)
