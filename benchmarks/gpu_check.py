@@ -55,53 +55,24 @@ def use_checkout() -> None:
     package.__path__ = [str(REPOSITORY / "ddcm_fast")]
     sys.modules["ddcm_fast"] = package
     sys.meta_path.insert(0, _KernelsFinder())
-    sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+    sys.path[:0] = [str(REPOSITORY / "benchmarks"), str(REPOSITORY / "tests")]
 
 
 use_checkout()
 
+import backend_checks as shared  # noqa: E402
 import torch  # noqa: E402
+from backend_checks import KINDS, QUICK_SHAPES, SEED  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from ddcm_fast.codebook import backends, reference  # noqa: E402
+from ddcm_fast.codebook import backends  # noqa: E402
 from ddcm_fast.codebook.backends import cuda  # noqa: E402
 from ddcm_fast.codebook.build import nvcc  # noqa: E402
 from ddcm_fast.codebook.codebook import Codebook  # noqa: E402
 from ddcm_fast.codebook.law import CodebookSpec  # noqa: E402
 from ddcm_fast.files import write_json  # noqa: E402
 
-KINDS = ("gaussian", "sign", "hadamard")
 DEVICE = "cuda"  # of the measurements
-SEED = 2**63 + 12345
-
-# (D, K, G, B) of the correctness grid.
-QUICK_SHAPES = [(1, 1, 1, 1), (77, 1, 3, 2), (300, 70, 1, 3)]
-SHAPES = [
-    *QUICK_SHAPES,
-    (130, 100, 1, 1),
-    (777, 3000, 3, 2),
-    (4097, 2500, 1, 4),
-    (5000, 1025, 7, 9),
-    (64, 77, 64, 5),
-    (1500, 640, 2, 17),
-    (1024, 512, 1, 256),
-    (1100, 260, 1, 48),
-    (900, 300, 2, 100),
-    (45000, 200, 1, 256),
-    (20001, 17000, 1, 1),
-]
-
-# (kind, D, K, G): more than 2^32 entries; the best atom is planted near the end.
-LARGE = [
-    ("sign", 36864, 2**20, 1),
-    ("gaussian", 4099, 2**21, 1),
-    ("hadamard", 36864, 2**20, 1),
-    ("sign", 64, 2**32, 1),
-    ("sign", 16384, 2**19, 3),
-]
-
-#: Shapes of the triton backend's grid on a GPU: every kernel, few of them to compile.
-TRITON_SHAPES = [*QUICK_SHAPES, (777, 3000, 3, 2), (5000, 1025, 7, 9), (1500, 640, 2, 17), (17000, 17000, 1, 2)]
 
 #: Instructions an entry if they cannot be counted here (benchmarks/results/sass-sm90.json).
 INSTRUCTIONS = {"sign": 0.6, "gaussian": 8.6}
@@ -140,6 +111,15 @@ class Report:
     def check(self, backend: str, what: str, ok: bool, **details: Any) -> None:
         self.data["checks"].append({"backend": backend, "what": what, "ok": bool(ok), **details})
 
+    def compare(self, backend: str, what: str, comparison: Callable[[], None]) -> None:
+        """A check that holds if the comparison raises no AssertionError."""
+        try:
+            comparison()
+        except AssertionError as error:
+            self.check(backend, what, False, reason=str(error))
+        else:
+            self.check(backend, what, True)
+
     def skip(self, name: str, reason: str) -> None:
         self.data["skipped"].append({"section": name, "reason": reason})
 
@@ -154,98 +134,25 @@ class Report:
 # ---- correctness -----------------------------------------------------------------------------------------
 
 
-def check_shape(report: Report, name: str, kind: str, shape: tuple[int, ...], device: str) -> None:
+def check_shape(report: Report, name: str, kind: str, shape: tuple[int, int, int, int], device: str) -> None:
     """Every operation of one backend on one shape against the reference, on fresh random input."""
-    dim, size, groups, batch = shape
-    if groups > dim:
-        return
-    spec = CodebookSpec(kind, dim, size, groups, SEED)
-    module = backends.load(name)
-    step = 2**31 + dim
-    at = torch.tensor(step, device=device)
-    r = torch.randn(batch, dim, device=device)
-    label = f"{kind} D={dim} K={size} G={groups} B={batch}"
-    w = reference.to_codebook_order(spec, r)
-    found = module.to_codebook_order(spec, r)
-    image = module.to_image_order(spec, w)
-    report.check(
-        name,
-        f"rotation {label}",
-        torch.equal(found, w) and torch.equal(image, reference.to_image_order(spec, w)),
-    )
-    exact = torch.cat([s for _, s in reference._score_chunks(spec, w, step)], dim=-1)
-    scale = w.double().norm(dim=1).view(-1, 1, 1) * spec.max_group_dim**0.5
-    error = ((module.scores(spec, w, at).double() - exact).abs() / scale).max().item()
-    report.check(name, f"scores {label}", error < 1e-6, relative_error=error)
-    bias = torch.randn(groups, size, device=device)
-    m = min(size, 33)
-    for signed in (False, True):
-        for added in (None, bias, bias[0].contiguous()):
-            value = (exact.abs() if signed else exact) + (0 if added is None else added.double())
-            best = value.topk(m, dim=-1).values
-            tolerance = 2e-6 * scale + 1e-6
-            one = module.search(spec, w, at, signed, added)
-            many = module.topk(spec, w, at, m, signed, added)
-            for what, (index, sign, score) in (
-                ("search", tuple(x.unsqueeze(-1) for x in one)),
-                ("topk", many),
-            ):
-                gap = (value.gather(-1, index) - best[..., : index.shape[-1]]).abs()
-                of = (sign * exact.gather(-1, index) - score).abs()
-                distinct = bool((index.sort(-1).values.diff(dim=-1) > 0).all())
-                ok = bool((gap <= tolerance).all()) and bool((of <= tolerance).all()) and distinct
-                again = module.search(spec, w, at, signed, added)
-                ok = ok and all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
-                shape_of_bias = None if added is None else list(added.shape)
-                report.check(name, f"{what} {label}", ok, signed=signed, bias=shape_of_bias)
-    beside, norms = module.scores_and_norms(spec, w, at)
-    expected = reference.norms(spec, step, device)
-    report.check(name, f"scores beside norms {label}", torch.equal(beside, module.scores(spec, w, at)))
-    report.check(name, f"norms {label}", torch.allclose(norms, expected, rtol=1e-6, atol=0))
-    index = torch.randint(0, size, (batch, groups, 3), device=device)
-    coefficient = torch.randn(batch, groups, 3, device=device)
-    y = module.combine(spec, index, coefficient, at)
-    report.check(
-        name,
-        f"combine {label}",
-        torch.equal(y, reference.combine(spec, index, coefficient, step)),
-    )
+    case, backend = shared.Case(kind, *shape), backends.load(name)
+    answer = shared.make_answers(case, device, seed=int(torch.randint(2**31, ())), step=2**31 + case.dim)
+    for what, comparison in shared.COMPARISONS.items():
+        report.compare(name, f"{what} {case}", partial(comparison, backend, answer, device))
 
 
-def check_not_finite(report: Report, name: str, kind: str, device: str) -> None:
-    """A NaN or infinite row gets index -1; the other rows do not notice."""
-    codebook = Codebook(kind, 500, 90, groups=2, seed=SEED, backend=name)
-    module = backends.load(name)
-    r = torch.randn(3, 500, device=device)
-    at = torch.tensor(3, device=device)
-    clean = module.search(codebook.spec, module.to_codebook_order(codebook.spec, r), at, True, None)
-    for bad in (float("nan"), float("inf")):
-        r[1, 7] = bad
-        w = module.to_codebook_order(codebook.spec, r)
-        index, _, score = module.search(codebook.spec, w, at, True, None)
-        top = module.topk(codebook.spec, w, at, 3, True, None)
-        ok = bool((index[1] == -1).any()) and bool((top[0][1] == -1).any())
-        ok = ok and bool(score[1].isnan().any()) and torch.equal(index[::2], clean[0][::2])
-        report.check(name, f"not finite {kind}", ok, value=str(bad))
+def check_kind(report: Report, name: str, kind: str, device: str) -> None:
+    """Residuals that are not finite, and the public face."""
+    not_finite = partial(shared.check_not_finite, backends.load(name), kind, device)
+    report.compare(name, f"not finite {kind}", not_finite)
+    report.compare(name, f"codebook {kind}", partial(shared.check_codebook, name, kind, device))
 
 
-def check_large(report: Report, name: str, case: tuple[str, int, int, int], device: str) -> None:
-    """More than 2^32 entries: the residual is an atom near the end of the codebook, so the search finds it."""
-    kind, dim, size, groups = case
-    spec = CodebookSpec(kind, dim, size, groups, SEED)
-    module = backends.load(name)
-    at = torch.tensor(5, device=device)
-    planted = torch.full((1, groups), size - 5, device=device)
-    one = torch.ones(1, groups, 1, device=device)
-    w = reference.combine(spec, planted.unsqueeze(-1), one, 5)
-    if dim > 64:
-        w = w + 0.5 * torch.randn_like(w)
-    index, sign, score = module.search(spec, w, at, True, None)
-    exact = (reference.combine(spec, planted.unsqueeze(-1), one, 5).double() * w.double()).sum()
-    ok = torch.equal(index, planted) and bool((sign == 1).all())
-    close = abs(score.double().sum() - exact) <= 1e-6 * dim**0.5 * float(w.norm())
-    label = f"{kind} D={dim} K={size} G={groups}"
-    report.check(name, f"more than 2^32 entries {label}", ok and bool(close), index=index.tolist())
+def check_large(report: Report, name: str, case: shared.Case, device: str) -> None:
+    """More than 2^32 entries."""
+    planted = partial(shared.check_planted, backends.load(name), case, device)
+    report.compare(name, f"more than 2^32 entries {case}", planted)
 
 
 def check_streams_and_graphs(report: Report, name: str, kind: str) -> None:
@@ -282,19 +189,6 @@ def check_streams_and_graphs(report: Report, name: str, kind: str) -> None:
         replayed = [t.clone() for t in captured]
         ok = ok and all(torch.equal(a, b) for a, b in zip(replayed, work(), strict=True))
     report.check(name, f"graph replay with changing steps {kind}", ok)
-
-
-def check_codebook(report: Report, name: str, device: str) -> None:
-    """The public face: strided input, integer and tensor steps, atoms identical to the reference's."""
-    for kind in KINDS:
-        fast = Codebook(kind, 300, 99, groups=3, seed=1, backend=name)
-        slow = Codebook(kind, 300, 99, groups=3, seed=1, backend="reference")
-        r = torch.randn(2, 300, 2, device=device)[..., 0].double()
-        index, sign, score = fast.search(r, 4)
-        _, _, expected = slow.search(r, torch.tensor(4, device=device))
-        ok = torch.allclose(score, expected, rtol=1e-4)
-        ok = ok and torch.equal(fast.atoms(index, 4, sign), slow.atoms(index, 4, sign))
-        report.check(name, f"codebook {kind}", ok)
 
 
 # ---- measurements ------------------------------------------------------------------------------------------
@@ -635,14 +529,13 @@ def check_backend(
                 check_shape(report, name, kind, shape, device)
 
         report.guard(f"{name} {kind} grid", grid)
+        report.guard(f"{name} {kind} ends", partial(check_kind, report, name, kind, device))
         if device == "cuda":
-            report.guard(f"{name} {kind} not finite", partial(check_not_finite, report, name, kind, device))
             report.guard(f"{name} {kind} streams and graphs", partial(check_streams_and_graphs, report, name, kind))
-    report.guard(f"{name} codebook", partial(check_codebook, report, name, device))
     if device == "cuda":
-        for case in LARGE:
+        for case in shared.GPU_LARGE_CASES:
             # The triton backend's 2^32 atoms would take the time of all the rest.
-            if name == "cuda" or case[2] < 2**32:
+            if name == "cuda" or case.size < 2**32:
                 report.guard(f"{name} large {case}", partial(check_large, report, name, case, device), 20)
 
 
@@ -675,9 +568,10 @@ def measure_baselines(report: Report) -> None:
 @contextlib.contextmanager
 def one_configuration() -> Iterator[None]:
     """Triton's autotuned kernels have their first configuration only: for checks that saves most compilations."""
-    from ddcm_fast.kernels import gaussian, sign
+    from ddcm_fast.kernels import search_gaussian, search_sign
 
-    kernels = [k for m in (gaussian, sign) for k in (m.small_kernel, m.large_kernel) if hasattr(k, "configs")]
+    modules = (search_gaussian, search_sign)
+    kernels = [k for m in modules for k in (m.small_kernel, m.large_kernel) if hasattr(k, "configs")]
     before = [kernel.early_config_prune for kernel in kernels]
 
     def first_of(prune: Any) -> Any:
@@ -708,10 +602,10 @@ def run(report: Report, device: str, quick: bool) -> None:
     if device != "cuda":
         for name in names or ["reference"]:
             # Interpreted triton takes seconds even for the smallest shapes.
-            check_backend(report, name, device, QUICK_SHAPES if quick else SHAPES, report.left())
+            check_backend(report, name, device, QUICK_SHAPES if quick else shared.GPU_SHAPES, report.left())
         return
     if "cuda" in names:
-        check_backend(report, "cuda", device, QUICK_SHAPES if quick else SHAPES, 40)
+        check_backend(report, "cuda", device, QUICK_SHAPES if quick else shared.GPU_SHAPES, 40)
         report.guard("instruction count", partial(count_instructions, report), 60)
         measure_backend(report, "cuda")
         report.guard("clusters", partial(measure_clusters, report), 20)
@@ -720,7 +614,7 @@ def run(report: Report, device: str, quick: bool) -> None:
     measure_baselines(report)
     if "triton" in names:
         with one_configuration():
-            check_backend(report, "triton", device, QUICK_SHAPES if quick else TRITON_SHAPES, 25)
+            check_backend(report, "triton", device, QUICK_SHAPES if quick else shared.TRITON_SHAPES, 25)
         measure_backend(report, "triton")
     data["reach"] = reach(report)
     report.write()

@@ -24,7 +24,7 @@ PTX = not INTERPRETED and torch.version.hip is None
 
 def tile(atoms: int, warps: int, stages: int) -> triton.Config:
     """A configuration of a large-batch kernel."""
-    return triton.Config({"K": atoms}, num_warps=warps, num_stages=stages)
+    return triton.Config({"BLOCK_K": atoms}, num_warps=warps, num_stages=stages)
 
 
 def tuned(
@@ -34,21 +34,26 @@ def tuned(
 ) -> Any:
     """triton.autotune, or in the interpreter (which has nothing to time) the first configuration.
 
-    With `choose`, among those it picks for the launch's meta-parameters. Configurations differ in tile, warp and stage
-    counts only. Whatever decides the order of a float sum is fixed by the problem, so results do not depend on
+    With `choose`, among those it picks for the launch's arguments by name. Configurations differ in tile, warp and
+    stage counts only. Whatever decides the order of a float sum is fixed by the problem, so results do not depend on
     which configuration won.
     """
 
     def decorate(kernel: Any) -> Any:
         if INTERPRETED:
-            kernel.choose = choose or (lambda meta: configs)
+            kernel.choose = choose or (lambda arguments: configs)
             return kernel
         prune = None
         if choose is not None:
-            prune = {"early_config_prune": lambda configs, arguments, **meta: list(choose(meta))}
+            prune = {"early_config_prune": lambda configs, arguments, **meta: list(choose({**arguments, **meta}))}
         return triton.autotune(configs=list(configs), key=key, prune_configs_by=prune)(kernel)
 
     return decorate
+
+
+def named(kernel: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Positional arguments of a launch by the kernel's names for them."""
+    return dict(zip(kernel.arg_names, args, strict=False))
 
 
 def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
@@ -60,7 +65,7 @@ def launch(kernel: Any, programs: int, *args: Any, **meta: Any) -> None:
     if programs == 0:
         return
     if INTERPRETED and hasattr(kernel, "choose"):
-        meta.update(kernel.choose(meta)[0].kwargs)
+        meta.update(kernel.choose({**named(kernel, args), **meta})[0].kwargs)
     first: Tensor = args[0]
     if first.is_cuda:
         with torch.cuda.device(first.device):

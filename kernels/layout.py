@@ -5,9 +5,9 @@ import triton.language as tl
 
 
 @triton.jit
-def power_scale(peak, BITS: tl.constexpr):
+def power_scale(peak_ptr, BITS: tl.constexpr):
     """(2^q, 2^-q) such that |peak| * 2^q lies below 2^BITS and near it: exact, from the exponent bits."""
-    exponent = (peak.to(tl.int32, bitcast=True) >> 23) & 0xFF
+    exponent = (peak_ptr.to(tl.int32, bitcast=True) >> 23) & 0xFF
     biased = tl.minimum(tl.maximum(253 + BITS - exponent, 1), 253)
     scale = (biased << 23).to(tl.float32, bitcast=True)
     inverse = ((254 - biased) << 23).to(tl.float32, bitcast=True)
@@ -15,10 +15,10 @@ def power_scale(peak, BITS: tl.constexpr):
 
 
 @triton.jit
-def group_range(g, dim, groups):
+def group_range(g, dim, num_groups):
     """First coordinate and number of coordinates of group g, int64."""
-    start = g.to(tl.int64) * dim // groups
-    return start, (g.to(tl.int64) + 1) * dim // groups - start
+    start = g.to(tl.int64) * dim // num_groups
+    return start, (g.to(tl.int64) + 1) * dim // num_groups - start
 
 
 @triton.jit

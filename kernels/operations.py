@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import torch
-from ddcm_fast.kernels import gaussian, hadamard_search
-from ddcm_fast.kernels import sign as sign_search
-from ddcm_fast.kernels.ranking import finish, peaks, rank
-from ddcm_fast.kernels.rotation import to_codebook_order, to_image_order
-from ddcm_fast.kernels.synthesis import combine
+from ddcm_fast.kernels import search_gaussian, search_hadamard, search_sign
+from ddcm_fast.kernels.combine import combine
+from ddcm_fast.kernels.rotate import to_codebook_order, to_image_order
+from ddcm_fast.kernels.select import finish, peaks, rank
 from torch import Tensor
 
 from ddcm_fast.codebook.law import CodebookSpec
@@ -22,9 +21,9 @@ from ddcm_fast.codebook.law import CodebookSpec
 __all__ = ["combine", "scores", "scores_and_norms", "search", "to_codebook_order", "to_image_order", "topk"]
 
 _RESIDUALS: dict[str, Any] = {
-    "gaussian": gaussian.Residual,
-    "sign": sign_search.Residual,
-    "hadamard": hadamard_search.Residual,
+    "gaussian": search_gaussian.Residual,
+    "sign": search_sign.Residual,
+    "hadamard": search_hadamard.Residual,
 }
 
 #: Candidates that topk holds at once, over all images and groups: 24 MB of keys and scores.
@@ -88,10 +87,10 @@ def scores_and_norms(spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tenso
     """All scores (B, G, K) and squared norms (G, K) float32; see ddcm_fast.codebook.reference.scores_and_norms."""
     if spec.kind == "gaussian":
         out, norms = w.new_empty(len(w), spec.groups, spec.size), w.new_empty(spec.groups, spec.size)
-        residual = gaussian.Residual(spec, w, peaks(spec, w)[1])
+        residual = search_gaussian.Residual(spec, w, peaks(spec, w)[1])
         residual.scores(step, 0, spec.size, out, norms)
         return out, norms
     if spec.kind == "hadamard":
-        return scores(spec, w, step), hadamard_search.norms(spec, step)
+        return scores(spec, w, step), search_hadamard.norms(spec, step)
     start = torch.arange(spec.groups + 1, device=step.device, dtype=torch.int64) * spec.dim // spec.groups
     return scores(spec, w, step), start.diff().float()[:, None].repeat(1, spec.size)

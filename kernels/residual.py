@@ -41,18 +41,13 @@ class Work:
 
     @property
     def targets(self) -> tuple[Any, ...]:
-        """Kernel arguments step, bias, out, keys."""
+        """Kernel arguments step_ptr, bias_ptr, out_ptr, key_ptr."""
         return self.step, self.bias, self.out, self.keys
 
     @property
     def atoms(self) -> tuple[int, ...]:
-        """Kernel arguments first, last, span, programs, width (from a row of out, and of keys, to the next)."""
+        """Kernel arguments first, last, span, num_programs, stride_out (between rows of out, and of keys)."""
         return self.first, self.last, self.span, self.programs, self.out.stride(-2)
-
-    @property
-    def meta(self) -> dict[str, bool]:
-        """The kernels' meta-parameters SEARCH, SIGNED, BIAS."""
-        return {"SEARCH": self.keys is not None, "SIGNED": self.signed, "BIAS": self.bias is not None}
 
 
 class Residual:

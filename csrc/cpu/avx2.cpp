@@ -124,7 +124,7 @@ struct Simd {
 
 }  // namespace
 
-#include "kernels_impl.h"
+#include "simd.h"
 
 const Kernels* avx2_kernels() {
   static constexpr Kernels kernels = make_kernels("avx2");

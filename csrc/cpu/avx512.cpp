@@ -146,7 +146,7 @@ struct Simd {
 
 }  // namespace
 
-#include "kernels_impl.h"
+#include "simd.h"
 
 const Kernels* avx512_kernels() {
   static constexpr Kernels kernels = make_kernels("avx512");

@@ -1,5 +1,5 @@
 // What one instruction set must provide: the table of kernels that portable.cpp, avx2.cpp and
-// avx512.cpp each fill from the same templates (kernels_impl.h). codebook.cpp picks a table at run
+// avx512.cpp each fill from the same templates (simd.h). driver.cpp picks a table at run
 // time, divides the work into tasks and merges their results.
 //
 // The files behind these tables are compiled with different -m flags. They therefore share no inline

@@ -119,7 +119,7 @@ Pool* get_pool() {
 Call::Call()
     : outer_(current_call),
       thread_state_(interpreter.save_thread != nullptr ? interpreter.save_thread() : nullptr),
-      asked_(Clock::now()) {
+      last_check_(Clock::now()) {
   current_call = this;
 }
 
@@ -130,11 +130,11 @@ Call::~Call() {
 
 Call& Call::current() { return *current_call; }
 
-void Call::ask() {
+void Call::check_signals() {
   if (thread_state_ == nullptr || interrupted_.load(std::memory_order_relaxed)) return;
   const Clock::time_point now = Clock::now();
-  if (now - asked_ < std::chrono::milliseconds(100)) return;
-  asked_ = now;
+  if (now - last_check_ < std::chrono::milliseconds(100)) return;
+  last_check_ = now;
   interpreter.restore_thread(thread_state_);
   if (interpreter.check_signals() != 0) interrupted_.store(true, std::memory_order_relaxed);
   thread_state_ = interpreter.save_thread();

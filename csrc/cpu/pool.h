@@ -40,18 +40,18 @@ class Call {
 
   // Whether to stop. For any thread of the pool between pieces of work; worker 0 asks the interpreter.
   bool interrupted(int worker) {
-    if (worker == 0) ask();
+    if (worker == 0) check_signals();
     return interrupted_.load(std::memory_order_relaxed);
   }
 
  private:
   using Clock = std::chrono::steady_clock;
 
-  void ask();
+  void check_signals();
 
   Call* const outer_;  // a signal handler can make a call of its own
   void* thread_state_;
-  Clock::time_point asked_;
+  Clock::time_point last_check_;
   std::atomic<bool> interrupted_{false};
 };
 

@@ -158,7 +158,7 @@ struct Simd {
 
 }  // namespace
 
-#include "kernels_impl.h"
+#include "simd.h"
 
 const Kernels* portable_kernels() {
   static constexpr Kernels kernels = make_kernels("portable");

@@ -6,7 +6,7 @@ a plain C interface and contain no torch or Python code, so one serves every ver
 any C++17 compiler with GCC's command line, the cuda library nvcc.
 
 A library's name ends in two hashes: of what it was made from, so that a stale one is never loaded, and of its own
-bytes, so that a damaged or foreign one is told before it is loaded.
+bytes, so that a damaged or foreign one is noticed before it is loaded.
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ def compiler() -> list[str]:
 
     Raises BuildError if there is none.
     """
-    asked = shlex.split(os.environ.get("CXX", ""))
-    if asked:
-        if shutil.which(asked[0]) is None:
-            raise BuildError(f"the compiler $CXX={asked[0]!r} does not exist; correct or unset CXX")
-        return asked
+    command = shlex.split(os.environ.get("CXX", ""))
+    if command:
+        if shutil.which(command[0]) is None:
+            raise BuildError(f"the compiler $CXX={command[0]!r} does not exist; correct or unset CXX")
+        return command
     for name in ("c++", "g++", "clang++"):
         if shutil.which(name) is not None:
             return [name]
@@ -193,8 +193,8 @@ def _run(command: list[str], folder: Path) -> None:
         if os.strerror(code) in done.stdout:
             raise OSError(code, os.strerror(code))
     lines = [line for line in done.stdout.splitlines() if line.strip()] or ["(no output)"]
-    telling = ("error", "fatal", "cannot find")
-    reason = next((line for line in lines if any(word in line.lower() for word in telling)), lines[-1])
+    markers = ("error", "fatal", "cannot find")
+    reason = next((line for line in lines if any(word in line.lower() for word in markers)), lines[-1])
     raise BuildError(f"the compiler {command[0]!r} failed: {reason.strip()}")
 
 
@@ -241,11 +241,11 @@ def build(library: Library, folder: Path) -> Path:
         units = sorted((source_dir() / library.part).glob(f"*{library.units}"))
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             objects = list(pool.map(lambda path: _compile_unit(command, path, scratch), units))
-        made = scratch / "library.so"
-        _run([*command, "-shared", *objects, "-o", str(made)], scratch)
-        made.chmod(0o755)
-        _fsync(made)
-        target = folder / f"{library.stem()}-{_digest(made)}.so"
-        made.replace(target)
+        output = scratch / "library.so"
+        _run([*command, "-shared", *objects, "-o", str(output)], scratch)
+        output.chmod(0o755)
+        _fsync(output)
+        target = folder / f"{library.stem()}-{_digest(output)}.so"
+        output.replace(target)
     _fsync(folder)
     return target

@@ -47,8 +47,8 @@ def _own(folder: Path) -> Path:
 
 def preferred_folder() -> Path | None:
     """Where libraries built at first use belong; it need not exist. None for a user without a home."""
-    if asked := os.environ.get("DDCM_CACHE_DIR"):
-        return _own(Path(asked).absolute())
+    if requested := os.environ.get("DDCM_CACHE_DIR"):
+        return _own(Path(requested).absolute())
     if os.path.isabs(base := os.environ.get("XDG_CACHE_HOME") or ""):
         return Path(base) / "ddcm_fast"
     home = os.path.expanduser("~")  # "~" itself where there is neither HOME nor an entry for the user
@@ -200,10 +200,10 @@ def ensure(library: build.Library) -> Path:
         else:
             usable.append(folder)
     for folder in usable:
-        made = _build(library, folder)
-        if isinstance(made, Path):
+        built = _build(library, folder)
+        if isinstance(built, Path):
             if refused:
                 _warn(f"{'; '.join(refused)}: the {library.part} backend is kept in {folder}")
-            return made
-        refused.append(f"{folder} {made}")
+            return built
+        refused.append(f"{folder} {built}")
     raise build.BuildError(f"{'; '.join(refused)}: set DDCM_CACHE_DIR to a folder of your own that programs load from")

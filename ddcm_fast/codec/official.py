@@ -163,21 +163,17 @@ class TorchRandn(Codebook):
         return self._kept[1]
 
     def search(self, residual: Tensor, step: int | Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """See Codebook.search."""
         scores = residual.flatten(1) @ self._atoms(step).T
         index = (scores if bias is None else scores + bias).argmax(dim=1, keepdim=True)
         return index, torch.ones_like(index, dtype=torch.int8), scores.gather(1, index)
 
     def scores(self, residual: Tensor, step: int | Tensor) -> Tensor:
-        """See Codebook.scores."""
         return (residual.flatten(1) @ self._atoms(step).T).unsqueeze(1)
 
     def scores_and_norms(self, residual: Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
-        """See Codebook.scores_and_norms."""
         return self.scores(residual, step), self._atoms(step).square().sum(dim=1).unsqueeze(0)
 
     def combine(self, index: Tensor, coefficient: Tensor, step: int | Tensor) -> Tensor:
-        """See Codebook.combine."""
         self.check_index(index)
         picked = self._atoms(step)[index.flatten(1).to(self._device)]
         return (coefficient.flatten(1).unsqueeze(-1).to(picked) * picked).sum(dim=1)

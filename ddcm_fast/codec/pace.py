@@ -43,7 +43,6 @@ class Paced(Toward):
         self._spent = 0.0
 
     def choose(self, context: StepContext) -> Tensor:
-        """See Chooser.choose."""
         step, plan = context.step, self._plan[context.step.index]
         direction = self._residual(context).flatten(1)
         letters, other = (self._rule.choose(direction, step, draw)[0].tolist() for draw in (0, 1))

@@ -42,14 +42,13 @@ class StableDiffusion3Model(TextModel):
         return cls(pipe, network, FlowLevels(pipe.scheduler, mu=mu), name, patch, compiled)
 
     def check_size(self, height: int, width: int) -> None:
-        """See DiffusionModel.check_size: the table of positions ends somewhere."""
+        """The table of positions ends somewhere."""
         super().check_size(height, width)
         most = int(self.network.config.pos_embed_max_size) * self.multiple
         if max(height, width) > most:
             raise ConfigError(f"model {self.name!r} takes sides up to {most} pixels; use tiles for {width}x{height}")
 
     def prepare(self, condition: Condition | None, guided: bool, shape: torch.Size) -> Inputs:
-        """See NetworkModel.prepare."""
         prompt, negative = texts(condition)
         with_, without, pooled, no_pooled = self._pipe.encode_prompt(
             prompt=prompt,
@@ -65,7 +64,6 @@ class StableDiffusion3Model(TextModel):
         }
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
-        """See NetworkModel.call."""
         return self._run(hidden_states=sample, timestep=time, **inputs, return_dict=False)[0]
 
 
@@ -93,18 +91,16 @@ class FluxModel(TextModel):
         return bool(self.network.config.guidance_embeds)
 
     def complete_condition(self, condition: Condition | None) -> Condition | None:
-        """See DiffusionModel.complete_condition."""
         condition = super().complete_condition(condition)
         if condition is not None and condition.negative_prompt and self._embeds_guidance:
             raise ConfigError(f"model {self.name!r} has its guidance distilled: it takes no negative prompt")
         return condition
 
     def guidance(self, condition: Condition | None) -> float | None:
-        """See NetworkModel.guidance."""
         return None if self._embeds_guidance else super().guidance(condition)
 
     def prepare(self, condition: Condition | None, guided: bool, shape: torch.Size) -> Inputs:
-        """See NetworkModel.prepare. Positions have no batch: they go in tuples, which are handed on as they are."""
+        """Positions have no batch: they go in tuples, which are handed on as they are."""
         prompt, negative = texts(condition)
         with_, pooled, text_ids = self._pipe.encode_prompt(prompt=prompt, prompt_2=None, device=self.device)
         without, no_pooled = None, None
@@ -126,7 +122,7 @@ class FluxModel(TextModel):
         return inputs
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
-        """See NetworkModel.call. Packing is a space-to-depth of 2, one token a 2x2 block."""
+        """Packing is a space-to-depth of 2, one token a 2x2 block."""
         height, width = sample.shape[-2] // 2, sample.shape[-1] // 2
         tokens = pixel_unshuffle(sample, 2).flatten(2).transpose(1, 2).contiguous()
         rest = {k: v[0] if isinstance(v, tuple) else v for k, v in inputs.items()}
@@ -152,7 +148,6 @@ class SanaModel(TextModel):
         return cls(pipe, network, levels, name, int(network.config.patch_size), compiled)
 
     def prepare(self, condition: Condition | None, guided: bool, shape: torch.Size) -> Inputs:
-        """See NetworkModel.prepare."""
         prompt, negative = texts(condition)
         with_, mask, without, no_mask = self._pipe.encode_prompt(
             prompt, guided, negative_prompt=negative or "", device=self.device
@@ -163,5 +158,4 @@ class SanaModel(TextModel):
         }
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
-        """See NetworkModel.call."""
         return self._run(sample, timestep=time, **inputs, return_dict=False)[0]

@@ -120,7 +120,7 @@ class GaussianField(DiffusionModel):
     # ---- DiffusionModel --------------------------------------------------------------------------
 
     def alpha_sigma(self, t: float) -> tuple[float, float]:
-        """See DiffusionModel.alpha_sigma; between timesteps the log SNR is interpolated linearly."""
+        """Between timesteps the log SNR is interpolated linearly."""
         if not 0 <= t <= self.max_timestep:
             raise ConfigError(f"timestep {t} is outside 0 to {self.max_timestep:g}")
         table = _log_snr_table()
@@ -144,11 +144,11 @@ class GaussianField(DiffusionModel):
         return low + (table[low] - target) / (table[low] - table[high])
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """See DiffusionModel.latent_shape: the image itself."""
+        """The image itself."""
         return (self.channels, height, width)
 
     def encode(self, image: Tensor) -> Tensor:
-        """See DiffusionModel.encode: the identity."""
+        """The identity."""
         return image.to(self.device, torch.float32)
 
     def decode(self, x0: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class GaussianField(DiffusionModel):
         return x0
 
     def predict(self, x: Tensor, t: float, condition: Any = None) -> tuple[Tensor, Tensor]:
-        """See DiffusionModel.predict: the Wiener filter alpha P / (alpha^2 P + sigma^2), exactly E[x0 | x_t]."""
+        """The Wiener filter alpha P / (alpha^2 P + sigma^2), exactly E[x0 | x_t]."""
         alpha, sigma = self.alpha_sigma(t)
         size = (x.shape[-2], x.shape[-1])
         if size not in self._gains:
@@ -167,7 +167,7 @@ class GaussianField(DiffusionModel):
         return x0_hat, eps_from_x0(x, x0_hat, alpha, sigma)
 
     def fingerprint(self, dtype: torch.dtype | None = None) -> bytes:
-        """See DiffusionModel.fingerprint: of the parameters."""
+        """Of the parameters."""
         text = f"{self.name} {self.exponent!r} {self.variance!r} {self.floor!r} {self.channels}"
         return hashlib.sha256(text.encode()).digest()[:4]
 

@@ -349,36 +349,30 @@ class GuidedDiffusionModel(NetworkModel):
         self.classes, self.default_side = self.preset.classes, self.preset.size
 
     def description(self) -> dict[str, Any]:
-        """See NetworkModel.description."""
         return {**self.levels.describe(), **asdict(self.preset)}
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """See DiffusionModel.latent_shape."""
         return (3, height, width)
 
     def encode(self, image: Tensor) -> Tensor:
-        """See DiffusionModel.encode."""
         return image.to(self.device, torch.float32)
 
     def decode(self, x0: Tensor) -> Tensor:
-        """See DiffusionModel.decode."""
         return x0.clamp(-1, 1)
 
     def complete_condition(self, condition: Condition | None) -> Condition | None:
-        """See DiffusionModel.complete_condition: conditional networks need a label, and have none that says "none"."""
+        """Conditional networks need a label, and have none that says "none"."""
         if not self.classes:
             return super().complete_condition(condition)
         return self._complete_label(condition, None)
 
     def prepare(self, condition: Condition | None, guided: bool, shape: torch.Size) -> Inputs:
-        """See NetworkModel.prepare."""
         if not self.classes:
             return {}
         labels = self._label_rows(condition, None, guided)
         return {"label": torch.tensor(labels, device=self.device, dtype=torch.int64)}
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
-        """See NetworkModel.call."""
         return self._run(sample, time, **inputs)
 
 

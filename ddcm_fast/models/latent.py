@@ -112,25 +112,20 @@ class LatentModel(NetworkModel):
         self._native_side(self.autoencoder.factor)
 
     def description(self) -> dict[str, Any]:
-        """See NetworkModel.description."""
         return {"class": type(self.network).__name__, **self.levels.describe(), "vae": self.autoencoder.describe()}
 
     def parts(self) -> list[Part]:
-        """See NetworkModel.parts."""
         return [*super().parts(), self.autoencoder.part()]
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """See DiffusionModel.latent_shape."""
         a = self.autoencoder
         return (a.channels, height // a.factor, width // a.factor)
 
     def encode(self, image: Tensor) -> Tensor:
-        """See DiffusionModel.encode."""
         with self.using(), gradients_of(image):
             return self.autoencoder.encode(image).to(self.device)
 
     def decode(self, x0: Tensor) -> Tensor:
-        """See DiffusionModel.decode."""
         with self.using(), gradients_of(x0):
             return self.autoencoder.decode(x0).to(self.device)
 
@@ -150,7 +145,6 @@ class LDMModel(LatentModel):
         return cls(pipe.unet, vae, levels_of(pipe.scheduler), name, unet_patch(pipe.unet), compiled)
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
-        """See NetworkModel.call."""
         return self._run(sample, time).sample
 
 
@@ -173,20 +167,18 @@ class DiTModel(LatentModel):
         return model
 
     def check_size(self, height: int, width: int) -> None:
-        """See DiffusionModel.check_size: diffusers puts the patches of a DiT together as a square."""
+        """diffusers puts the patches of a DiT together as a square."""
         super().check_size(height, width)
         if height != width:
             raise ConfigError(f"model {self.name!r} takes squares, not {width}x{height}; use tiles or pad the image")
 
     def complete_condition(self, condition: Condition | None) -> Condition | None:
-        """See DiffusionModel.complete_condition."""
         return self._complete_label(condition, self.classes)
 
     def prepare(self, condition: Condition | None, guided: bool, shape: torch.Size) -> Inputs:
-        """See NetworkModel.prepare: the label."""
+        """The label."""
         labels = self._label_rows(condition, self.classes, guided)
         return {"class_labels": torch.tensor(labels, device=self.device, dtype=torch.int64)}
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
-        """See NetworkModel.call."""
         return self._run(sample, timestep=time, **inputs).sample

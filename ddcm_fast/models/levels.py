@@ -118,16 +118,14 @@ class VarianceLevels(Levels):
             self._boundary = (float(config.get("timestep_scaling", 10.0)), 0.5)
 
     def alpha_sigma(self, t: float) -> tuple[float, float]:
-        """See Levels.alpha_sigma; t is one of the training timesteps."""
+        """t is one of the training timesteps."""
         a = float(self._alphas[int(t)])
         return a**0.5, (1.0 - a) ** 0.5
 
     def timesteps(self) -> list[float]:
-        """See Levels.timesteps."""
         return [float(t) for t in range(int(self.max_timestep), -1, -self._stride)]
 
     def level(self, t: float) -> Level:
-        """See Levels.level."""
         level = super().level(t)
         if self._boundary is None:
             return level
@@ -136,7 +134,6 @@ class VarianceLevels(Levels):
         return level._replace(skip=data**2 / (square + data**2), out=(square / (square + data**2)) ** 0.5)
 
     def x0(self, x: Tensor, output: Tensor, level: Level) -> Tensor:
-        """See Levels.x0."""
         if self.prediction == "epsilon":
             x0 = (x - level.sigma * output) / level.alpha
         elif self.prediction == "sample":
@@ -147,7 +144,6 @@ class VarianceLevels(Levels):
         return x0 if self._boundary is None else level.skip * x + level.out * x0
 
     def describe(self) -> dict[str, Any]:
-        """See Levels.describe."""
         levels = [round(float(a), 6) for a in self._alphas[:: max(1, len(self._alphas) // 8)]]
         said: dict[str, Any] = {"prediction": self.prediction, "levels": levels}
         if self._clip.describe() != [None, None, None]:
@@ -180,7 +176,7 @@ class EDMLevels(Levels):
         self.max_timestep = float(self._count - 1)
 
     def alpha_sigma(self, t: float) -> tuple[float, float]:
-        """See Levels.alpha_sigma: 1 and the scheduler's own spacing of sigmas."""
+        """1 and the scheduler's own spacing of sigmas."""
         return 1.0, self._sigma(t)
 
     def _sigma(self, t: float) -> float:
@@ -191,11 +187,10 @@ class EDMLevels(Levels):
         return float((low + place * (high - low)) ** self._rho)
 
     def timesteps(self) -> list[float]:
-        """See Levels.timesteps."""
         return [float(t) for t in range(self._count - 1, -1, -1)]
 
     def level(self, t: float) -> Level:
-        """See Levels.level: c_noise, c_in, c_skip and c_out."""
+        """c_noise, c_in, c_skip and c_out."""
         sigma = self._sigma(t)
         total = sigma**2 + self._data**2
         out = sigma * self._data / total**0.5
@@ -204,15 +199,13 @@ class EDMLevels(Levels):
         return Level(1.0, sigma, 0.25 * math.log(sigma), total**-0.5, self._data**2 / total, out)
 
     def scale_input(self, x: Tensor, level: Level) -> Tensor:
-        """See Levels.scale_input: c_in x."""
+        """c_in x."""
         return x * level.scale
 
     def x0(self, x: Tensor, output: Tensor, level: Level) -> Tensor:
-        """See Levels.x0."""
         return self._clip(level.skip * x + level.out * output)
 
     def describe(self) -> dict[str, Any]:
-        """See Levels.describe."""
         return {"edm": [self._low, self._high, self._data, self._rho, self._count, self._exponential],
                 "prediction": self.prediction, "clip": self._clip.describe()}  # fmt: skip
 
@@ -230,7 +223,7 @@ class ConsistencyLevels(EDMLevels):
         self._clip.range = 1.0 if scheduler.config.get("clip_denoised", True) else None
 
     def level(self, t: float) -> Level:
-        """See Levels.level: the boundary condition holds at sigma_min (their appendix C)."""
+        """The boundary condition holds at sigma_min (their appendix C)."""
         sigma = self._sigma(t)
         above = sigma - self._low
         skip = self._data**2 / (above**2 + self._data**2)
@@ -238,7 +231,6 @@ class ConsistencyLevels(EDMLevels):
         return super().level(t)._replace(time=250.0 * math.log(sigma), skip=skip, out=out)
 
     def describe(self) -> dict[str, Any]:
-        """See Levels.describe."""
         return {**super().describe(), "consistency": True}
 
 
@@ -269,25 +261,22 @@ class FlowLevels(Levels):
         self.max_timestep = float(self._count)
 
     def alpha_sigma(self, t: float) -> tuple[float, float]:
-        """See Levels.alpha_sigma."""
         s = t / self._count
         return 1.0 - s, s
 
     def timesteps(self) -> list[float]:
-        """See Levels.timesteps: the shifted grid."""
+        """The shifted grid."""
         n, shift = self._count, self._shift
         return [n * (shift * i / (n - i + shift * i)) for i in range(n, 0, -1)]
 
     def level(self, t: float) -> Level:
-        """See Levels.level."""
         return Level(*self.alpha_sigma(t), t * self._time_scale)
 
     def x0(self, x: Tensor, output: Tensor, level: Level) -> Tensor:
-        """See Levels.x0."""
         return x - level.sigma * output
 
     def describe(self) -> dict[str, Any]:
-        """See Levels.describe. The shift only places timesteps, yet a decoder must place them alike."""
+        """The shift only places timesteps, yet a decoder must place them alike."""
         return {"flow": [self._count, round(self._shift, 9), self._time_scale]}
 
 

@@ -42,11 +42,11 @@ class AveragedModel(WrappedModel):
         return torch.Size((shape[0], *self.inner.latent_shape(*sides)))
 
     def cost(self, t: float, shape: torch.Size) -> float:
-        """See DiffusionModel.cost: the work goes with the area."""
+        """The work goes with the area."""
         return math.prod(self._small(shape)) / math.prod(shape)
 
     def level(self, t: float) -> Level:
-        """See DiffusionModel.level: alpha and sigma are those of t, all else of the timestep nearest when averaged."""
+        """Alpha and sigma are those of t, all else of the timestep nearest when averaged."""
         alpha, sigma = self.alpha_sigma(t)
         goal = _noise(alpha, sigma / self._factor)
         place = bisect_right(self._grid, (goal, -1.0))
@@ -56,14 +56,12 @@ class AveragedModel(WrappedModel):
         return told._replace(alpha=alpha, sigma=sigma, averaged=weight)
 
     def predict(self, x: Tensor, t: float, condition: Any = None) -> tuple[Tensor, Tensor]:
-        """See DiffusionModel.predict."""
         # 0-d tensors on the device, as in a captured step: see NetworkModel._placed.
         numbers = (torch.full((), float(n), dtype=torch.float32, device=x.device) for n in self.level(t))
         with self.using(), gradients_of(x):
             return self.predictor(condition, x.shape)(x, Level(*numbers))
 
     def predictor(self, condition: Any, shape: torch.Size) -> Predictor:
-        """See DiffusionModel.predictor."""
         small = self._small(shape)
         inner = self.inner.predictor(condition, small)
         height, width = (side * self._patch for side in shape[-2:])
@@ -82,7 +80,6 @@ class AveragedModel(WrappedModel):
         return predict
 
     def changes(self) -> str:
-        """See WrappedModel.changes."""
         return f"averaged {self._k}"
 
     def _image(self, state: Tensor) -> Tensor:
@@ -114,7 +111,7 @@ class MultiscaleModel(WrappedModel):
         self._models = [model]
 
     def resolutions(self, shape: torch.Size) -> list[DiffusionModel]:
-        """See DiffusionModel.resolutions: as often as leaves the smallest picture that the network takes."""
+        """As often as leaves the smallest picture that the network takes."""
         assert self.patch is not None
         most = (min(shape[-2:]) * self.patch // self.multiple).bit_length()
         while len(self._models) < most:
@@ -122,13 +119,11 @@ class MultiscaleModel(WrappedModel):
         return self._models[:most]
 
     def at(self, t: float, shape: torch.Size) -> DiffusionModel:
-        """See DiffusionModel.at."""
         models = self.resolutions(shape)
         k = bisect_right(self.information.averaged_from, t) if self.information is not None else 0
         return models[min(k, len(models) - 1)]
 
     def sized(self, shape: torch.Size) -> DiffusionModel:
-        """See DiffusionModel.sized."""
         if self.information is None:
             return self
         other = copy(self)
@@ -136,14 +131,12 @@ class MultiscaleModel(WrappedModel):
         return other
 
     def cost(self, t: float, shape: torch.Size) -> float:
-        """See DiffusionModel.cost."""
         return self.at(t, shape).cost(t, shape)
 
     def predict(self, x: Tensor, t: float, condition: Any = None) -> tuple[Tensor, Tensor]:
-        """See DiffusionModel.predict."""
         return self.at(t, x.shape).predict(x, t, condition)
 
     def changes(self) -> str:
-        """See WrappedModel.changes: the timesteps from which on it is averaged."""
+        """The timesteps from which on it is averaged."""
         averaged_from = () if self.information is None else self.information.averaged_from
         return f"averaged from {averaged_from}" if averaged_from else ""

@@ -110,7 +110,7 @@ class NetworkModel(DiffusionModel):
 
     @contextmanager
     def using(self) -> Iterator[None]:
-        """See DiffusionModel.using. Raises ModelError: the networks were moved where they cannot be used."""
+        """Raises ModelError: the networks were moved where they cannot be used."""
         if not self._lent.in_use and self._lent.changed():
             self._look_anew()
         with self._lent.lend():
@@ -121,19 +121,16 @@ class NetworkModel(DiffusionModel):
         self._lent.own()
 
     def alpha_sigma(self, t: float) -> tuple[float, float]:
-        """See DiffusionModel.alpha_sigma."""
         return self.levels.alpha_sigma(t)
 
     def training_timesteps(self) -> list[float]:
-        """See DiffusionModel.training_timesteps."""
         return self.levels.timesteps()
 
     def level(self, t: float) -> Level:
-        """See DiffusionModel.level."""
         return self.levels.level(t)
 
     def predict(self, x: Tensor, t: float, condition: Any = None) -> tuple[Tensor, Tensor]:
-        """See DiffusionModel.predict. Guidance evaluates both halves in one call.
+        """Guidance evaluates both halves in one call.
 
         The condition may be a tuple of one a row, of one guidance scale.
         """
@@ -141,7 +138,7 @@ class NetworkModel(DiffusionModel):
             return self.predictor(condition, x.shape)(x, self._placed(t))
 
     def predictor(self, condition: Any, shape: torch.Size) -> Predictor:
-        """See DiffusionModel.predictor; the condition as in `predict`."""
+        """The condition as in `predict`."""
         inputs, scale = self._inputs(condition, shape)
 
         @without_autocast
@@ -198,7 +195,6 @@ class NetworkModel(DiffusionModel):
         return self._prepared[key]
 
     def fingerprint(self, dtype: torch.dtype | None = None) -> bytes:
-        """See DiffusionModel.fingerprint."""
         with self.using():
             dtype = dtype or self.dtype
             if dtype not in self._fingerprints:

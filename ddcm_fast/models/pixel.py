@@ -58,38 +58,33 @@ class PixelModel(NetworkModel):
         return cls(pipe.unet, pipe.scheduler, name, compiled=compiled)
 
     def description(self) -> dict[str, Any]:
-        """See NetworkModel.description."""
         blocks = list(self.unet.config.block_out_channels)
         return {"patch": self.patch, **self.levels.describe(), "blocks": blocks}
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """See DiffusionModel.latent_shape."""
         p = self.patch
         return (self.channels * p * p, height // p, width // p)
 
     def encode(self, image: Tensor) -> Tensor:
-        """See DiffusionModel.encode."""
         image = image.to(self.device, torch.float32)
         return pixel_unshuffle(image, self.patch) if self.patch > 1 else image
 
     def decode(self, x0: Tensor) -> Tensor:
-        """See DiffusionModel.decode."""
         image = pixel_shuffle(x0, self.patch) if self.patch > 1 else x0
         return image.clamp(-1, 1)
 
     def complete_condition(self, condition: Condition | None) -> Condition | None:
-        """See DiffusionModel.complete_condition: a label where the network has classes."""
+        """A label where the network has classes."""
         if not self.classes:
             return super().complete_condition(condition)
         return self._complete_label(condition, self._no_class)
 
     def prepare(self, condition: Condition | None, guided: bool, shape: torch.Size) -> Inputs:
-        """See NetworkModel.prepare: the label."""
+        """The label."""
         if not self.classes:
             return {}
         labels = self._label_rows(condition, self._no_class, guided)
         return {"class_labels": torch.tensor(labels, device=self.device, dtype=torch.int64)}
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
-        """See NetworkModel.call."""
         return self._run(sample, time, **inputs).sample

@@ -32,12 +32,11 @@ class TextModel(LatentModel):
         self._pipe = pipe
 
     def parts(self) -> list[Part]:
-        """See NetworkModel.parts. Transformers renames the text encoders' weights now and then: names say nothing."""
+        """Transformers renames the text encoders' weights now and then: names say nothing."""
         encoders = (getattr(self._pipe, name, None) for name in _ENCODERS)
         return [*super().parts(), *(Part(None, uncompiled(each)) for each in encoders if each is not None)]
 
     def complete_condition(self, condition: Condition | None) -> Condition | None:
-        """See DiffusionModel.complete_condition."""
         return self._complete_prompt(condition)
 
     def _rows(self, guided: bool, without: Tensor | None, with_: Tensor) -> Tensor:
@@ -73,11 +72,9 @@ class StableDiffusionModel(TextModel):
         return self.network.config.get("time_cond_proj_dim") is not None
 
     def guidance(self, condition: Condition | None) -> float | None:
-        """See NetworkModel.guidance."""
         return None if self._embeds_guidance else super().guidance(condition)
 
     def prepare(self, condition: Condition | None, guided: bool, shape: torch.Size) -> Inputs:
-        """See NetworkModel.prepare."""
         prompt, negative = texts(condition)
         with_, without = self._pipe.encode_prompt(prompt, self.device, 1, guided, negative)[:2]
         inputs: Inputs = {"encoder_hidden_states": self._rows(guided, without, with_)}
@@ -93,7 +90,6 @@ class StableDiffusionModel(TextModel):
         return {"timestep_cond": row.to(self.device, self.dtype)}
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
-        """See NetworkModel.call."""
         return self._run(sample, time, **inputs, return_dict=False)[0]
 
 
@@ -103,7 +99,7 @@ class StableDiffusionXLModel(StableDiffusionModel):
     default_guidance = 5.0
 
     def prepare(self, condition: Condition | None, guided: bool, shape: torch.Size) -> Inputs:
-        """See NetworkModel.prepare. Without a condition: the pipeline's unconditional embedding (zeros)."""
+        """Without a condition: the pipeline's unconditional embedding (zeros)."""
         prompt, negative = texts(condition)
         with_, without, pooled, no_pooled = self._encode(prompt, negative)
         if not prompt:
@@ -125,7 +121,6 @@ class StableDiffusionXLModel(StableDiffusionModel):
         )
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
-        """See NetworkModel.call."""
         added = {k: inputs[k] for k in ("text_embeds", "time_ids")}
         rest = {k: v for k, v in inputs.items() if k not in added}
         return self._run(sample, time, **rest, added_cond_kwargs=added, return_dict=False)[0]
@@ -143,7 +138,6 @@ class PixArtModel(TextModel):
         return cls(pipe, network, levels_of(pipe.scheduler), name, int(network.config.patch_size), compiled)
 
     def prepare(self, condition: Condition | None, guided: bool, shape: torch.Size) -> Inputs:
-        """See NetworkModel.prepare."""
         prompt, negative = texts(condition)
         with_, mask, without, no_mask = self._pipe.encode_prompt(
             prompt, guided, negative_prompt=negative or "", device=self.device
@@ -160,7 +154,6 @@ class PixArtModel(TextModel):
         return inputs
 
     def call(self, sample: Tensor, time: Tensor, inputs: Inputs) -> Tensor:
-        """See NetworkModel.call."""
         added = {k: inputs.get(k) for k in ("resolution", "aspect_ratio")}
         rest = {k: v for k, v in inputs.items() if k not in added}
         out = self._run(sample, timestep=time, **rest, added_cond_kwargs=added, return_dict=False)

@@ -69,13 +69,12 @@ class TiledModel(WrappedModel):
         return [ramp / total[start : start + size] for start in starts]
 
     def predict(self, x: Tensor, t: float, condition: Any = None) -> tuple[Tensor, Tensor]:
-        """See DiffusionModel.predict. Only x0_hat is blended; eps_hat follows from it."""
+        """Only x0_hat is blended; eps_hat follows from it."""
         # 0-d tensors on the device, as in `predictor`: see NetworkModel._placed.
         alpha, sigma = (torch.full((), n, dtype=torch.float32, device=x.device) for n in self.alpha_sigma(t))
         return self._blended(x, alpha, sigma, lambda tile: self.inner.predict(tile, t, condition))
 
     def predictor(self, condition: Any, shape: torch.Size) -> Predictor:
-        """See DiffusionModel.predictor."""
         rows, columns = min(shape[-2], self.size), min(shape[-1], self.size)
         inner = self.inner.predictor(condition, torch.Size((*shape[:-2], rows, columns)))
 
@@ -106,7 +105,7 @@ class TiledModel(WrappedModel):
         return x0_hat, eps_from_x0(x, x0_hat, alpha, sigma)
 
     def check_size(self, height: int, width: int) -> None:
-        """See DiffusionModel.check_size: what the network sees is a tile."""
+        """What the network sees is a tile."""
         DiffusionModel.check_size(self, height, width)
         self.inner.check_size(*self._tile(height, width))
 
@@ -116,11 +115,9 @@ class TiledModel(WrappedModel):
         return min(height, most), min(width, most)
 
     def calls(self, height: int, width: int) -> int:
-        """See DiffusionModel.calls."""
         rows, columns = self.latent_shape(height, width)[-2:]
         tiles = len(self._starts(rows)) * len(self._starts(columns))
         return tiles * self.inner.calls(*self._tile(height, width))
 
     def changes(self) -> str:
-        """See WrappedModel.changes."""
         return f"tile {self.size} {self.overlap}"

@@ -66,7 +66,7 @@ class WrappedModel(DiffusionModel):
         """What tells this model's predictions from the inner model's; nothing where they are the same."""
 
     def fingerprint(self, dtype: torch.dtype | None = None) -> bytes:
-        """See DiffusionModel.fingerprint: the inner model's, and what is changed."""
+        """The inner model's, and what is changed."""
         own, changes = self.inner.fingerprint(dtype), self.changes()
         if not changes:
             return own

@@ -60,7 +60,6 @@ class Match(Chooser):
         self._objective = objective
 
     def choose(self, context: StepContext) -> Tensor:
-        """See Chooser.choose."""
         direction = self._objective(context).flatten(1)
         return context.rule.choose(direction, context.step)
 
@@ -110,7 +109,6 @@ class Blind(Chooser):
         """Letters (batch, n) int64 of the step on the device, or None: take the step without noise."""
 
     def choose(self, context: StepContext) -> Tensor | None:
-        """See Chooser.choose."""
         return self.letters(context.rule, context.step, len(context.x), context.x.device)
 
 
@@ -121,7 +119,6 @@ class Draw(Blind):
         self._generator = seeded(seed)
 
     def letters(self, rule: Rule, step: Step, batch: int, device: torch.device) -> Tensor:
-        """See Blind.letters."""
         # The copy takes the numbers before it returns; only waiting for the device's other work is left out.
         return rule.draw(batch, step, self._generator).to(device, non_blocking=True)
 
@@ -138,7 +135,6 @@ class Replay(Blind):
         self._next = 0
 
     def letters(self, rule: Rule, step: Step, batch: int, device: torch.device) -> Tensor | None:
-        """See Blind.letters."""
         if self._next == len(self._letters):
             return None
         if self._next == 0:

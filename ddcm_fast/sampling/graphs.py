@@ -58,7 +58,6 @@ class _Given(Chooser):
         self._letters = letters
 
     def choose(self, context: StepContext) -> Tensor:
-        """See Chooser.choose."""
         return self._letters
 
 

@@ -43,7 +43,6 @@ class Subset(Chooser):
         self._generator = seeded(seed)
 
     def choose(self, context: StepContext) -> Tensor:
-        """See Chooser.choose."""
         rule, step = context.rule, context.step
         direction = self._objective(context).flatten(1)
         batch, dim = direction.shape
@@ -117,7 +116,7 @@ class ClassifierGuided(WrappedModel):
         self._label, self._scale = label, scale
 
     def predict(self, x: Tensor, t: float, condition: Any = None) -> tuple[Tensor, Tensor]:
-        """See DiffusionModel.predict. Where the state is noise alone, it says nothing of the class."""
+        """Where the state is noise alone, it says nothing of the class."""
         alpha, sigma = self.alpha_sigma(t)
         x0_hat, eps_hat = self.inner.predict(x, t, condition)
         if alpha == 0:
@@ -130,7 +129,7 @@ class ClassifierGuided(WrappedModel):
         return (x - sigma * eps_hat) / alpha, eps_hat
 
     def changes(self) -> str:
-        """See WrappedModel.changes: the label, the scale and the classifier's answer to noise."""
+        """The label, the scale and the classifier's answer to noise."""
         shape = (1, *self.latent_shape(self.default_side, self.default_side))
         probe = torch.randn(shape, generator=seeded(0), dtype=torch.float32, device="cpu")
         with torch.no_grad():

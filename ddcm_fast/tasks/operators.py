@@ -52,15 +52,12 @@ class Identity(LinearOperator):
     """y = x + n: denoising."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """See LinearOperator.forward."""
         return x
 
     def adjoint(self, u: Tensor, height: int, width: int) -> Tensor:
-        """See LinearOperator.adjoint."""
         return u
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:
-        """See LinearOperator.image_size."""
         return height, width
 
 
@@ -111,16 +108,13 @@ class Downscale(LinearOperator):
         return (out / out.sum(1, keepdim=True)).to(like)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See LinearOperator.forward."""
         rows, columns = self._matrix(x.shape[2], x), self._matrix(x.shape[3], x)
         return rows @ x @ columns.T
 
     def adjoint(self, u: Tensor, height: int, width: int) -> Tensor:
-        """See LinearOperator.adjoint."""
         return self._matrix(height, u).T @ u @ self._matrix(width, u)
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:
-        """See LinearOperator.image_size."""
         return height * self.factor, width * self.factor
 
     def estimate(self, y: Tensor, height: int, width: int) -> Tensor:
@@ -133,17 +127,14 @@ class Grey(LinearOperator):
     """Colorization's H: the mean of the three channels."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """See LinearOperator.forward."""
         if x.shape[1] != 3:
             raise InputError(f"colorization needs three channels, not {x.shape[1]}")
         return x.mean(1, keepdim=True)
 
     def adjoint(self, u: Tensor, height: int, width: int) -> Tensor:
-        """See LinearOperator.adjoint."""
         return u.expand(-1, 3, -1, -1) / 3
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:
-        """See LinearOperator.image_size."""
         return height, width
 
     def estimate(self, y: Tensor, height: int, width: int) -> Tensor:
@@ -170,15 +161,12 @@ class Blur(LinearOperator):
         return convolve(x, weight, padding=(k.shape[0] // 2, k.shape[1] // 2), groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See LinearOperator.forward."""
         return self._apply(x, conv2d)
 
     def adjoint(self, u: Tensor, height: int, width: int) -> Tensor:
-        """See LinearOperator.adjoint."""
         return self._apply(u, conv_transpose2d)
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:
-        """See LinearOperator.image_size."""
         return height, width
 
     def estimate(self, y: Tensor, height: int, width: int) -> Tensor:
@@ -230,7 +218,6 @@ class Mask(LinearOperator):
             raise InputError("the mask is black everywhere: make the known pixels white")
 
     def forward(self, x: Tensor) -> Tensor:
-        """See LinearOperator.forward."""
         if x.shape[2:] != self._mask.shape:
             have, need = self._mask.shape, x.shape[2:]
             raise InputError(
@@ -239,15 +226,13 @@ class Mask(LinearOperator):
         return x * self._mask.to(x)
 
     def adjoint(self, u: Tensor, height: int, width: int) -> Tensor:
-        """See LinearOperator.adjoint."""
         return self.forward(u)
 
     def project(self, y: Tensor) -> Tensor:
-        """See LinearOperator.project: whatever a picture shows in its holes is no measurement."""
+        """Whatever a picture shows in its holes is no measurement."""
         return self.forward(y)
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:
-        """See LinearOperator.image_size."""
         return height, width
 
     def estimate(self, y: Tensor, height: int, width: int) -> Tensor:

@@ -62,7 +62,7 @@ class Perceptual(Chooser):
         self._generator = seeded(seed)
 
     def choose(self, context: StepContext) -> Tensor:
-        """See Chooser.choose. Looks one step ahead, and hands the kept prediction on to the sampler."""
+        """Looks one step ahead, and hands the kept prediction on to the sampler."""
         rule, step = context.rule, context.step
         best = rule.choose((self._reference - context.x0_hat).flatten(1), step)
         if context.following is None:

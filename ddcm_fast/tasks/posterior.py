@@ -72,7 +72,6 @@ class Posterior(Chooser):
         self._shortlist = shortlist
 
     def choose(self, context: StepContext) -> Tensor:
-        """See Chooser.choose."""
         letters, gap = self._follow(context)
         if self._sigma == 0:
             return letters

@@ -11,24 +11,9 @@
 #include <memory>
 #include <vector>
 
-#include "noise.h"
+#include "cpu/interface.h"
 
 using ddcm::Geometry;
-
-extern "C" {
-void ddcm_cpu_set_table(const int16_t*);
-int ddcm_cpu_select(const char*);
-void ddcm_cpu_geometry(int, int64_t, int64_t, int64_t, uint64_t, Geometry*);
-int ddcm_cpu_to_codebook_order(const Geometry*, const float*, int64_t, float*, int);
-int ddcm_cpu_enter(const Geometry*, const float*, int64_t, int, float*, float*, int);
-int ddcm_cpu_to_image_order(const Geometry*, const float*, int64_t, float*, int);
-int ddcm_cpu_scores(const Geometry*, const float*, int64_t, uint32_t, float*, float*, int);
-int ddcm_cpu_search(const Geometry*, const float*, int64_t, uint32_t, int, const float*, int, int64_t*, int8_t*,
-                    float*, int);
-int ddcm_cpu_topk(const Geometry*, const float*, int64_t, uint32_t, int64_t, int, const float*, int, int64_t*, int8_t*,
-                  float*, int);
-int ddcm_cpu_combine(const Geometry*, const int64_t*, const float*, int64_t, int64_t, uint32_t, float*, int);
-}
 
 namespace {
 

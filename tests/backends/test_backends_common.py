@@ -5,13 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 from backend_checks import (
-    BACKENDS,
     CASES,
+    COMPARISONS,
+    KINDS,
+    LARGE_CASES,
     SEED,
     STEP,
     Case,
     answers,
-    check_selection,
+    backends_here,
+    check_codebook,
+    check_not_finite,
+    check_planted,
+    check_rotation,
+    check_scores,
     step_tensor,
 )
 
@@ -20,9 +27,8 @@ from ddcm_fast.codebook.codebook import Codebook
 from ddcm_fast.codebook.law import CodebookSpec
 from ddcm_fast.errors import BackendError, ConfigError, InputError
 
+BACKENDS = backends_here()
 pytestmark = pytest.mark.skipif(not BACKENDS, reason="no backend but the reference is here")
-
-KINDS = ("gaussian", "sign", "hadamard")
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda p: f"{p[0]}-{p[1]}")
@@ -44,59 +50,10 @@ def equal_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 # ---- the grid of shapes --------------------------------------------------------------------------
 
 
-def test_rotation(backend, case):
+@pytest.mark.parametrize("compare", COMPARISONS.values(), ids=COMPARISONS)
+def test_grid(backend, case, compare):
     name, device = backend
-    module, answer = backends.load(name), answers(case)
-    w = module.to_codebook_order(case.spec, answer.residual.to(device))
-    assert equal_bits(w, answer.w)
-    z = module.to_image_order(case.spec, answer.residual.to(device))
-    assert equal_bits(z, reference.to_image_order(case.spec, answer.residual))
-
-
-def test_scores(backend, case):
-    name, device = backend
-    answer = answers(case)
-    found = backends.load(name).scores(case.spec, answer.w.to(device), step_tensor(STEP, device))
-    assert found.dtype == torch.float32
-    assert (found.cpu() - answer.scores).abs().le(answer.tolerance).all()
-
-
-@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
-def test_search_and_topk(backend, case, signed):
-    name, device = backend
-    module, answer = backends.load(name), answers(case)
-    w, step = answer.w.to(device), step_tensor(STEP, device)
-    for bias in (None, answer.bias, answer.bias[0]):
-        on_device = None if bias is None else bias.contiguous().to(device)
-        found = module.search(case.spec, w, step, signed, on_device)
-        check_selection(answer, signed, bias, tuple(t.unsqueeze(-1) for t in found))
-        for m in {1, min(3, case.size), min(case.size, 1024)}:
-            found = module.topk(case.spec, w, step, m, signed, on_device)
-            check_selection(answer, signed, bias, found)
-
-
-def test_scores_and_norms(backend, case):
-    name, device = backend
-    module, w, step = backends.load(name), answers(case).w.to(device), step_tensor(STEP, device)
-    scores, norms = module.scores_and_norms(case.spec, w, step)
-    assert (scores.cpu() - answers(case).scores).abs().le(answers(case).tolerance).all()
-    assert norms.shape == (case.groups, case.size) and norms.dtype == torch.float32
-    torch.testing.assert_close(norms.cpu(), reference.norms(case.spec, STEP), rtol=1e-6, atol=1e-6)
-    # An atom's norm does not depend on the rows beside which it is made.
-    assert equal_bits(module.scores_and_norms(case.spec, w[:1], step)[1], norms)
-
-
-@pytest.mark.parametrize("m", [1, 3])
-def test_combine(backend, case, m):
-    name, device = backend
-    generator = torch.Generator().manual_seed(m)
-    batch = min(case.batch, 4)
-    shape = (batch, case.groups, m)
-    index = torch.randint(0, case.size, shape, generator=generator)
-    coefficient = torch.randn(shape, generator=generator)
-    step = step_tensor(2**32 - 1, device)
-    y = backends.load(name).combine(case.spec, index.to(device), coefficient.to(device), step)
-    assert equal_bits(y, reference.combine(case.spec, index, coefficient, 2**32 - 1))
+    compare(backends.load(name), answers(case), device)
 
 
 # ---- big numbers ---------------------------------------------------------------------------------
@@ -115,28 +72,24 @@ def test_indices_to_2_32(backend, kind, groups):
     assert len(y.unique(dim=0)) == len(picks)
 
 
-@pytest.mark.parametrize("kind", ["sign", "hadamard"])
-def test_search_beyond_2_32_entries(backend, kind):
+@pytest.mark.parametrize("case", LARGE_CASES, ids=str)
+def test_search_beyond_2_32_entries(backend, case):
     name, device = backend
-    # An atom planted as the residual near the end of K * D > 2^32 entries must be found.
-    codebook = Codebook(kind, 8209, 2**19 + 1001, seed=SEED, backend=name)
-    index = torch.tensor([[2**19 + 1000], [2**19 + 3], [2**18 - 1]], device=device)
-    z = codebook.atoms(index, STEP)
-    found, sign, score = codebook.search(-z, STEP)
-    assert torch.equal(found, index) and (sign == -1).all()
-    norm = (z.double() ** 2).sum(-1, keepdim=True)
-    torch.testing.assert_close(score.double(), norm, rtol=1e-5, atol=0)
+    check_planted(backends.load(name), case, device)
 
 
 def test_large_dimension(backend):
     name, device = backend
     for kind in KINDS:
-        case = Case(kind, 2**18 + 77, 5, 1)
-        answer = answers(case)
-        w = backends.load(name).to_codebook_order(case.spec, answer.residual.to(device))
-        assert equal_bits(w, answer.w)
-        found = backends.load(name).scores(case.spec, w, step_tensor(STEP, device))
-        assert (found.cpu() - answer.scores).abs().le(answer.tolerance).all()
+        answer = answers(Case(kind, 2**18 + 77, 5, 1))
+        check_rotation(backends.load(name), answer, device)
+        check_scores(backends.load(name), answer, device)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_not_finite(backend, kind):
+    name, device = backend
+    check_not_finite(backends.load(name), kind, device)
 
 
 # ---- ties ----------------------------------------------------------------------------------------
@@ -190,6 +143,7 @@ def test_codebook_takes_any_floating_layout(backend, kind):
 def test_codebook_matches_itself_on_the_reference(backend):
     name, device = backend
     for kind in KINDS:
+        check_codebook(name, kind, device)
         fast = Codebook(kind, 100, 300, groups=3, seed=SEED, backend=name)
         slow = Codebook(kind, 100, 300, groups=3, seed=SEED, backend="reference")
         residual = torch.randn(2, 100)

@@ -187,7 +187,7 @@ def test_instruction_set_from_the_environment():
     done = _run(code, DDCM_CPU_ISA="portable")
     assert done.stdout.strip() == "portable", done.stderr
     code = """
-from ddcm_fast import backends
+from ddcm_fast.codebook import backends
 from ddcm_fast.errors import BackendError
 print(backends.resolve("auto", "cpu"), backends.resolve("auto", "cpu"))
 try:

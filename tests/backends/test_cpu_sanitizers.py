@@ -44,7 +44,7 @@ def compile_driver(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def program():
     """The built driver; skips where the compiler has no sanitizers."""
-    digest = hashlib.sha256(repr((FLAGS, build.source_hash(), COMPILER)).encode() + DRIVER.read_bytes())
+    digest = hashlib.sha256(repr((FLAGS, build.source_hash("cpu"), COMPILER)).encode() + DRIVER.read_bytes())
     try:
         return built_once(f"sanitize-cpu-{digest.hexdigest()[:16]}", compile_driver)
     except subprocess.CalledProcessError as error:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from backend_checks import GPU_LARGE_CASES, Case
 from building import COMPILER
 from test_cuda_emulation import library  # noqa: F401  (a fixture)
 
@@ -62,10 +63,9 @@ def emulated(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F
 def test_checks_pass_on_the_emulated_kernels(tmp_path: Path, kind: str) -> None:
     report = gpu_check.Report(tmp_path, 600)
     gpu_check.check_shape(report, "cuda", kind, (77, 50, 3, 2), "cpu")
-    gpu_check.check_large(report, "cuda", (kind, 200, 90, 2), "cpu")
-    gpu_check.check_not_finite(report, "cuda", kind, "cpu")
-    gpu_check.check_codebook(report, "cuda", "cpu")
-    assert len(report.data["checks"]) == 23 and not report.failures()
+    gpu_check.check_large(report, "cuda", Case(kind, 200, 90, 2), "cpu")
+    gpu_check.check_kind(report, "cuda", kind, "cpu")
+    assert len(report.data["checks"]) == 9 and not report.failures()
 
 
 @needs_compiler
@@ -77,6 +77,7 @@ def test_checks_fail_on_wrong_kernels(tmp_path: Path, monkeypatch: pytest.Monkey
     report = gpu_check.Report(tmp_path, 600)
     gpu_check.check_shape(report, "cuda", "sign", (30, 50, 1, 1), "cpu")
     assert {c["what"].split()[0] for c in report.failures()} == {"search"}
+    assert [c["reason"] for c in report.failures()] == ["not the best atoms"]
 
 
 @needs_compiler
@@ -132,14 +133,14 @@ def test_every_section_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for kind in gpu_check.KINDS:
         for batch in ("1", "8", "64", "256"):
             assert ("cuda", kind, "16384", "16384", batch) in searched
-    assert sum(name == "check_large" for name, *_ in called) == 2 * len(gpu_check.LARGE) - 1
+    assert sum(name == "check_large" for name, *_ in called) == 2 * len(GPU_LARGE_CASES) - 1
 
 
 def test_missing_curand_header_skips_its_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = tmp_path / "nvcc"
     failing.write_text("#!/bin/sh\necho 'fatal error: curand_kernel.h: No such file or directory' >&2\nexit 1\n")
     failing.chmod(0o755)
-    monkeypatch.setattr(cuda, "nvcc", lambda: str(failing))
+    monkeypatch.setattr(gpu_check, "nvcc", lambda: [str(failing)])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     report = gpu_check.Report(tmp_path, 600)
     report.guard("c", lambda: gpu_check.measure_curand_baseline(report, 40, 30))
@@ -149,14 +150,14 @@ def test_missing_curand_header_skips_its_baseline(tmp_path: Path, monkeypatch: p
 
 def test_triton_gets_its_configurations_back(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from ddcm_fast.kernels import gaussian, sign
+    from ddcm_fast.kernels import search_gaussian, search_sign
 
     def prune(configs: list[int], arguments: dict, **meta: int) -> list[int]:
         return [config for config in configs if config > meta["B"]]
 
     # The interpreter's kernels have nothing to choose from.
     pruned, free = (SimpleNamespace(configs=[1, 2, 3], early_config_prune=p) for p in (prune, None))
-    for module in (gaussian, sign):
+    for module in (search_gaussian, search_sign):
         monkeypatch.setattr(module, "large_kernel", pruned)
         monkeypatch.setattr(module, "small_kernel", free)
     with gpu_check.one_configuration():

@@ -33,9 +33,9 @@ def test_compiles_without_spills(kind, capability, options):
         assert kernel["stack"] == 0 and kernel["local"] == 0, kernel
         # What is compiled for sm_80 also runs where a program has 99 KB. Only 256 images of `gaussian` need more,
         # and are taken where there is more (kernels.launch.shared_memory).
-        wide = kernel["name"] == "gaussian.large_kernel" and kernel["meta"]["B"] == 256
+        wide = kernel["name"] == "search_gaussian.large_kernel" and kernel["meta"]["BLOCK_B"] == 256
         limit = 227 * 1024 if capability == 90 else 163 * 1024 if wide else 99 * 1024
         assert kernel["shared"] <= limit, kernel
     # Which tile autotuning takes must not change how float sums are rounded.
-    products = {(k["meta"]["B"], k["warp_group"]) for k in kernels if k["name"] == "gaussian.large_kernel"}
+    products = {(k["meta"]["BLOCK_B"], k["warp_group"]) for k in kernels if k["name"] == "search_gaussian.large_kernel"}
     assert len(products) == len({images for images, _ in products})

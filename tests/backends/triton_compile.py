@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -68,11 +69,14 @@ class Compiler:
         self.kernels: dict[str, dict[str, object]] = {}
 
     def __call__(self, kernel, programs, *args, **meta):
+        from ddcm_fast.kernels.launch import named
+
         meta.setdefault("enable_fp_fusion", True)
         configs = getattr(kernel, "configs", [None])
+        arguments = named(kernel, args)
         if getattr(kernel, "early_config_prune", None) is not None:
-            configs = kernel.early_config_prune(configs, {}, **meta)
-        elif not meta.get("SEARCH", True):
+            configs = kernel.early_config_prune(configs, arguments, **meta)
+        elif arguments.get("key_ptr", True) is None:
             configs = configs[:1]  # only the ends differ from the search
         function = kernel.fn if hasattr(kernel, "configs") else kernel
         for config in configs:
@@ -80,7 +84,8 @@ class Compiler:
             if config is not None:
                 options.update(config.all_kwargs())
             name = f"{function.fn.__module__}.{function.fn.__name__}".removeprefix("ddcm_fast.kernels.")
-            key = name + "".join(f"-{k}{v}" for k, v in sorted(options.items()))
+            given = "".join(f"-{k}" for k, v in arguments.items() if v is None)
+            key = name + given + "".join(f"-{k}{v}" for k, v in sorted(options.items()))
             if key in self.kernels:
                 continue
             compiled = function.warmup(*args, grid=(programs,), **options)
@@ -115,10 +120,11 @@ def main() -> None:
     arguments = parser.parse_args()
     driver.set_active(_Driver(arguments.capability))
     # Triton 3.2 looks for the driver when kernels are defined.
-    from ddcm_fast.kernels import gaussian, hadamard_search, operations, ranking, rotation, sign, synthesis
+    from ddcm_fast.kernels import operations, rotate, search_gaussian, search_hadamard, search_sign, select
 
     compiler = Compiler(arguments.directory)
-    for module in (gaussian, hadamard_search, ranking, rotation, sign, synthesis):
+    combine = sys.modules["ddcm_fast.kernels.combine"]  # the package's attribute is the operation
+    for module in (search_gaussian, search_hadamard, search_sign, select, rotate, combine):
         module.launch = compiler
     torch.set_default_device("meta")  # only shapes and types are looked at
     step = torch.empty((), dtype=torch.int64)

@@ -15,7 +15,7 @@ from statistics import NormalDist
 
 import pytest
 import torch
-from backend_checks import BACKENDS, step_tensor
+from backend_checks import backends_here, step_tensor
 from torch import Tensor
 
 from ddcm_fast.codebook import backends, reference
@@ -34,7 +34,7 @@ _make_spec.loader.exec_module(golden_make)
 _INTERPRETED = [("triton", "cpu")] if backends.why_not("triton", "cpu") is None else []
 
 
-@pytest.fixture(params=[("reference", "cpu"), *BACKENDS, *_INTERPRETED], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(params=[("reference", "cpu"), *backends_here(), *_INTERPRETED], ids=lambda p: f"{p[0]}-{p[1]}")
 def backend(request):
     """(name, device) of a backend, the reference included."""
     return request.param

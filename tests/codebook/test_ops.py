@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from backend_checks import BACKENDS, SEED, STEP, step_tensor
+from backend_checks import SEED, STEP, backends_here, step_tensor
 from torch.utils._pytree import tree_leaves
 
 from ddcm_fast.codebook.codebook import Codebook
@@ -15,7 +15,7 @@ from ddcm_fast.codebook.law import CodebookSpec
 from ddcm_fast.errors import BackendError, ConfigError, DDCMError, InputError
 
 KINDS = ("gaussian", "sign", "hadamard")
-EVERYWHERE = [*BACKENDS, ("reference", "cpu")]
+EVERYWHERE = [*backends_here(), ("reference", "cpu")]
 
 
 @pytest.fixture(params=EVERYWHERE, ids=lambda p: f"{p[0]}-{p[1]}")

@@ -16,18 +16,18 @@ class Greedy(Rule):
         self._codebook = codebook
 
     def codebook(self, step: Step) -> Codebook:
-        """See Rule.codebook; one codebook serves all steps."""
+        """One codebook serves all steps."""
         return self._codebook
 
     def radices(self, step: Step) -> list[int]:
-        """See Rule.radices: one index."""
+        """One index."""
         return [self._codebook.spec.size]
 
     def choose(self, direction: Tensor, step: Step) -> Tensor:
-        """See Rule.choose: argmax over k of <z_k, direction>."""
+        """argmax over k of <z_k, direction>."""
         index, _, _ = self._codebook.search(direction, step.at)
         return index
 
     def noise(self, letters: Tensor, step: Step) -> Tensor:
-        """See Rule.noise: the atom itself."""
+        """The atom itself."""
         return self._codebook.atoms(letters, step.at)

@@ -31,24 +31,22 @@ class Product(Rule):
         }
 
     def codebook(self, step: Step) -> Codebook:
-        """See Rule.codebook; a step without bits uses one group."""
+        """A step without bits uses one group."""
         return self._books[self._groups.get(step.index, 1)]
 
     def radices(self, step: Step) -> list[int]:
-        """See Rule.radices: G indices with their signs."""
+        """G indices with their signs."""
         book = self.codebook(step)
         return [2 * book.spec.size] * book.spec.groups
 
     def least_bits(self, step: Step) -> float:
-        """See Rule.least_bits."""
         spec = self.codebook(step).spec
         return spec.groups * spec.size.bit_length()
 
     def choose(self, direction: Tensor, step: Step) -> Tensor:
-        """See Rule.choose; a letter is 2 index + (1 for a negative sign)."""
+        """A letter is 2 index + (1 for a negative sign)."""
         index, sign, _ = self.codebook(step).search(direction, step.at)
         return torch.where(index < 0, index, 2 * index + (sign < 0))
 
     def noise(self, letters: Tensor, step: Step) -> Tensor:
-        """See Rule.noise."""
         return self.codebook(step).atoms(letters >> 1, step.at, 1 - 2 * (letters & 1))

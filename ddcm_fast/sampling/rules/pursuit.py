@@ -54,15 +54,15 @@ class Pursuit(Rule):
             self._ways.append(1 + len(self._grid) * codebook.spec.size * self._ways[-1])
 
     def codebook(self, step: Step) -> Codebook:
-        """See Rule.codebook; one codebook serves all steps."""
+        """One codebook serves all steps."""
         return self._codebook
 
     def radices(self, step: Step) -> list[int]:
-        """See Rule.radices: one symbol for the whole sequence."""
+        """One symbol for the whole sequence."""
         return [self._codebook.spec.size * self._ways[-1]]
 
     def choose(self, direction: Tensor, step: Step) -> Tensor:
-        """See Rule.choose; the search itself, in M passes."""
+        """The search itself, in M passes."""
         book, i = self._codebook, step.index
         dim = direction.shape[1]
         if self._atoms == 1:
@@ -108,7 +108,7 @@ class Pursuit(Rule):
         return torch.cat(letters, dim=1)
 
     def noise(self, letters: Tensor, step: Step) -> Tensor:
-        """See Rule.noise: replay the refinement."""
+        """Replay the refinement."""
         z = self._codebook.atoms(letters[:, :1], step.index)
         on_cpu = letters.device.type == "cpu"  # elsewhere a look at the letters would wait for the device
         for m in range(1, 2 * self._atoms - 1, 2):
@@ -142,7 +142,7 @@ class Pursuit(Rule):
         return torch.cat(columns, dim=1)
 
     def to_symbols(self, letters: Sequence[int], step: Step) -> list[int]:
-        """See Rule.to_symbols: the sequence's number, most significant choice first."""
+        """The sequence's number, most significant choice first."""
         size = self._codebook.spec.size
         tail = 0
         for left, m in enumerate(range(2 * self._atoms - 3, 0, -2), start=1):
@@ -151,7 +151,6 @@ class Pursuit(Rule):
         return [letters[0] * self._ways[-1] + tail]
 
     def to_letters(self, symbols: Sequence[int], step: Step) -> list[int]:
-        """See Rule.to_letters."""
         size = self._codebook.spec.size
         first, tail = divmod(symbols[0], self._ways[-1])
         letters = [first]

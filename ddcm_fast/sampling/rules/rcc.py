@@ -123,21 +123,21 @@ class Rcc(Rule):
         self._plain = Codebook(kind, dim, 1, seed=seed, signed=False, backend=backend)
 
     def codebook(self, step: Step) -> Codebook:
-        """See Rule.codebook; a step without bits uses one group."""
+        """A step without bits uses one group."""
         return self._books.get(step.index, self._plain)
 
     def radices(self, step: Step) -> list[int]:
-        """See Rule.radices: K of every group, far more than what `write` spends."""
+        """K of every group, far more than what `write` spends."""
         spec = self.codebook(step).spec
         return [spec.size] * spec.groups
 
     def least_bits(self, step: Step) -> float:
-        """See Rule.least_bits: every index of the likeliest class, less what the coder's rounding may save."""
+        """Every index of the likeliest class, less what the coder's rounding may save."""
         weights = self._weights(step)
         return self.codebook(step).spec.groups * math.log2(sum(weights) / max(weights)) * (1 - _ROUNDING)
 
     def choose(self, direction: Tensor, step: Step, draw: int = 0) -> Tensor:
-        """See Rule.choose: not the best noise for the residual `direction`, but a sample of the right one.
+        """Not the best noise for the residual `direction`, but a sample of the right one.
 
         Every `draw` takes other arrival times; atoms that stand out are often drawn again.
         """
@@ -147,11 +147,11 @@ class Rcc(Rule):
         return index
 
     def noise(self, letters: Tensor, step: Step) -> Tensor:
-        """See Rule.noise: the atoms themselves."""
+        """The atoms themselves."""
         return self.codebook(step).atoms(letters, step.index)
 
     def draw(self, batch: int, step: Step, generator: torch.Generator) -> Tensor:
-        """See Rule.draw: from the coder's distribution, whose files are shorter and whose noise is just as good."""
+        """From the coder's distribution, whose files are shorter and whose noise is just as good."""
         spec = self.codebook(step).spec
         weights = torch.tensor(self._weights(step), dtype=torch.float64, device="cpu")
         count = batch * spec.groups
@@ -174,7 +174,7 @@ class Rcc(Rule):
         return [math.log2(whole / weights[c]) + max(0, c - 1) for c in classes]
 
     def write(self, letters: Sequence[Sequence[int]], steps: Sequence[Step]) -> bytes:
-        """See Rule.write: step by step, first the classes of all groups, then their plain bits."""
+        """Step by step, first the classes of all groups, then their plain bits."""
         stream, model = _constriction().stream.queue, _constriction().stream.model
         encoder = stream.RangeEncoder()
         for own, step in zip(letters, steps, strict=True):
@@ -202,7 +202,6 @@ class Rcc(Rule):
         return data
 
     def read(self, data: bytes, steps: Sequence[Step], prefix: bool = False) -> list[list[int]]:
-        """See Rule.read."""
         if not prefix:
             self.check_length(data, steps)
             low = self._decode(data, steps)

@@ -51,26 +51,26 @@ class Threshold(Rule):
         self._radices = {m: [comb(size, m), 1 << m] for m in set(atoms.values())}
 
     def codebook(self, step: Step) -> Codebook:
-        """See Rule.codebook; one codebook serves all steps."""
+        """One codebook serves all steps."""
         return self._codebook
 
     def radices(self, step: Step) -> list[int]:
-        """See Rule.radices: the index set and the word of signs."""
+        """The index set and the word of signs."""
         return self._radices[self._atoms[step.index]]
 
     def choose(self, direction: Tensor, step: Step) -> Tensor:
-        """See Rule.choose: the M largest |<z_k, direction>|."""
+        """The M largest |<z_k, direction>|."""
         index, sign, _ = self._codebook.topk(direction, step.at, self._atoms[step.index])
         letters: Tensor = 2 * index[:, 0] + (sign[:, 0] < 0)
         return letters.sort(dim=1).values
 
     def noise(self, letters: Tensor, step: Step) -> Tensor:
-        """See Rule.noise: the signed sum, divided by its std."""
+        """The signed sum, divided by its std."""
         z = self._codebook.combine(letters >> 1, 1.0 - 2.0 * (letters & 1), step.at)
         return z / unbiased_std(z)
 
     def draw(self, batch: int, step: Step, generator: torch.Generator) -> Tensor:
-        """See Rule.draw: uniform over the sets and signs."""
+        """Uniform over the sets and signs."""
         size, m = self._codebook.spec.size, self._atoms[step.index]
         seeds = torch.randint(2**62, (batch,), generator=generator, dtype=torch.int64, device="cpu").tolist()
         sets = [sorted(random.Random(seed).sample(range(size), m)) for seed in seeds]
@@ -78,12 +78,10 @@ class Threshold(Rule):
         return 2 * torch.tensor(sets, dtype=torch.int64, device="cpu") + signs
 
     def to_symbols(self, letters: Sequence[int], step: Step) -> list[int]:
-        """See Rule.to_symbols."""
         word = int("".join("1" if letter & 1 else "0" for letter in letters), 2)
         return [rank([letter >> 1 for letter in letters], self._codebook.spec.size), word]
 
     def to_letters(self, symbols: Sequence[int], step: Step) -> list[int]:
-        """See Rule.to_letters."""
         number, word = symbols
         m = self._atoms[step.index]
         signs = f"{word:0{m}b}"

@@ -68,19 +68,18 @@ class Trellis(Rule):
         }
 
     def codebook(self, step: Step) -> Codebook:
-        """See Rule.codebook; a step without bits uses one group."""
+        """A step without bits uses one group."""
         return self._books[self._groups.get(step.index, 1)]
 
     def radices(self, step: Step) -> list[int]:
-        """See Rule.radices: G letters of b bits."""
+        """G letters of b bits."""
         return [1 << self._bits] * self.codebook(step).spec.groups
 
     def least_bits(self, step: Step) -> float:
-        """See Rule.least_bits."""
         return self.codebook(step).spec.groups * self._bits
 
     def choose(self, direction: Tensor, step: Step) -> Tensor:
-        """See Rule.choose: the letters of the path with the largest <z, direction>; -1 where that is not finite."""
+        """The letters of the path with the largest <z, direction>; -1 where that is not finite."""
         scores = self.codebook(step).scores(direction, step.index)
         batch, groups = scores.shape[:2]
         # A state is (high, low), high the letter that the next state forgets; the last axis is a letter without sign.
@@ -110,7 +109,7 @@ class Trellis(Rule):
         return torch.where(best.isfinite()[:, None], torch.stack(letters[::-1], dim=1), -1)
 
     def noise(self, letters: Tensor, step: Step) -> Tensor:
-        """See Rule.noise: the path's atoms side by side."""
+        """The path's atoms side by side."""
         state = torch.zeros_like(letters)
         reach = -(-self._memory // self._bits)  # letters that a state remembers, if so many came before
         for back in range(1, min(reach, letters.shape[1] - 1) + 1):

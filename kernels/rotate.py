@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from ddcm_fast.kernels.hadamard import hadamard
 from ddcm_fast.kernels.launch import ceil_div, launch, seed_words
 from ddcm_fast.kernels.philox import ROTATION, flip, philox
+from ddcm_fast.kernels.transform import hadamard
 from torch import Tensor
 
 from ddcm_fast.codebook.law import CodebookSpec
 
-_SIZES = ["dim", "stride", "blocks", "limit", "full", "seed_low", "seed_high"]
+_SIZES = ["dim", "stride", "num_blocks", "limit", "full", "seed_low", "seed_high"]
 _PERMUTE_BLOCK = 1024
 
 
@@ -36,79 +36,100 @@ def rotation_flips(i, seed_low, seed_high):
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def permute_kernel(source, target, dim, stride, blocks, N: tl.constexpr, TO_IMAGE: tl.constexpr):
+def permute_kernel(
+    source_ptr, target_ptr,
+    dim, stride, num_blocks,
+    BLOCK_D: tl.constexpr, TO_IMAGE: tl.constexpr,
+):  # fmt: skip
     """gaussian: target[b, i] = source[b, pi(i)], or for TO_IMAGE target[b, pi(i)] = source[b, i].
 
-    source, target (B, D) float32; one program a row b and block of N entries.
+    source, target (B, D) float32; one program a row b and block of BLOCK_D entries.
+
+    Traffic: 4 bytes read and written an entry, one side scattered in sectors of 32 bytes; bound by it. Source:
+    docs/noise-law.md, section 5.
     """
     pid = tl.program_id(0)
-    row = (pid // blocks).to(tl.int64) * dim
-    i = (pid % blocks).to(tl.int64) * N + tl.arange(0, N)
+    row = (pid // num_blocks).to(tl.int64) * dim
+    i = (pid % num_blocks).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = i < dim
     j = image_position(i, stride, dim)
     if TO_IMAGE:
-        tl.store(target + row + j, tl.load(source + row + i, mask=inside), mask=inside)
+        tl.store(target_ptr + row + j, tl.load(source_ptr + row + i, mask=inside), mask=inside)
     else:
-        tl.store(target + row + i, tl.load(source + row + j, mask=inside), mask=inside)
+        tl.store(target_ptr + row + i, tl.load(source_ptr + row + j, mask=inside), mask=inside)
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def to_codebook_kernel(r, w, dim, stride, blocks, limit, seed_low, seed_high, N: tl.constexpr,
-                       LOG: tl.constexpr, SCALE: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
-    """One block of R^T r: w[b, i] = Had_N of f(i) * r[b, pi(i)], r and w (B, D) float32.
+def to_codebook_kernel(
+    r_ptr, w_ptr,
+    dim, stride, num_blocks, limit,
+    seed_low, seed_high,
+    N: tl.constexpr, LOG_N: tl.constexpr, SCALE: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """One block of w = R^T r: w[b, i] = Had_N of f(i) * r[b, pi(i)], r and w (B, D) float32.
 
-    TAIL transforms the last N coordinates (limit = D); otherwise program (b, m) transforms coordinates
-    m*N .. m*N+N-1, of which those from `limit` on were already written to w by the tail.
+    TAIL transforms the last N coordinates (limit = D); otherwise program (b, m) transforms coordinates m*N .. m*N+N-1,
+    of which those from `limit` on were already written to w by the tail.
+
+    Traffic: 4 bytes read, scattered, and written an entry. Bound: the transform's exchanges and Philox, a call an
+    entry. Source: docs/noise-law.md, section 5; Yu et al. 2016 (arXiv 1610.09072) for such rotations.
     """
     pid = tl.program_id(0)
-    row = (pid // blocks).to(tl.int64) * dim
+    row = (pid // num_blocks).to(tl.int64) * dim
     if TAIL:  # noqa: SIM108
         i = tl.arange(0, N).to(tl.int64) + (dim - N)
     else:
-        i = (pid % blocks).to(tl.int64) * N + tl.arange(0, N)
-    fresh = i < limit
-    x = tl.load(r + row + image_position(i, stride, dim), mask=fresh, other=0.0)
+        i = (pid % num_blocks).to(tl.int64) * N + tl.arange(0, N)
+    unwritten = i < limit
+    x = tl.load(r_ptr + row + image_position(i, stride, dim), mask=unwritten, other=0.0)
     x = flip(x, rotation_flips(i, seed_low, seed_high))
     if not TAIL:
-        x = tl.where(fresh, x, tl.load(w + row + i, mask=i >= limit, other=0.0))
-    x = tl.reshape(hadamard(tl.reshape(x, (1, N)), 1, N, LOG), (N,)) * SCALE
-    tl.store(w + row + i, x)
+        x = tl.where(unwritten, x, tl.load(w_ptr + row + i, mask=i >= limit, other=0.0))
+    x = tl.reshape(hadamard(tl.reshape(x, (1, N)), 1, N, LOG_N), (N,)) * SCALE
+    tl.store(w_ptr + row + i, x)
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def to_image_kernel(y, overlap, z, dim, stride, blocks, limit, full, seed_low, seed_high, N: tl.constexpr,
-                    LOG: tl.constexpr, SCALE: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
+def to_image_kernel(
+    y_ptr, overlap_ptr, z_ptr,
+    dim, stride, num_blocks, limit, full,
+    seed_low, seed_high,
+    N: tl.constexpr, LOG_N: tl.constexpr, SCALE: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
     """One block of z = R y: z[b, pi(i)] = f(i) * (Had_N y)(i), y and z (B, D) float32.
 
-    The full blocks go first; what they make of coordinates from `limit` on waits in overlap (B, N) float32
-    for the TAIL, which takes it (below `full`) and the rest of y through a second transform.
+    The full blocks go first; what they make of coordinates from `limit` on waits in overlap (B, N) float32 for the
+    TAIL, which takes it (below `full`) and the rest of y through a second transform.
+
+    Traffic: 4 bytes read, and written, scattered, an entry. Bound: as to_codebook_kernel. Source: docs/noise-law.md,
+    section 5.
     """
     pid = tl.program_id(0)
-    b = (pid // blocks).to(tl.int64)
+    b = (pid // num_blocks).to(tl.int64)
     row = b * dim
     if TAIL:
         i = tl.arange(0, N).to(tl.int64) + (dim - N)
-        x = tl.load(y + row + i, mask=i >= full, other=0.0)
-        x = tl.where(i < full, tl.load(overlap + b * N + (i - limit), mask=i < full, other=0.0), x)
+        x = tl.load(y_ptr + row + i, mask=i >= full, other=0.0)
+        x = tl.where(i < full, tl.load(overlap_ptr + b * N + (i - limit), mask=i < full, other=0.0), x)
     else:
-        i = (pid % blocks).to(tl.int64) * N + tl.arange(0, N)
-        x = tl.load(y + row + i)
-    x = tl.reshape(hadamard(tl.reshape(x, (1, N)), 1, N, LOG), (N,)) * SCALE
+        i = (pid % num_blocks).to(tl.int64) * N + tl.arange(0, N)
+        x = tl.load(y_ptr + row + i)
+    x = tl.reshape(hadamard(tl.reshape(x, (1, N)), 1, N, LOG_N), (N,)) * SCALE
     if not TAIL:
-        tl.store(overlap + b * N + (i - limit), x, mask=i >= limit)
+        tl.store(overlap_ptr + b * N + (i - limit), x, mask=i >= limit)
     x = flip(x, rotation_flips(i, seed_low, seed_high))
     j = image_position(i, stride, dim)
     if TAIL:
-        tl.store(z + row + j, x)
+        tl.store(z_ptr + row + j, x)
     else:
-        tl.store(z + row + j, x, mask=i < limit)
+        tl.store(z_ptr + row + j, x, mask=i < limit)
 
 
 def _permute(spec: CodebookSpec, source: Tensor, to_image: bool) -> Tensor:
     target = torch.empty_like(source)
     blocks = ceil_div(spec.dim, _PERMUTE_BLOCK)
     launch(permute_kernel, len(source) * blocks, source, target, spec.dim, spec.stride, blocks,
-           N=_PERMUTE_BLOCK, TO_IMAGE=to_image)  # fmt: skip
+           BLOCK_D=_PERMUTE_BLOCK, TO_IMAGE=to_image)  # fmt: skip
     return target
 
 
@@ -116,7 +137,7 @@ def _meta(n: int) -> dict[str, object]:
     # Without fused multiply-adds, whose single rounding would differ from the law's two.
     return {
         "N": n,
-        "LOG": n.bit_length() - 1,
+        "LOG_N": n.bit_length() - 1,
         "SCALE": n**-0.5,
         "num_warps": max(1, min(8, n // 512)),
         "enable_fp_fusion": False,
