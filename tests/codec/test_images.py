@@ -385,7 +385,10 @@ def floats(*numbers):
 REFUSED = {
     "empty": (b"", "no known format"),
     "text": (b"no picture\n", "no known format"),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n", "no known format"),
+    "PostScript": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n",
+        "no known format",
+    ),
     "truncated PNG": (pictures.png_of(RGB)[:-300], "truncated"),
     "truncated JPEG": (saved(Image.fromarray(RGB), "JPEG")[:-300], "truncated"),
     "truncated TIFF": (tiff(8, GREY.tobytes()[:-99]), "cannot read"),
