@@ -191,7 +191,9 @@ SAME: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("change", SAME)
+@pytest.mark.parametrize(
+    "change", [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("compiled")) for name in SAME]
+)
 def test_what_leaves_the_picture_leaves_the_fingerprint(change: str) -> None:
     coded = Codec(tiny_pipelines.build("sd"), CONFIG).encode(image(), FOX)[0]
     pipe = tiny_pipelines.build("sd")
