@@ -458,7 +458,7 @@ class Codec:
         if not self.cuda_graph:
             return self._new_job(config, height, width)
         # With the curve's fingerprint: a model may be calibrated anew.
-        key = (config, height, width, self._fingerprint(config))
+        key = (config, height, width, self._fingerprint(config), self.model.generation)
         if self._last is None or self._last[0] != key:
             self._last = None  # its graphs hold memory that the next may need
             self._last = (key, self._new_job(config, height, width))

@@ -398,7 +398,8 @@ def _load_into(
         network = kind(preset)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict(state, assign=True)
+        # DistributedDataParallel's prefix, as in DifFace's checkpoints.
+        network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()}, assign=True)
     except FileNotFoundError as error:
         raise ModelError(f"no such file: {path}") from error
     except Exception as error:  # torch.load raises whatever the pickle machinery does

@@ -114,7 +114,9 @@ def wrap_pipeline(pipe: Any, name: str | None = None, compile: bool = False) -> 
         raise ModelError(f"{type(pipe).__name__} is not supported; these pipelines are: {', '.join(sorted(PIPELINES))}")
     name = name or short_name(getattr(pipe, "name_or_path", None) or type(pipe).__name__)
     wrapper = getattr(import_module(f".{module}", __package__), adapter)
-    return wrapper.from_pipeline(pipe, name, compile)
+    model: NetworkModel = wrapper.from_pipeline(pipe, name, compile)
+    model.follow(pipe, lambda: wrapper.from_pipeline(pipe, name, compile))
+    return model
 
 
 def as_model(model: Any) -> DiffusionModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,6 +22,8 @@ from ddcm_fast.sampling.condition import Condition
 from ddcm_fast.sampling.model import DiffusionModel, Level, Predictor, eps_from_x0
 
 _KEPT = 16  # prepared conditions kept
+#: What of a pipeline an adapter is made of, beside the text encoders, which it asks the pipeline for at every use.
+_COMPONENTS = ("unet", "transformer", "vae", "vqvae", "scheduler", "tokenizer", "tokenizer_2", "tokenizer_3")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # those that files have names for
 
 Inputs = dict[str, Any]
@@ -58,10 +60,12 @@ class NetworkModel(DiffusionModel):
         self._fingerprints: dict[torch.dtype, bytes] = {}
         self._prepared: OrderedDict[tuple[Any, ...], tuple[Inputs, float | None]] = OrderedDict()
         self._on_device: dict[float, Level] = {}
+        self._source: tuple[Any, Callable[[], NetworkModel], list[Any]] | None = None
         self._look_anew()
 
     def _look_anew(self) -> None:
         """Whatever was derived from the networks is made again when it is next asked for."""
+        self.generation += 1
         self.device, self.dtype = execution_device(self.network), self.network.dtype
         if self.dtype not in _DTYPES:
             raise ModelError(
@@ -111,10 +115,26 @@ class NetworkModel(DiffusionModel):
     @contextmanager
     def using(self) -> Iterator[None]:
         """Raises ModelError: the networks were moved where they cannot be used."""
-        if not self._lent.in_use and self._lent.changed():
-            self._look_anew()
+        if not self._lent.in_use:
+            self._follow()
+            if self._lent.changed():
+                self._look_anew()
         with self._lent.lend():
             yield
+
+    def follow(self, pipe: Any, renew: Callable[[], NetworkModel]) -> None:
+        """From now on, where a part of the pipeline was replaced, become what `renew` makes of it."""
+        self._source = pipe, renew, [vars(pipe).get(name) for name in _COMPONENTS]
+
+    def _follow(self) -> None:
+        if self._source is None:
+            return
+        pipe, renew, before = self._source
+        if all(vars(pipe).get(name) is part for name, part in zip(_COMPONENTS, before, strict=True)):
+            return
+        self.__dict__.update({**vars(renew()), "generation": self.generation})
+        self._lent = Lent(self.parts)
+        self.follow(pipe, renew)
 
     def own(self) -> None:
         """Take the networks over for good, of a model that was loaded and belongs to no one else."""

@@ -45,6 +45,7 @@ class WrappedModel(DiffusionModel):
     default_side = _inner()
     fresh_noise = _inner()
     patch = _inner()
+    generation = _inner()
     information = _inner()
     alpha_sigma = _inner()
     latent_shape = _inner()

@@ -56,6 +56,7 @@ class DiffusionModel(ABC):
         min_side: pixels that each side of an image must have at least.
         default_side: of generated images, in pixels: what the network was trained on.
         patch: of models whose network takes any size of picture: the state is pixel_unshuffle(image, patch).
+        generation: another number after anything was done to the networks: what holds their memory is out of date.
         information: the curve measured by `ddcm calibrate`, if there is one.
     """
 
@@ -70,6 +71,7 @@ class DiffusionModel(ABC):
     default_side: int = 256
     fresh_noise: bool = False
     patch: int | None = None
+    generation: int = 0
     information: InformationCurve | None = None
 
     @abstractmethod

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, conv_transpose2d
+from torch.nn.functional import conv2d, conv_transpose2d, one_hot
 
 from ddcm_fast.errors import ConfigError, InputError
 
@@ -142,8 +142,17 @@ class Grey(LinearOperator):
         return y.expand(-1, 3, -1, -1)
 
 
+def _convolved(x: Tensor, kernel: Tensor, convolve: Callable[..., Tensor] = conv2d, padding: str | int = 0) -> Tensor:
+    """Each channel of x (B, C, H, W) with one kernel."""
+    weight = kernel.to(x).expand(x.shape[1], 1, *kernel.shape)
+    return convolve(x, weight, padding=padding, groups=x.shape[1])
+
+
 class Blur(LinearOperator):
-    """Each channel convolved with one kernel, zero outside the image; the measurement has the image's size.
+    """Each channel convolved with one kernel; the measurement has the image's size.
+
+    Beyond its edges the image is mirrored, as DPS has it (Chung et al. 2023): what lies there in a photograph is more
+    like that than like grey.
 
     Args:
         kernel: (k, k), k odd.
@@ -154,17 +163,25 @@ class Blur(LinearOperator):
             raise InputError(f"a blur kernel has two odd sides, not {tuple(kernel.shape)}")
         self._kernel = kernel
 
-    def _apply(self, x: Tensor, convolve: Callable[..., Tensor]) -> Tensor:
-        k = self._kernel.to(x)
-        channels = x.shape[1]
-        weight = k.expand(channels, 1, *k.shape)
-        return convolve(x, weight, padding=(k.shape[0] // 2, k.shape[1] // 2), groups=channels)
+    def _mirrored(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the image that make up the one to convolve; an edge is not repeated."""
+
+        def places(size: int, taps: int) -> Tensor:
+            period = max(1, 2 * (size - 1))
+            place = torch.arange(-(taps // 2), size + taps // 2, dtype=torch.int64, device=device) % period
+            return torch.minimum(place, period - place)
+
+        return places(height, self._kernel.shape[0]), places(width, self._kernel.shape[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._apply(x, conv2d)
+        rows, columns = self._mirrored(x.shape[2], x.shape[3], x.device)
+        return _convolved(x[:, :, rows][..., columns], self._kernel)
 
     def adjoint(self, u: Tensor, height: int, width: int) -> Tensor:
-        return self._apply(u, conv_transpose2d)
+        rows, columns = self._mirrored(height, width, u.device)
+        large = _convolved(u, self._kernel, conv_transpose2d)
+        # Products and not index_add, whose sums have no fixed order on a GPU.
+        return one_hot(rows, height).to(u).T @ large @ one_hot(columns, width).to(u)
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:
         return height, width
@@ -240,9 +257,9 @@ class Mask(LinearOperator):
         out, missing = y.clone(), 1 - self._mask.to(y).expand_as(y)
         known = 1 - missing
         for sigma in (1.0, 2.0, 4.0, 8.0, 16.0):
-            blur = Blur(gaussian_kernel(sigma))
-            weight = blur.forward(known)
-            fill = blur.forward(y * known) / weight.clamp_min(1e-6)
+            kernel = gaussian_kernel(sigma)
+            weight = _convolved(known, kernel, padding="same")
+            fill = _convolved(y * known, kernel, padding="same") / weight.clamp_min(1e-6)
             reached = (missing > 0) & (weight > 0.05)
             out = torch.where(reached, fill, out)
             missing = torch.where(reached, 0.0, missing)

@@ -234,11 +234,21 @@ def test_checkpoint_round_trip(variant: str, tmp_path: Path) -> None:
     coded = Codec(model, CodecConfig(T=3, K=16)).encode(image, condition)[0]
     assert torch.equal(Codec(model).decode(coded.data), coded.reconstruction)
     narrow = load_model(str(path), device="cpu", dtype="bfloat16", preset=preset, trust=True)
-    assert narrow.fingerprint() == model.fingerprint()
+    assert narrow.fingerprint() == model.fingerprint(torch.bfloat16)
+    assert (model.classes, model.default_side) == (preset.classes, preset.size)
     assert bool(narrow.predict(torch.randn(1, 3, 32, 32), 500.0, condition)[0].isfinite().all())
     if preset.classes:
         with pytest.raises(ConfigError, match="give a label"):
             Codec(model).encode(image)
+
+
+def test_a_checkpoint_from_distributed_training(tmp_path: Path) -> None:
+    """DifFace's: every name begins with DistributedDataParallel's prefix."""
+    state = random_network(TINY).state_dict()
+    torch.save(state, tmp_path / "plain.pt")
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "parallel.pt")
+    plain, parallel = (gd.load(tmp_path / f"{name}.pt", preset=TINY, trust=True) for name in ("plain", "parallel"))
+    assert parallel.fingerprint() == plain.fingerprint()
 
 
 def test_presets_by_file_name(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny_pipelines
 import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from test_pipelines import CONDITIONS, CONFIG, FOX, image
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from ddcm_fast import Codec, Condition, load_model
 from ddcm_fast.codec import container
 from ddcm_fast.errors import DDCMWarning, ModelError
 from ddcm_fast.models import DiffusionModel, wrap_pipeline
+from ddcm_fast.models.lent import Lent, Part
 
 
 def networks(pipe: Any) -> dict[str, nn.Module]:
@@ -120,6 +122,9 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "autoencoder": lambda pipe: scaled(pipe.vae, 1.01),
     "text encoder": lambda pipe: scaled(pipe.text_encoder, 1.01, every=True),
     "FreeU": lambda pipe: pipe.enable_freeu(0.9, 0.2, 1.2, 1.4),
+    "another network": lambda pipe: setattr(pipe, "unet", tiny_pipelines.build("sd", seed=2).unet),
+    "another autoencoder": lambda pipe: setattr(pipe, "vae", tiny_pipelines.build("sd", seed=2).vae),
+    "other levels": lambda pipe: setattr(pipe, "scheduler", DDIMScheduler(beta_end=0.03)),
     "tiles": lambda pipe: setattr(pipe.vae, "tile_sample_min_size", 16),
 }
 
@@ -140,9 +145,31 @@ def test_what_changes_the_picture_changes_the_fingerprint(change: str) -> None:
 
 
 def offloaded(pipe: Any) -> None:
+    """What `enable_sequential_cpu_offload` does with a network."""
     accelerate = pytest.importorskip("accelerate")
     for network in networks(pipe).values():
         accelerate.cpu_offload(network, torch.device("cpu"))
+
+
+def offloaded_whole(pipe: Any) -> None:
+    """To the device on which it is already: accelerate's hooks run, but nothing moves."""
+    pytest.importorskip("accelerate")
+    pipe.enable_model_cpu_offload(device="cpu")
+
+
+def mapped(pipe: Any) -> None:
+    """What a `device_map` does with a network."""
+    accelerate = pytest.importorskip("accelerate")
+    for network in (pipe.unet, pipe.vae):
+        places = {name: "cpu" for name, _ in network.named_children()}
+        accelerate.dispatch_model(network, places, main_device="cpu", force_hooks=True)
+
+
+def offloaded_by_diffusers(pipe: Any) -> None:
+    hooks = pytest.importorskip("diffusers.hooks")
+    for network in networks(pipe).values():
+        device = torch.device("cpu")
+        hooks.apply_group_offloading(network, device, device, offload_type="leaf_level")
 
 
 SAME: dict[str, Callable[[Any], Any]] = {
@@ -152,22 +179,32 @@ SAME: dict[str, Callable[[Any], Any]] = {
     ),
     "fused projections": lambda pipe: pipe.fuse_qkv_projections(),
     "offloaded": offloaded,
+    "offloaded whole": offloaded_whole,
+    "mapped": mapped,
+    "offloaded by diffusers": offloaded_by_diffusers,
+    "an equal scheduler": lambda pipe: setattr(
+        pipe, "scheduler", EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    ),
     "FreeU off again": lambda pipe: (pipe.enable_freeu(0.9, 0.2, 1.2, 1.4), pipe.disable_freeu()),
     "channels last": lambda pipe: pipe.unet.to(memory_format=torch.channels_last),
     "unaligned": lambda pipe: unaligned(pipe.unet),
 }
 
 
-@pytest.mark.parametrize("change", SAME)
+@pytest.mark.parametrize(
+    "change", [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("compiled")) for name in SAME]
+)
 def test_what_leaves_the_picture_leaves_the_fingerprint(change: str) -> None:
     coded = Codec(tiny_pipelines.build("sd"), CONFIG).encode(image(), FOX)[0]
     pipe = tiny_pipelines.build("sd")
+    living = Codec(pipe, CONFIG)
+    assert torch.equal(living.decode(coded.data), coded.reconstruction)
     SAME[change](pipe)
-    codec = Codec(pipe, CONFIG)
-    torch.testing.assert_close(codec.decode(coded.data), coded.reconstruction, atol=1e-4, rtol=0)
-    again = codec.encode(image(), FOX)[0]
-    assert torch.equal(codec.decode(again.data), again.reconstruction)
-    assert container.read(again.data)[0].fingerprint == container.read(coded.data)[0].fingerprint
+    for codec in (living, Codec(pipe, CONFIG)):
+        torch.testing.assert_close(codec.decode(coded.data), coded.reconstruction, atol=1e-4, rtol=0)
+        again = codec.encode(image(), FOX)[0]
+        assert torch.equal(codec.decode(again.data), again.reconstruction)
+        assert container.read(again.data)[0].fingerprint == container.read(coded.data)[0].fingerprint
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -211,6 +248,46 @@ def test_active_adapters_and_their_scales() -> None:
     off.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "c")
     off.unet.disable_adapters()
     assert torch.equal(Codec(off).decode(plain.data), plain.reconstruction)
+
+
+#: What can be done to a network, each of which the next look must tell from nothing.
+DONE: dict[str, Callable[[Any], Any]] = {
+    "a module for another": lambda net: net.__setitem__(0, nn.Linear(4, 4)),
+    "a module deep inside": lambda net: net[1].__setitem__(0, nn.Conv2d(3, 3, 1)),
+    "one module more": lambda net: net.append(nn.SiLU()),
+    "one module less": lambda net: net.pop(2),
+    "a parameter for another": lambda net: setattr(net[0], "weight", nn.Parameter(net[0].weight.detach().clone())),
+    "no parameter": lambda net: setattr(net[0], "bias", None),
+    "a parameter more": lambda net: net[2].register_parameter("more", nn.Parameter(torch.ones(1))),
+    "a buffer more": lambda net: net[2].register_buffer("more", torch.ones(1)),
+    "other memory": lambda net: setattr(net[0].weight, "data", net[0].weight.data.clone()),
+    "in place": lambda net: net[1][1].running_mean.add_(1),
+    "in place, unseen by torch": lambda net: net[1][1].running_mean.data.add_(1),
+    "another dtype": lambda net: net[0].to(torch.bfloat16),
+    "an adapter": lambda net: setattr(net[2], "scaling", {"a": 1.0}),
+    "an adapter's scale": lambda net: net[3].scaling.update(a=0.5),
+    "FreeU": lambda net: [setattr(net[0], name, 1.1) for name in ("s1", "s2", "b1", "b2")],
+}
+
+
+@pytest.mark.parametrize("done", DONE)
+def test_whatever_is_done_to_a_network_is_seen(done: str) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)), nn.SiLU(), nn.SiLU())
+    net[3].scaling = {"a": 1.0}
+    lent = Lent(lambda: [Part("", net)])
+    assert [lent.changed() for _ in range(3)] == [True, False, False]
+    DONE[done](net)
+    assert [lent.changed() for _ in range(3)] == [True, False, False]
+    net.note = "of no account"
+    assert not lent.changed()
+
+
+def test_networks_are_looked_at_once_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = Codec(tiny_pipelines.build("ddpm"), CONFIG)
+    looks: list[bool] = []
+    monkeypatch.setattr(Lent, "changed", lambda self: looks.append(True))
+    codec.compress(image())
+    assert len(looks) == 1
 
 
 # ---- dtypes, devices, names ----------------------------------------------------------------------

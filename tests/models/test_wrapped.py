@@ -66,7 +66,7 @@ def test_wrapped(name: str, wrap: Callable[[DiffusionModel], DiffusionModel]) ->
     model.min_side, model.default_side = 8, 24
     with wrapper.using():
         assert wrapper.dtype == torch.bfloat16
-    for attribute in DiffusionModel.__annotations__:
+    for attribute in inspect.get_annotations(DiffusionModel):
         if attribute != "name" or wrap is not tiled:
             assert getattr(wrapper, attribute) == getattr(model, attribute)
     pipe.to(torch.float32)

@@ -25,6 +25,19 @@ def test_adjoint(task):
     assert h.estimate(y.float(), 24, 40).shape == x.shape
 
 
+@pytest.mark.parametrize(("height", "width"), [(24, 40), (5, 1), (8, 9)])
+def test_blur_mirrors_the_image_at_its_edges(height, width):
+    """Also where the kernel is larger than the image, which torch's own padding refuses."""
+    h = operator("blur2")  # 13 taps
+    x, u = random(2, 3, height, width), random(2, 3, height, width, seed=1)
+    assert torch.allclose((h.forward(x) * u).sum(), (x * h.adjoint(u, height, width)).sum())
+    assert torch.allclose(h.forward(torch.ones_like(x)), torch.ones_like(x))
+    if min(height, width) > 6:
+        mirrored = torch.nn.functional.pad(x, (6, 6, 6, 6), mode="reflect")
+        kernel = gaussian_kernel(2.0).to(x).expand(3, 1, 13, 13)
+        assert torch.allclose(h.forward(x), torch.nn.functional.conv2d(mirrored, kernel, groups=3))
+
+
 def test_mask_adjoint_and_hole_filling():
     mask = random(24, 40) > 0
     h = operator("inpaint", mask)
