@@ -107,7 +107,7 @@ class Bench:
         seconds = time.perf_counter() - start
         mse = float((done.x0 - self.x0).double().square().mean())
         coded = [step for step in trial.steps if step.coded]
-        if isinstance(trial.rule, Rcc):
+        if trial.rule.varies:
             rows = [letters.tolist() for letters in done.letters]
             files = [trial.rule.write([row[b] for row in rows], coded) for b in range(len(self.x0))]
             bits = 8 * sum(len(data) for data in files) / len(files)

@@ -8,9 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ddcm_fast.codebook.law import KINDS
 from ddcm_fast.codec.codec import DEFAULT_PRESET
-from ddcm_fast.codec.config import PRESETS, SCHEDULES, SHARING_RULES, CodecConfig
+from ddcm_fast.codec.config import PRESETS, CodecConfig, options
 from ddcm_fast.codec.limits import OPTIONS, Limits
 from ddcm_fast.codec.rate import QUALITIES
 from ddcm_fast.sampling.condition import Condition
@@ -117,26 +116,14 @@ def add_coding(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how it is coded (each default comes from the preset)")
     group.add_argument("--model", default=DEFAULT_MODEL, help="built-in model, model folder or hub id (default: photo)")
     group.add_argument("--preset", default=DEFAULT_PRESET, help=f"{names} (default: %(default)s)")
-    group.add_argument("-T", type=int, help="steps, which is network evaluations")
-    group.add_argument("-K", type=int, help="atoms in the codebook; a larger K codes more bits a step")
-    group.add_argument("-M", type=int, help="atoms a step (all presets but ddcm)")
-    group.add_argument("--atoms", type=int, help="atoms in the whole file (instead of M)")
-    group.add_argument("-C", type=int, help="bits of a coefficient (pursuit)")
-    group.add_argument("--kind", choices=KINDS, help="of codebook")
-    group.add_argument("--schedule", choices=SCHEDULES, help="which timesteps are visited")
-    group.add_argument("--stop", type=int, help="timestep at which coding ends (schedule kl)")
-    group.add_argument("--tail", type=int, help="steps after it: 1 for the best PSNR, more for sharper pictures")
-    group.add_argument(
-        "--ancestral-tail", action="store_const", const=True, help="with noise in the tail (DDPM), which helps no PSNR"
-    )
-    group.add_argument("--t-range", type=int, nargs=2, metavar=("HIGH", "LOW"), help="timesteps that carry bits")
-    group.add_argument("--seed", type=seed, help="of the codebook, 64 bit (default: 0)")
+    for name, how in options():
+        option = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+        group.add_argument(option, **(how | {"type": seed} if name == "seed" else how))
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """The preset's fields that add_coding's options replace, None for those that were not given."""
-    names = ("T", "K", "M", "C", "atoms", "kind", "schedule", "stop", "tail", "ancestral_tail", "seed", "t_range")
-    given: dict[str, Any] = {name: getattr(args, name) for name in names}
+    given: dict[str, Any] = {name: getattr(args, name) for name, _ in options()}
     if args.t_range is not None:
         given["t_range"] = (max(args.t_range), min(args.t_range))
     return given
@@ -159,7 +146,7 @@ def rate_of(args: argparse.Namespace, config: CodecConfig) -> dict[str, float]:
         return {"psnr": args.psnr}
     if args.quality is not None:
         return {"bpp": QUALITIES[args.quality]}
-    by_hand = args.M is not None or args.atoms is not None or config.rule not in SHARING_RULES
+    by_hand = args.M is not None or args.atoms is not None or not config.shares_atoms
     return {} if by_hand else {"bpp": QUALITIES["medium"]}
 
 

@@ -1,7 +1,7 @@
 """The codec: images to the bytes of .ddcm files and back, on top of ddcm_fast.sampling and the models.
 
-Configuration and presets (config), the file (container), rate control (rate, pace), limits, pictures (images), and the
-files of the DDCM authors' code (official).
+Configuration and presets (config), the file (container) and whose it is (identity), one image size (job), rate control
+(rate), limits, pictures (images), and the files of the DDCM authors' code (official).
 """
 
 from typing import TYPE_CHECKING

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, wraps
+from functools import wraps
 from itertools import groupby
 from typing import Any, Concatenate, ParamSpec, TypeVar, Union
 
@@ -15,39 +13,25 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import pad
 
-from ddcm_fast.codebook.reference import initial_noise
 from ddcm_fast.codec import container
-from ddcm_fast.codec.config import SHARING_RULES, CodecConfig, preset
-from ddcm_fast.codec.container import DTYPE_NAMES, MAX_SIDE, FileData, Header
-from ddcm_fast.codec.images import ImageLike, load_image, to_mask, to_pil, to_tensor
-from ddcm_fast.codec.images import psnr as measured_psnr
+from ddcm_fast.codec.config import CodecConfig, preset
+from ddcm_fast.codec.container import FileData
+from ddcm_fast.codec.identity import check_model, fingerprint, make_header
+from ddcm_fast.codec.images import ImageLike, load_image, to_pil, to_tensor
+from ddcm_fast.codec.job import Encoded, Job, make_job, make_target, make_weight, padded_size
 from ddcm_fast.codec.limits import Limits
-from ddcm_fast.codec.pace import Paced
-from ddcm_fast.codec.rate import (
-    MISSED,
-    TRUST,
-    bits_for_stop,
-    finite_target,
-    foretold_error,
-    image_curve,
-    mse_to_stop,
-    search_psnr,
-    with_payload,
-)
-from ddcm_fast.errors import ConfigError, DDCMWarning, FormatError, InputError, ModelError
+from ddcm_fast.codec.rate import Control, Paced
+from ddcm_fast.errors import ConfigError, FormatError, InputError
 from ddcm_fast.models.loading import as_model
 from ddcm_fast.sampling.autocast import without_autocast
 from ddcm_fast.sampling.choosers import Blind, Chooser, Draw, Replay, toward
 from ddcm_fast.sampling.condition import Condition, ConditionHash, ConditionLike, Edit, as_condition, one_each, settle
 from ddcm_fast.sampling.graphs import StepGraphs, require_gpu
-from ddcm_fast.sampling.information import model_curve
 from ddcm_fast.sampling.model import DiffusionModel
-from ddcm_fast.sampling.rules import Rcc, Rule
-from ddcm_fast.sampling.rules.threshold import pool_weight
 from ddcm_fast.sampling.sampler import Sample, sample
-from ddcm_fast.sampling.schedule import Step
+
+__all__ = ["DEFAULT_PRESET", "Codec", "Encoded", "Picture"]
 
 #: What an image may be given as, or its file's path.
 Picture = Union[ImageLike, "os.PathLike[str]"]
@@ -57,43 +41,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_PRESET = "product"
-MAX_BPP = 8.0
-
-#: Encodings in search of a file's size, for the rule whose size depends on the image.
-_MOST_RETRIES = 6
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One coded image.
-
-    Attributes:
-        data: the bytes of the .ddcm file.
-        reconstruction: (C, H, W) float32 in [-1, 1], what decoding `data` gives (bit for bit on the same device).
-    """
-
-    data: bytes
-    reconstruction: Tensor
-
-    @property
-    def bpp(self) -> float:
-        """Bits of the whole file, header included, a pixel."""
-        return 8 * len(self.data) / (self.reconstruction.shape[-2] * self.reconstruction.shape[-1])
-
-    @property
-    def image(self) -> Image.Image:
-        """The reconstruction as a PIL image."""
-        return to_pil(self.reconstruction)
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _check_side(model: DiffusionModel, height: int, width: int) -> None:
-    low = model.min_side
-    if not (low <= height <= MAX_SIDE and low <= width <= MAX_SIDE):
-        raise InputError(f"the image has {width}x{height} pixels; each side must be {low} to {MAX_SIDE}")
 
 
 def _using_model(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
@@ -113,28 +60,6 @@ def _stored(condition: Condition | None, embed: bool) -> Condition | ConditionHa
     return condition if condition is None or embed else ConditionHash(condition.digest())
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One configuration at one image size: the steps, the rule and x_T; captured steps by images a run."""
-
-    config: CodecConfig
-    steps: list[Step]
-    rule: Rule
-    shape: tuple[int, ...]  # of a state
-    height: int
-    width: int
-    graphs: dict[int, StepGraphs] = field(default_factory=dict)
-
-    @property
-    def coded(self) -> list[Step]:
-        return [step for step in self.steps if step.coded]
-
-    @cached_property
-    def noise(self) -> Tensor:
-        """x_T (1, *shape), made when a run begins: a payload that does not fit is refused before."""
-        return initial_noise(math.prod(self.shape), self.config.seed).view(1, *self.shape)
-
-
 class Codec:
     """Compress and decompress images with a diffusion model.
 
@@ -149,7 +74,7 @@ class Codec:
             the batch size in its last bits, so files decode bit for bit like the encoder's reconstruction only where
             both use the same; 1 (the default) always does.
         progress: progress bars: True, False, or None for "if standard error is a terminal".
-        cuda_graph: take whole steps as CUDA graphs (rules greedy, product and threshold): for a network whose kernels
+        cuda_graph: take whole steps as CUDA graphs (rules that are `capturable`): for a network whose kernels
             take less time than their launching. What was captured is kept for the last configuration and size.
         limits: of what files and settings may ask for; whatever asks for more raises LimitError before any work.
 
@@ -176,7 +101,7 @@ class Codec:
         self.progress = progress
         self.cuda_graph = cuda_graph
         self.limits = limits or Limits()
-        self._last: tuple[Any, _Job] | None = None
+        self._last: tuple[Any, Job] | None = None
         if cuda_graph:
             require_gpu(self.model)
 
@@ -243,7 +168,7 @@ class Codec:
                 if controlled:
                     coded = [self._controlled(images, bpp, psnr, own[0], stored[0], mask)]
                 else:
-                    coded, _ = self._encode(images, self._target(images), self.config, own, stored, mask)
+                    coded, _ = self._encode(images, make_target(self.model, images), self.config, own, stored, mask)
                 for i, one in zip(batch, coded, strict=True):
                     results[i] = one
         return [r for r in results if r is not None]
@@ -264,9 +189,9 @@ class Codec:
         """
         height, width = images.shape[-2:]
         job = self._job(config, height, width)
-        weight = None if mask is None else self._weight(mask, height, width)
+        weight = None if mask is None else make_weight(self.model, mask, height, width)
         chooser = toward(x0, weight)
-        if bits > 0 and job.coded and isinstance(job.rule, Rcc):
+        if bits > 0 and job.coded and job.rule.varies:
             chooser = Paced(x0, weight, job.rule, job.coded, bits)
         done = self._run(job, chooser, len(images), "compress", _together(conditions))
         return self._finish(job, done, config, stored), float((done.x0 - x0).double().square().mean())
@@ -284,62 +209,22 @@ class Codec:
         if bpp is not None and psnr is not None:
             raise ConfigError("give a bitrate or a quality, not both")
         height, width = image.shape[-2:]
-        x0 = self._target(image)
+        x0 = make_target(self.model, image)
+        self.limits.check_search(self.config, x0[0].numel(), 1, self.backend, self.model.device)
+
+        def encode(config: CodecConfig, bits: float) -> tuple[Encoded, float]:
+            (coded,), error = self._encode(image, x0, config, [condition], [stored], mask, bits)
+            return coded, error
+
+        def header(config: CodecConfig) -> int:
+            return len(container.write(make_header(self.model, config, height, width, stored), b""))
+
         model = self.model.sized(x0.shape)
-        dim = x0[0].numel()
-        self.limits.check_search(self.config, dim, 1, self.backend, model.device)
-        curve = image_curve(model, x0, condition)
-
-        def payload(file_bits: float, config: CodecConfig) -> float:
-            header = len(container.write(self._header(config, height, width, stored), b""))
-            if file_bits < 8 * (header + 1):
-                least = 8 * (header + 4) / (height * width)
-                raise ConfigError(f"this image needs {header} bytes of header alone; ask for {least:.2f} bpp or more")
-            return 8.0 * (file_bits // 8 - header)
-
-        def fit(file_bits: float, trust: float) -> tuple[Encoded, float, float]:
-            """The largest file; the error of its state, and the error its curve foretold."""
-            config, goal = self.config, file_bits
-            best: tuple[Encoded, float, float] | None = None
-            for _ in range(_MOST_RETRIES):
-                for _ in range(2):  # the header's length depends a little on what is in it
-                    config = with_payload(config, model, curve, dim, payload(goal, config), trust)
-                bits = payload(file_bits, config)
-                (coded,), error = self._encode(image, x0, config, [condition], [stored], mask, bits)
-                size = 8 * len(coded.data)
-                if size <= file_bits and (best is None or len(coded.data) > len(best[0].data)):
-                    best = coded, error, foretold_error(config, curve)
-                if best is not None and (config.rule != "rcc" or 8 * len(best[0].data) >= 0.99 * file_bits):
-                    return best
-                goal *= file_bits / size  # only rcc's size is not known before
-            if best is None:
-                raise ConfigError(f"no file of {file_bits / (height * width):.4g} bpp found; ask for more")
-            return best
-
-        def encode(file_bits: float) -> Encoded:
-            """Code, look, and where the steps asked for more than their bits could say, stop earlier."""
-            best, least = None, math.inf
-            for trust in TRUST:
-                coded, error, foretold = fit(file_bits, trust)
-                if best is None or error < least:
-                    best, least = coded, error
-                if mask is not None or error <= MISSED * foretold:
-                    break
-            assert best is not None
-            return best
-
-        pixels = height * width
+        control = Control(model, self.config, image, x0, condition, mask is not None, header, encode)
         if bpp is not None:
-            return encode(finite_target(bpp, "bpp") * pixels)
+            return control.at_rate(bpp)
         assert psnr is not None
-        goal = finite_target(psnr, "psnr")
-        first = bits_for_stop(model, curve, dim, mse_to_stop(curve, goal)) + 400
-
-        def attempt(file_bits: float) -> tuple[Encoded, float]:
-            coded = encode(file_bits)
-            return coded, measured_psnr(image.to(coded.reconstruction.device)[0], coded.reconstruction)
-
-        return search_psnr(attempt, first, goal, MAX_BPP * pixels)
+        return control.at_quality(psnr)
 
     def compress(
         self,
@@ -378,7 +263,7 @@ class Codec:
         embed_condition: bool = True,
     ) -> list[Encoded]:
         """Images whose noise any Chooser picks (see ddcm_fast.tasks); each comes with its file."""
-        _check_side(self.model, height, width)
+        padded_size(self.model, height, width)
         conditions = self._conditions(condition, count)
         job = self._job(self.config, height, width)
         out: list[Encoded] = []
@@ -409,7 +294,7 @@ class Codec:
         data = container.file_bytes(data)
         header, payload = container.read(data, ignore_checksum)
         self.limits.check("payload", len(payload))
-        self._check_model(header)
+        check_model(self.model, header)
         given = as_condition(condition)
         condition = settle(header.condition, given and self.model.complete_condition(given))
         try:
@@ -424,7 +309,7 @@ class Codec:
         letters = [torch.tensor([row], dtype=torch.int64, device="cpu") for row in rows]
         edit = header.edit or Edit(0, condition)
         done = self._run(job, Replay(letters), 1, "decompress", lambda step: edit.at(step.index, condition))
-        return self._crop(job, self.model.decode(done.x0))[0]
+        return job.crop(self.model.decode(done.x0))[0]
 
     def decompress(
         self, data: FileData, ignore_checksum: bool = False, condition: ConditionLike = None, first: float = 1.0
@@ -434,7 +319,7 @@ class Codec:
 
     def work(self, config: CodecConfig, height: int, width: int) -> float:
         """Network evaluations at full resolution that take as long as decoding a picture of this size does."""
-        shape = torch.Size((1, *self.model.latent_shape(*self._padded(height, width))))
+        shape = torch.Size((1, *self.model.latent_shape(*padded_size(self.model, height, width))))
         return sum(self.model.cost(step.t, shape) for step in config.steps(self.model.sized(shape)))
 
     # ---- parts -----------------------------------------------------------------------------------
@@ -454,55 +339,20 @@ class Codec:
             alike = list(run)
             yield from (alike[first : first + size] for first in range(0, len(alike), size))
 
-    def _job(self, config: CodecConfig, height: int, width: int) -> _Job:
-        if not self.cuda_graph:
-            return self._new_job(config, height, width)
+    def _job(self, config: CodecConfig, height: int, width: int) -> Job:
         # With the curve's fingerprint: a model may be calibrated anew.
-        key = (config, height, width, self._fingerprint(config), self.model.generation)
-        if self._last is None or self._last[0] != key:
+        here = (fingerprint(self.model, config), self.model.generation) if self.cuda_graph else None
+        key = None if here is None else (config, height, width, *here)
+        if self._last is None or key is None or self._last[0] != key:
             self._last = None  # its graphs hold memory that the next may need
-            self._last = (key, self._new_job(config, height, width))
+            job = make_job(self.model, config, height, width, self.backend, self.limits)
+            if key is None:
+                return job
+            self._last = (key, job)
         return self._last[1]
 
-    def _new_job(self, config: CodecConfig, height: int, width: int) -> _Job:
-        padded = self._padded(height, width)
-        self.limits.check_size(config, self.model, *padded)
-        shape = self.model.latent_shape(*padded)
-        steps = config.steps(self.model.sized(torch.Size((1, *shape))))
-        rule = config.make_rule(steps, math.prod(shape), self.backend)
-        return _Job(config, steps, rule, shape, height, width)
-
-    def _padded(self, height: int, width: int) -> tuple[int, int]:
-        _check_side(self.model, height, width)
-        m = self.model.multiple
-        padded = (-(-height // m) * m, -(-width // m) * m)
-        self.model.check_size(*padded)
-        return padded
-
-    def _target(self, images: Tensor) -> Tensor:
-        """x0 of images (B, C, H, W), padded by repeating the last row and column."""
-        height, width = images.shape[-2:]
-        padded = self._padded(height, width)
-        extra = (0, padded[1] - width, 0, padded[0] - height)
-        with torch.inference_mode():
-            return self.model.encode(pad(images.to(self.model.device), extra, mode="replicate"))
-
-    def _weight(self, mask: ImageLike, height: int, width: int) -> Tensor:
-        """A mask of the images' size -> weight of the residual, see rules.threshold.pool_weight."""
-        plane = mask if isinstance(mask, Tensor) else to_mask(mask)
-        if plane.shape != (height, width):
-            raise InputError(f"the mask has shape {tuple(plane.shape)}, the image {(height, width)}; make them equal")
-        padded = self._padded(height, width)
-        extra = (0, padded[1] - width, 0, padded[0] - height)
-        whole = pad(plane.float()[None, None], extra, mode="replicate")[0, 0]
-        return pool_weight(whole, self.model.latent_shape(*padded)).to(self.model.device)
-
-    def _header(self, config: CodecConfig, height: int, width: int, stored: Condition | ConditionHash | None) -> Header:
-        model = self.model
-        return Header(config, model.name, self._fingerprint(config), _dtype_name(model.dtype), width, height, stored)
-
     def _run(
-        self, job: _Job, chooser: Chooser, batch: int, what: str, condition: Any = None
+        self, job: Job, chooser: Chooser, batch: int, what: str, condition: Any = None
     ) -> Sample:
         if not isinstance(chooser, Blind):
             dim = math.prod(job.shape)
@@ -515,12 +365,12 @@ class Codec:
         return sample(self.model, job.steps, job.rule, chooser, noise, condition, self.progress, what, graphs)
 
     def _finish(
-        self, job: _Job, done: Sample, config: CodecConfig, stored: Sequence[Condition | ConditionHash | None]
+        self, job: Job, done: Sample, config: CodecConfig, stored: Sequence[Condition | ConditionHash | None]
     ) -> list[Encoded]:
         """Bring the letters to the host, once, and write the files."""
-        images = self._crop(job, self.model.decode(done.x0))
+        images = job.crop(self.model.decode(done.x0))
         rows = [letters.tolist() for letters in done.letters]
-        headers = [self._header(config, job.height, job.width, each) for each in stored]
+        headers = [make_header(self.model, config, job.height, job.width, each) for each in stored]
         for step, batch in zip(job.coded, rows, strict=True):
             if any(min(row, default=0) < 0 for row in batch):
                 raise InputError(f"the model's prediction at t={step.t:g} is NaN or infinite; try --dtype float32")
@@ -530,47 +380,7 @@ class Codec:
             for header, payload, image in zip(headers, payloads, images, strict=True)
         ]
 
-    @staticmethod
-    def _crop(job: _Job, images: Tensor) -> Tensor:
-        return images[..., : job.height, : job.width]
-
-    def _fingerprint(self, config: CodecConfig, dtype: torch.dtype | None = None) -> bytes:
-        """The model's (see there), and where steps or atoms follow the information curve also the curve's."""
-        own = self.model.fingerprint(dtype)
-        if config.schedule != "kl" and config.rule not in SHARING_RULES:
-            return own
-        digest = model_curve(self.model).digest
-        return bytes(a ^ b for a, b in zip(own, digest, strict=True))
-
-    def _check_model(self, header: Header) -> None:
-        model = self.model
-        # Of a wider network than the file's the values are known as that one has them, of a narrower one only signs.
-        dtype = file_dtype(header)
-        known = model.dtype in (dtype, torch.float32)
-        own = self._fingerprint(header.config, dtype if known else None)
-        if header.fingerprint != own and (known or header.fingerprint[:2] != own[:2]):
-            alike = header.fingerprint[:2] == own[:2]
-            raise ModelError(
-                f"the file was made with model {header.model!r} (fingerprint {header.fingerprint.hex()}), "
-                f"this is {model.name!r} ({own.hex()})"
-                + (", the same network with weights of other values" if alike else "")
-                + " or a calibration of it that is not the file's; load that model to decode it"
-            )
-        if header.dtype != _dtype_name(model.dtype):
-            warnings.warn(
-                f"the file was made with the network in {header.dtype}, this one is in {_dtype_name(model.dtype)}: "
-                f"the picture will be worse than the encoder's; load the model with dtype={header.dtype!r}",
-                DDCMWarning,
-                stacklevel=3,
-            )
-
 
 def _together(conditions: Sequence[Condition | None]) -> Condition | tuple[Condition | None, ...] | None:
     """What a model is told of a batch: the condition of all, or each one's."""
     return conditions[0] if len(set(conditions)) == 1 else tuple(conditions)
-
-
-def file_dtype(header: Header) -> torch.dtype:
-    """The dtype of the network a file was made with."""
-    assert header.dtype in DTYPE_NAMES
-    return getattr(torch, header.dtype)

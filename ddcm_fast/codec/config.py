@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from ddcm_fast.codebook.codebook import Codebook
-from ddcm_fast.codebook.law import KINDS, MAX_SIZE, CodebookSpec, integer
+from ddcm_fast.codebook.law import KINDS, MAX_SIZE, integer
 from ddcm_fast.errors import ConfigError
 from ddcm_fast.sampling.information import kl_timesteps, shares
 from ddcm_fast.sampling.model import DiffusionModel
-from ddcm_fast.sampling.rules import Greedy, Product, Pursuit, Rcc, Rule, Threshold, Trellis
-from ddcm_fast.sampling.rules.rcc import DEFAULT_MARGIN
-from ddcm_fast.sampling.rules.trellis import MAX_LETTER_BITS, MAX_MEMORY
+from ddcm_fast.sampling.rules import RULES, Rule, rule_named
+from ddcm_fast.sampling.rules.base import Parameter, Settings
 from ddcm_fast.sampling.schedule import Step, allocate, linspace, plan, tail_timesteps, trailing
 
-#: Positions in these tuples are the numbers in files: append only.
-RULES = ("greedy", "pursuit", "product", "threshold", "rcc", "trellis")
+#: Positions in this tuple are the numbers in files: append only.
 SCHEDULES = ("linspace", "trailing", "kl")
 
-#: Rules whose steps share the file's `atoms` by their information.
-SHARING_RULES = ("product", "threshold", "rcc", "trellis")
-
-#: Of these, the rules whose atoms are each of a group of coordinates.
-GROUPED_RULES = ("product", "rcc", "trellis")
-
-#: Rules that use C.
-RULES_WITH_BITS = ("pursuit", "trellis")
-
-MAX_T, MAX_M, MAX_C, MAX_STOP, MAX_ATOMS = 65535, 1024, 16, 65535, 2**32
+_MOST = 65535  # steps, and timesteps
 
 _TIMESTEPS: dict[str, Callable[[DiffusionModel, int], list[float]]] = {
     "linspace": linspace,
@@ -38,27 +26,28 @@ _TIMESTEPS: dict[str, Callable[[DiffusionModel, int], list[float]]] = {
 }
 
 
-class SearchCost(NamedTuple):
-    """What choosing an image's symbols takes: `entries` of noise made, and `numbers` of 8 bytes held at once beside the
-    state, on which `operations` are done."""
+#: Fields that belong to the rules with such a parameter. Files have the numbers of their rule, in this order.
+RULE_NUMBERS = ("M", "C", "atoms")
+_OWN = (*RULE_NUMBERS, "official_grid")
 
-    entries: int
-    numbers: int = 0
-    operations: int = 0
+
+def _field(default: Any, help: str, limits: tuple[int, int] | None = None, **how: Any) -> Any:
+    """A field: limits of an integer, and `how` argparse takes the option."""
+    known = {} if limits is None else {"limits": Parameter(*limits, help), "type": int}
+    return dataclasses.field(default=default, metadata={"help": help, **known, **how})
 
 
 @dataclass(frozen=True)
-class CodecConfig:
+class CodecConfig(Settings):
     """How an image is coded. All fields travel in the file.
 
     Attributes:
-        rule: "greedy" (DDCM), "pursuit" (DDCM's matching pursuit), "threshold" (Turbo-DDCM), "product" (groups),
-            "trellis" (groups chosen together) or "rcc" (DiffC's reverse channel coding).
+        rule: name of what is coded at a step (docs/codec.md). It says which of M, C, atoms and official_grid it takes,
+            and what they are (`Rule.parameters`); the others keep their defaults.
         kind: of codebook, see Codebook.
-        K: atoms in the codebook. M: atoms a step (pursuit). C: bits of a coefficient (pursuit) or of a letter
-            (trellis, where K = 2^(memory + C) counts atoms and signs).
+        K: atoms in the codebook. M: atoms a step. C: bits of a coefficient or letter.
         atoms: chosen in the whole file, shared out among the coded steps by the information the model's curve expects
-            of them (threshold: M a step; product, trellis and rcc: each in a group of its own).
+            of them.
         T: coded steps. schedule: "linspace", "trailing" or "kl" (equal information a step).
         stop: timestep at which coding ends ("kl" only). tail: steps without bits from there to the clean image;
             T + tail network evaluations in all. One gives the highest PSNR, more give sharper pictures.
@@ -71,57 +60,58 @@ class CodecConfig:
     """
 
     rule: str = "greedy"
-    kind: str = "sign"
-    K: int = 4096
+    kind: str = _field("sign", "of codebook", choices=KINDS)
+    K: int = _field(4096, "atoms in the codebook; a larger K codes more bits a step", (1, MAX_SIZE))
     M: int = 1
     C: int = 1
     atoms: int = 0
-    T: int = 100
-    schedule: str = "linspace"
-    stop: int = 0
-    tail: int = 0
-    ancestral_tail: bool = False
-    t_range: tuple[int, int] | None = None
-    seed: int = 0
+    T: int = _field(100, "steps, which is network evaluations", (1, _MOST))
+    schedule: str = _field("linspace", "which timesteps are visited", choices=SCHEDULES)
+    stop: int = _field(0, "timestep at which coding ends (schedule kl)", (0, _MOST))
+    tail: int = _field(0, "steps after it: 1 for the best PSNR, more for sharper pictures", (0, _MOST))
+    ancestral_tail: bool = _field(
+        False, "with noise in the tail (DDPM), which helps no PSNR", action="store_const", const=True
+    )
+    t_range: tuple[int, int] | None = _field(
+        None, "timesteps that carry bits", type=int, nargs=2, metavar=("HIGH", "LOW")
+    )
+    seed: int = _field(0, "of the codebook, 64 bit (default: 0)", (0, 2**64 - 1))
     official_grid: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (("rule", RULES), ("kind", KINDS), ("schedule", SCHEDULES)):
-            value = getattr(self, name)
-            if value not in choices:
+        own = self.rule_type.parameters
+        for field in dataclasses.fields(self):
+            name, value, choices = field.name, getattr(self, field.name), field.metadata.get("choices")
+            limits = own.get(name, field.metadata.get("limits"))
+            if choices is not None and value not in choices:
                 raise ConfigError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
-        for name, low, high in (
-            ("K", 1, MAX_SIZE),
-            ("M", 1, MAX_M),
-            ("C", 1, MAX_C),
-            ("atoms", 0, MAX_ATOMS),
-            ("T", 1, MAX_T),
-            ("stop", 0, MAX_STOP),
-            ("tail", 0, MAX_T),
-            ("seed", 0, 2**64 - 1),
-        ):
-            object.__setattr__(self, name, integer(name, getattr(self, name), low, high))  # numpy's, too
-        if self.rule != "pursuit" and (self.M, self.official_grid) != (1, False):
-            raise ConfigError(f"M belongs to the rule 'pursuit', not to {self.rule!r}")
-        if self.rule not in RULES_WITH_BITS and self.C != 1:
-            raise ConfigError(f"C belongs to {' and '.join(RULES_WITH_BITS)}, not to {self.rule!r}")
-        if self.rule == "trellis" and (self.K & (self.K - 1) or not self.C <= self.trellis_memory <= MAX_MEMORY):
-            raise ConfigError(f"K is {self.K}, C {self.C}; trellis takes K = 2^(memory + C), memory C to {MAX_MEMORY}")
-        if self.rule == "trellis" and self.C > MAX_LETTER_BITS:
-            raise ConfigError(f"C is {self.C}; trellis takes 1 to {MAX_LETTER_BITS}")
-        if (self.rule in SHARING_RULES) != (self.atoms > 0):
-            raise ConfigError(f"atoms is {self.atoms}; it must be at least 1 with {' or '.join(SHARING_RULES)}, else 0")
-        if self.rule == "rcc" and (self.rcc_bits < 1 or self.K & (self.K - 1)):
-            raise ConfigError(f"K is {self.K}; rcc takes a power of two, at least {2 ** (DEFAULT_MARGIN + 1)}")
+            if name in _OWN and name not in own:
+                default: Any = field.default
+                if value != default:
+                    raise ConfigError(f"the rule {self.rule!r} takes no {name} (rules that do: {_takers(name)})")
+                limits = Parameter(default, default, "")
+            if limits is not None and not isinstance(field.default, bool):
+                object.__setattr__(self, name, integer(name, value, limits.low, limits.high))  # numpy's, too
+        self.rule_type.check(self)
         if (self.schedule == "kl") != (self.tail > 0) or (self.stop > 0 and self.schedule != "kl"):
             raise ConfigError("stop and tail belong to the schedule 'kl', which needs a tail of at least one step")
         if self.ancestral_tail and self.tail == 0:
             raise ConfigError("ancestral_tail needs the schedule 'kl' and its tail")
         if self.t_range is not None:
-            high, low = (integer("t_range's timestep", t, 0, MAX_STOP) for t in _pair(self.t_range))
+            high, low = (integer("t_range's timestep", t, 0, _MOST) for t in _pair(self.t_range))
             if low > high:
                 raise ConfigError(f"t_range is {self.t_range}; it must be (high, low) with high >= low")
             object.__setattr__(self, "t_range", (high, low))
+
+    @property
+    def rule_type(self) -> type[Rule]:
+        """The rule's class, with all that is true of it whatever the steps."""
+        return rule_named(self.rule)
+
+    @property
+    def shares_atoms(self) -> bool:
+        """Whether the steps share the file's `atoms` by their information."""
+        return "atoms" in self.rule_type.parameters
 
     def steps(self, model: DiffusionModel) -> list[Step]:
         """The schedule's steps for a model, with what is coded in each: the plan that encoder and decoder follow.
@@ -143,7 +133,7 @@ class CodecConfig:
             steps = [
                 dataclasses.replace(step, coded=step.coded and low <= step.t <= high) for step in steps
             ]
-        if self.rule not in SHARING_RULES:
+        if not self.shares_atoms:
             return steps
         noisy = [step for step in steps if step.coded]
         worth = [step for step, part in zip(noisy, self._parts(model, noisy), strict=True) if part]
@@ -155,49 +145,9 @@ class CodecConfig:
     def _parts(self, model: DiffusionModel, steps: Sequence[Step]) -> list[int]:
         return allocate(self.atoms, shares(model, steps))
 
-    @property
-    def trellis_memory(self) -> int:
-        """Bits of a state of the rule trellis: log2 K less a letter's."""
-        return self.K.bit_length() - 1 - self.C
-
-    @property
-    def rcc_bits(self) -> int:
-        """Information of one group of the rule rcc: log2 K less the margin its search needs."""
-        return self.K.bit_length() - 1 - DEFAULT_MARGIN
-
-    def search_cost(self, dim: int) -> SearchCost:
-        """About what an encoder of states of `dim` entries does in all, as if its steps were alike."""
-        groups = min(dim, max(1, self.atoms // self.T)) if self.rule in GROUPED_RULES else 1
-        spec = CodebookSpec(self.kind, dim, self.K, groups)
-        whole = self.T * self.K * groups * spec.calls_per_group * spec.entries_per_call
-        if self.rule == "pursuit" and self.M > 1:
-            # Scores and norms of all atoms, and for each coefficient and atom about ten numbers from them.
-            passes = 1 if spec.orthogonal else self.M
-            return SearchCost(passes * whole, 16 * self.K, 12 * self.T * self.M * self.K << self.C)
-        if self.rule == "trellis":  # scores and the paths' metrics
-            return SearchCost(whole // 2, groups * self.K, 2 * self.T * groups * self.K)
-        if self.rule == "rcc":  # arrival times
-            return SearchCost(whole, 3 * groups * self.K, 8 * self.T * groups * self.K)
-        return SearchCost(whole)
-
     def make_rule(self, steps: Sequence[Step], dim: int, backend: str) -> Rule:
         """The rule for states of `dim` entries; `steps` as returned by `steps`."""
-        if self.rule in SHARING_RULES:
-            atoms = {step.index: step.atoms for step in steps if step.coded}
-            if self.rule == "threshold":
-                return Threshold(Codebook(self.kind, dim, self.K, seed=self.seed, backend=backend), atoms)
-            if max(atoms.values(), default=0) > dim:
-                raise ConfigError(f"{self.atoms} atoms are more than one an entry and step; lower the bitrate")
-            if self.rule == "product":
-                return Product(self.kind, dim, self.K, atoms, self.seed, backend)
-            if self.rule == "trellis":
-                return Trellis(self.kind, dim, atoms, self.C, self.trellis_memory, self.seed, backend)
-            bits = {index: float(count * self.rcc_bits) for index, count in atoms.items()}
-            return Rcc(self.kind, dim, atoms, bits, self.seed, backend)
-        book = Codebook(self.kind, dim, self.K, seed=self.seed, signed=False, backend=backend)
-        if self.rule == "pursuit":
-            return Pursuit(book, self.M, self.C, self.official_grid)
-        return Greedy(book)
+        return self.rule_type.make(self, steps, dim, backend)
 
 
 def _pair(value: Any) -> tuple[Any, Any]:
@@ -242,7 +192,7 @@ PRESETS: dict[str, tuple[CodecConfig, str]] = {
 def preset(name: str, **overrides: Any) -> CodecConfig:
     """A preset's configuration with some fields replaced; None keeps the preset's value.
 
-    With the rules threshold, product and rcc, M atoms a step stands for atoms = M * T.
+    With rules that take `atoms`, M atoms a step stands for atoms = M * T.
 
     Raises ConfigError: unknown preset or field, or an impossible value.
     """
@@ -254,8 +204,33 @@ def preset(name: str, **overrides: Any) -> CodecConfig:
         raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}: choose among {', '.join(sorted(fields))}")
     base = PRESETS[name][0]
     given = {k: v for k, v in overrides.items() if v is not None}
-    if base.rule in SHARING_RULES and "M" in given:
+    if base.shares_atoms and "M" in given:
         if "atoms" in given:
             raise ConfigError("give M (atoms a step) or atoms (in the whole file), not both")
         given["atoms"] = given.pop("M") * given.get("T", base.T)
     return dataclasses.replace(base, **given)
+
+
+def options() -> Iterator[tuple[str, dict[str, Any]]]:
+    """The fields that the command line sets, each with what argparse's `add_argument` takes for its option."""
+    for field in dataclasses.fields(CodecConfig):
+        how = {key: value for key, value in field.metadata.items() if key != "limits"}
+        if field.name in RULE_NUMBERS:
+            how = {"type": int, "help": _help_by_rule(field.name)}
+        if how:
+            yield field.name, how
+
+
+def _takers(name: str) -> str:
+    return ", ".join(rule.name for rule in RULES.values() if name in rule.parameters)
+
+
+def _help_by_rule(name: str) -> str:
+    """What a field is to the rules that take it."""
+    said: dict[str, list[str]] = {}
+    for rule in RULES.values():
+        if name in rule.parameters:
+            said.setdefault(rule.parameters[name].help, []).append(rule.name)
+    if name == "M":
+        said["short for atoms = M T"] = [_takers("atoms")]
+    return "; ".join(f"{text} ({', '.join(rules)})" for text, rules in said.items())

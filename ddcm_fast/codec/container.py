@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import IO, Any, Union
 
 from ddcm_fast.codebook.law import KINDS, MAX_SIZE, NOISE_LAW_VERSION
-from ddcm_fast.codec.config import RULES, RULES_WITH_BITS, SCHEDULES, SHARING_RULES, CodecConfig
+from ddcm_fast.codec.config import RULE_NUMBERS, SCHEDULES, CodecConfig
 from ddcm_fast.errors import ConfigError, FormatError, InputError
 from ddcm_fast.files import Kind
 from ddcm_fast.sampling.condition import MAX_BYTES, Condition, ConditionHash, Edit, read_condition
+from ddcm_fast.sampling.rules import RULES, Rule, rule_named
 
 MAGIC = b"\xdcDM"
 FORMAT_VERSION = 1
@@ -20,7 +21,12 @@ MAX_SIDE = 4096
 MAX_NAME = 255
 #: What the bytes of a file may be given as; anything with a buffer (an array of uint8) besides.
 FileData = Union[bytes, bytearray, memoryview, IO[bytes], "os.PathLike[str]", Any]
+#: Bytes of magic, version and checksum.
+_START = 8
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
+
+#: Number of a rule whose name stands in the file.
+_NAMED = 15
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,11 @@ class _Writer:
             value >>= 7
         self.data.append(value)
 
+    def text(self, value: bytes) -> None:
+        """Bytes behind their number."""
+        self.varint(len(value))
+        self.data += value
+
     def size(self, value: int) -> None:
         """1 to 2^32: powers of two in one byte (their logarithm), else 0xff and the number less one."""
         if value & (value - 1) == 0:
@@ -93,6 +104,12 @@ class _Reader:
             shift += 7
             if shift > 63:
                 raise FormatError("the header holds an impossible number: the file is corrupt")
+
+    def text(self) -> bytes:
+        length = self.varint()
+        if length > MAX_BYTES:
+            raise FormatError("the header holds an impossible number: the file is corrupt")
+        return self.take(length)
 
     def size(self) -> int:
         log2 = self.byte()
@@ -142,7 +159,9 @@ def write(header: Header, payload: bytes) -> bytes:
     w.data += header.fingerprint
     w.varint(header.width)
     w.varint(header.height)
-    w.byte(KINDS.index(config.kind) | DTYPE_NAMES.index(header.dtype) << 2 | RULES.index(config.rule) << 4)
+    rule = config.rule_type
+    number = _NAMED if rule.number is None else rule.number
+    w.byte(KINDS.index(config.kind) | DTYPE_NAMES.index(header.dtype) << 2 | number << 4)
     w.byte(
         SCHEDULES.index(config.schedule)
         | config.ancestral_tail << 3
@@ -151,15 +170,14 @@ def write(header: Header, payload: bytes) -> bytes:
         | (header.condition is not None) << 6
         | (header.edit is not None) << 7
     )
+    if number == _NAMED:
+        w.text(rule.name.encode())
     w.varint(config.T)
     w.varint(config.seed)
     w.size(config.K)
-    if config.rule == "pursuit":
-        w.varint(config.M)
-    if config.rule in RULES_WITH_BITS:
-        w.varint(config.C)
-    if config.rule in SHARING_RULES:
-        w.varint(config.atoms)
+    for field in RULE_NUMBERS:
+        if field in rule.parameters:
+            w.varint(getattr(config, field))
     if config.schedule == "kl":
         w.varint(config.stop)
         w.varint(config.tail)
@@ -167,14 +185,10 @@ def write(header: Header, payload: bytes) -> bytes:
         w.varint(config.t_range[0])
         w.varint(config.t_range[1])
     if header.condition is not None:
-        condition = header.condition.to_bytes()
-        w.varint(len(condition))
-        w.data += condition
+        w.text(header.condition.to_bytes())
     if header.edit is not None:
-        target = header.edit.condition.to_bytes() if header.edit.condition else b""
         w.varint(header.edit.start)
-        w.varint(len(target))
-        w.data += target
+        w.text(header.edit.condition.to_bytes() if header.edit.condition else b"")
     body = bytes(w.data) + payload
     version = FORMAT_VERSION << 4 | NOISE_LAW_VERSION
     check = zlib.crc32(bytes([version]) + body)
@@ -184,8 +198,35 @@ def write(header: Header, payload: bytes) -> bytes:
 def read(data: bytes, ignore_checksum: bool = False) -> tuple[Header, bytes]:
     """The bytes of a file -> header and packed symbols.
 
-    Raises FormatError: not a .ddcm file, too new, truncated, or (unless ignored) a wrong checksum.
+    Raises FormatError: not a .ddcm file, too new, truncated, of a rule that is not known here, or (unless ignored) a
+    wrong checksum.
     """
+    _check_start(data, ignore_checksum)
+    r = _Reader(data, _START)
+    try:
+        name = r.take(r.byte()).decode()
+    except UnicodeDecodeError as error:
+        raise FormatError("the model's name is not UTF-8: the file is corrupt") from error
+    fingerprint = r.take(4)
+    width, height = r.varint(), r.varint()
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise FormatError(f"the header asks for an image of {width}x{height} pixels: the file is corrupt")
+    what, how = r.byte(), r.byte()
+    config = _read_config(r, what, how)
+    dtype = what >> 2 & 3
+    if dtype >= len(DTYPE_NAMES):
+        raise FormatError("the header names an unknown dtype: the file is corrupt")
+    condition = read_condition(r.text()) if how & 64 else None
+    edit = None
+    if how & 128:
+        start, target = r.varint(), r.text()
+        edit = Edit(start, Condition.from_bytes(target) if target else None)
+    header = Header(config, name, fingerprint, DTYPE_NAMES[dtype], width, height, condition, edit)
+    return header, data[r.position :]
+
+
+def _check_start(data: bytes, ignore_checksum: bool) -> None:
+    """Raise FormatError unless magic, version and checksum are right."""
     if data[: len(MAGIC)] != MAGIC:
         raise FormatError("this is not a .ddcm file (its first bytes are foreign)")
     r = _Reader(data, len(MAGIC))
@@ -198,56 +239,52 @@ def read(data: bytes, ignore_checksum: bool = False) -> tuple[Header, bytes]:
     if version != FORMAT_VERSION << 4 | NOISE_LAW_VERSION:
         raise FormatError("the file's version number is impossible: it is corrupt")
     check = int.from_bytes(r.take(4), "big")
-    if not ignore_checksum and check != zlib.crc32(data[3:4] + data[8:]):
+    if not ignore_checksum and check != zlib.crc32(data[3:4] + data[_START:]):
         raise FormatError("the checksum does not match: the file is truncated or corrupt (see --ignore-checksum)")
-    try:
-        name = r.take(r.byte()).decode()
-    except UnicodeDecodeError as error:
-        raise FormatError("the model's name is not UTF-8: the file is corrupt") from error
-    fingerprint = r.take(4)
-    width, height = r.varint(), r.varint()
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        raise FormatError(f"the header asks for an image of {width}x{height} pixels: the file is corrupt")
-    what, how = r.byte(), r.byte()
-    kind, dtype, rule, schedule = what & 3, what >> 2 & 3, what >> 4, how & 7
-    if kind >= len(KINDS) or dtype >= len(DTYPE_NAMES) or rule >= len(RULES) or schedule >= len(SCHEDULES):
-        raise FormatError("the header names an unknown rule, codebook or schedule: the file is corrupt")
+
+
+def _read_config(r: _Reader, what: int, how: int) -> CodecConfig:
+    kind, schedule = what & 3, how & 7
+    if kind >= len(KINDS) or schedule >= len(SCHEDULES):
+        raise FormatError("the header names an unknown codebook or schedule: the file is corrupt")
+    rule = _read_rule(r, what >> 4)
     steps, seed, size = r.varint(), r.varint(), r.size()
-    per_step = r.varint() if RULES[rule] == "pursuit" else 1
-    bits = r.varint() if RULES[rule] in RULES_WITH_BITS else 1
-    atoms = r.varint() if RULES[rule] in SHARING_RULES else 0
+    fields = {field: r.varint() for field in RULE_NUMBERS if field in rule.parameters}
     stop, tail = (r.varint(), r.varint()) if SCHEDULES[schedule] == "kl" else (0, 0)
-    t_range = (r.varint(), r.varint()) if how & 16 else None
-    condition = None
-    if how & 64:
-        length = r.varint()
-        if length > MAX_BYTES:
-            raise FormatError("the header holds an impossible number: the file is corrupt")
-        condition = read_condition(r.take(length))
-    edit = None
-    if how & 128:
-        start, length = r.varint(), r.varint()
-        if length > MAX_BYTES:
-            raise FormatError("the header holds an impossible number: the file is corrupt")
-        edit = Edit(start, Condition.from_bytes(r.take(length)) if length else None)
     try:
-        config = CodecConfig(
-            rule=RULES[rule],
+        return CodecConfig(
+            rule=rule.name,
             kind=KINDS[kind],
             K=size,
-            M=per_step,
-            C=bits,
-            atoms=atoms,
             T=steps,
             schedule=SCHEDULES[schedule],
             stop=stop,
             tail=tail,
             ancestral_tail=bool(how & 8),
-            t_range=t_range,
+            t_range=(r.varint(), r.varint()) if how & 16 else None,
             seed=seed,
             official_grid=bool(how & 32),
+            **fields,
         )
     except ConfigError as error:
         raise FormatError(f"the header is corrupt: {error}") from error
-    header = Header(config, name, fingerprint, DTYPE_NAMES[dtype], width, height, condition, edit)
-    return header, data[r.position :]
+
+
+def _read_rule(r: _Reader, number: int) -> type[Rule]:
+    """A rule by its number, or by its name where that stands in the file."""
+    if number != _NAMED:
+        for rule in RULES.values():
+            if rule.number == number:
+                return rule
+        raise FormatError("the header names an unknown rule: the file is corrupt, or of a newer ddcm-fast")
+    name = r.text().decode("ascii", "replace")
+    try:
+        rule = rule_named(name)
+    except ConfigError as error:
+        raise FormatError(
+            f"the file was coded with the rule {name!r}, which is not known here; install the package that has it, or "
+            "register it before"
+        ) from error
+    if rule.number is not None:
+        raise FormatError(f"the header has the rule {name!r} by its name, not its number: the file is corrupt")
+    return rule

@@ -41,8 +41,8 @@ class Limits:
 
     Attributes:
         pixels: of an image.
-        pixel_steps: pixels times steps (with `pursuit` times atoms a step), which time goes with: the default is a
-            full-size picture evaluated 256 times.
+        pixel_steps: pixels times steps (times M, where each atom follows from the one before), which time goes with:
+            the default is a full-size picture evaluated 256 times.
         evaluations: calls of the network: T + tail, times the tiles of a tiled model.
         memory: bytes, as estimated, of the state and of the tables that an encoder's rule keeps. A network's own are
             not known; they grow with the pixels.
@@ -82,7 +82,7 @@ class Limits:
         Args:
             dim: entries of a state. batch: images coded together. backend, device: of the codebook.
         """
-        cost = config.search_cost(dim)
+        cost = config.rule_type.search_cost(config, dim)
         self.check("memory", batch * (4 * _STATE_COPIES * dim + 8 * cost.numbers))
         entries, seconds = float(batch) * cost.entries, batch * cost.operations * _OPERATION
         if entries > _FEW_ENTRIES.get(device.type, _FEW_ENTRIES["cuda"]):

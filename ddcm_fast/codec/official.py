@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ddcm_fast.codebook.codebook import Codebook
-from ddcm_fast.codec.config import MAX_C, MAX_M
 from ddcm_fast.codec.limits import Limits
 from ddcm_fast.errors import ConfigError, FormatError, InputError
 from ddcm_fast.sampling.choosers import Chooser, Replay, toward
@@ -56,7 +55,8 @@ class Settings:
     model: str = ""
 
     def __post_init__(self) -> None:
-        possible = self.T >= 1 and self.K >= 2 and 1 <= self.M <= MAX_M and 1 <= self.C <= MAX_C
+        most = Pursuit.parameters
+        possible = self.T >= 1 and self.K >= 2 and 1 <= self.M <= most["M"].high and 1 <= self.C <= most["C"].high
         if not (possible and self.high >= self.low >= 0):
             raise FormatError(f"impossible settings of an official file: {self}")
 

@@ -1,8 +1,8 @@
 """Rate control: the configuration that codes an image at a bitrate or a quality.
 
-The bits of a file follow from its configuration alone (but for `rcc`), so a bitrate is met by counting. Where coding
-stops decides how well they are spent: down to the noise level whose information, *for this image*, the bits can
-carry. A few network evaluations on the noisy image itself measure that.
+The bits of a file follow from its configuration alone (but for rules whose payload varies), so a bitrate is met by
+counting. Where coding stops decides how well they are spent: down to the noise level whose information, *for this
+image*, the bits can carry. A few network evaluations on the noisy image itself measure that.
 """
 
 from __future__ import annotations
@@ -10,20 +10,24 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import statistics
 import warnings
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ddcm_fast.codec.config import SHARING_RULES, CodecConfig
+from ddcm_fast.codec.config import CodecConfig
+from ddcm_fast.codec.images import psnr as measured_psnr
+from ddcm_fast.codec.job import Encoded
 from ddcm_fast.errors import ConfigError, DDCMWarning
+from ddcm_fast.sampling.choosers import StepContext, Toward
 from ddcm_fast.sampling.curve import InformationCurve
 from ddcm_fast.sampling.information import equal_steps, measure, model_curve, spent_bits, step_pace
 from ddcm_fast.sampling.model import DiffusionModel
-from ddcm_fast.sampling.rules.rcc import expected_bits
+from ddcm_fast.sampling.rules import Rule
+from ddcm_fast.sampling.schedule import Step
 
 #: A file whose state is this many times farther from the image than the image's curve foretold stopped too late. Its
 #: steps share the bits by the model's average photograph, and this image asked for more than that in its first ones:
@@ -34,6 +38,14 @@ TRUST = (1.0, 0.5, 0.25, 0.125)
 
 #: Bits a pixel of the qualities a person can choose without reading a paper.
 QUALITIES = {"low": 0.1, "medium": 0.25, "high": 0.5, "best": 1.0}
+
+MAX_BPP = 8.0
+
+#: Encodings in search of a file's size, for rules whose size depends on the image.
+_MOST_RETRIES = 6
+
+#: Bits by which a payload can be longer than its symbols: whole bytes, and the coder's own precision.
+_PAYLOAD_ROUNDING = 12
 
 _PROBES = 7
 _MAX_ENCODINGS = 5
@@ -88,72 +100,6 @@ def bits_for_stop(model: DiffusionModel, curve: InformationCurve, dim: int, stop
     return max(1.0, spent[place] * dim / 0.8)
 
 
-def with_payload(
-    config: CodecConfig, model: DiffusionModel, curve: InformationCurve, dim: int, bits: float, trust: float = 1.0
-) -> CodecConfig:
-    """The configuration whose payload is the largest of at most `bits` bits, stopping where the image's curve says.
-
-    `trust` is the part of the bits' worth to count on.
-
-    Raises ConfigError: not even one atom or step fits, or the rule has no such rate.
-    """
-    if config.rule not in SHARING_RULES:
-        return _with_steps(config, model, dim, bits)
-
-    @cache
-    def stop_for(steps: int) -> int:
-        return stop_for_bits(model, curve, trust * _worth(config, bits / steps) * bits / dim, steps)
-
-    def make(atoms: int) -> CodecConfig:
-        steps = min(config.T, atoms)
-        stop = stop_for(steps) if config.schedule == "kl" else 0
-        tail = min(config.tail, stop + 1) if config.schedule == "kl" else config.tail
-        return dataclasses.replace(config, atoms=atoms, T=steps, stop=stop, tail=tail)
-
-    return make(_largest(lambda atoms: _bits(make(atoms), model, dim) <= bits, config, bits))
-
-
-def foretold_error(config: CodecConfig, curve: InformationCurve) -> float:
-    """Mean squared error of the final state by the image's curve; infinite where rate control chooses no stop."""
-    chosen = config.rule in SHARING_RULES and config.schedule == "kl"
-    return curve.at(config.stop) if chosen else math.inf
-
-
-def _worth(config: CodecConfig, step_bits: float) -> float:
-    """Share of the bits of a step that turns into information, by a rule's theory.
-
-    The M largest of K scores, of size t sqrt(D), move the state like a noise channel of M t^2 / (2 ln 2) bits.
-    `trellis` was measured (benchmarks/gaussian_field_rd.py).
-    """
-    if config.rule == "trellis":
-        return 0.92
-    if config.rule == "rcc":
-        return config.rcc_bits / expected_bits(config.rcc_bits)
-    atoms = 1
-    while config.rule == "threshold" and _log2_comb(config.K, 2 * atoms) + 2 * atoms <= step_bits:
-        atoms *= 2
-    tail = min(1.0, atoms / config.K)
-    normal = statistics.NormalDist()
-    score = 2 * normal.pdf(normal.inv_cdf(1 - tail / 2)) / tail  # mean of the part `tail` of |N(0, 1)| that is largest
-    return atoms * score**2 / (2 * math.log(2) * (_log2_comb(config.K, atoms) + atoms))
-
-
-def _with_steps(config: CodecConfig, model: DiffusionModel, dim: int, bits: float) -> CodecConfig:
-    """One atom a step: the rate is the number of steps."""
-    most = len(model.training_timesteps())
-
-    def make(steps: int) -> CodecConfig:
-        return dataclasses.replace(config, T=steps)
-
-    steps = _largest(lambda count: count <= most and _bits(make(count), model, dim) <= bits, config, bits)
-    if steps == most:
-        raise ConfigError(
-            f"{most} steps with K={config.K} spend less than the bitrate asked for; "
-            "use a larger K or M, or the preset product"
-        )
-    return make(steps)
-
-
 def _largest(fits: Callable[[int], bool], config: CodecConfig, bits: float) -> int:
     """The largest count that fits, by doubling and bisection."""
     if not fits(1):
@@ -168,26 +114,129 @@ def _largest(fits: Callable[[int], bool], config: CodecConfig, bits: float) -> i
     return low
 
 
-def _bits(config: CodecConfig, model: DiffusionModel, dim: int) -> float:
-    """Payload bits of a configuration (for rcc: expected)."""
-    if config.rule == "product":
-        return config.atoms * math.log2(2 * config.K)
-    if config.rule == "trellis":
-        return float(config.atoms * config.C)
-    if config.rule == "rcc":
-        return config.atoms * expected_bits(config.rcc_bits)
-    steps = config.steps(model)
-    coded = [step for step in steps if step.coded]
-    if config.rule == "threshold":
-        return sum(_log2_comb(config.K, step.atoms) + step.atoms for step in coded)
-    rule = config.make_rule(steps, dim, "reference")
-    return sum(math.log2(radix) for step in coded for radix in rule.radices(step))
+@dataclass(frozen=True)
+class Control:
+    """Encodings of one image at a bitrate or a quality.
 
+    Attributes:
+        model, config, condition: of the encodings; their rate is chosen here.
+        image: (1, C, H, W) float32 in [-1, 1]; x0: its state (1, *latent_shape).
+        masked: whether the error is weighted, and then says nothing of whether the image could be followed.
+        header: configuration -> bytes of its file's header.
+        encode: configuration and bits of a payload -> file, and its state's mean squared error.
+    """
 
-def _log2_comb(n: int, k: int) -> float:
-    if k > n:
-        return math.inf
-    return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
+    model: DiffusionModel
+    config: CodecConfig
+    image: Tensor
+    x0: Tensor
+    condition: Any
+    masked: bool
+    header: Callable[[CodecConfig], int]
+    encode: Callable[[CodecConfig, float], tuple[Encoded, float]]
+
+    @cached_property
+    def _curve(self) -> InformationCurve:
+        return image_curve(self.model, self.x0, self.condition)
+
+    @property
+    def _pixels(self) -> int:
+        return self.image.shape[-2] * self.image.shape[-1]
+
+    @property
+    def _dim(self) -> int:
+        return self.x0[0].numel()
+
+    def at_rate(self, bpp: float) -> Encoded:
+        """The largest file of at most `bpp` bits a pixel. Raises ConfigError: there is none."""
+        return self._sized(_finite(bpp, "bpp") * self._pixels)
+
+    def at_quality(self, psnr: float) -> Encoded:
+        """A file of about that PSNR in dB, see search_psnr. Raises ConfigError: there is none."""
+        goal = _finite(psnr, "psnr")
+        first = bits_for_stop(self.model, self._curve, self._dim, mse_to_stop(self._curve, goal)) + 400
+
+        def attempt(file_bits: float) -> tuple[Encoded, float]:
+            coded = self._sized(file_bits)
+            return coded, measured_psnr(self.image.to(coded.reconstruction.device)[0], coded.reconstruction)
+
+        return search_psnr(attempt, first, goal, MAX_BPP * self._pixels)
+
+    def _sized(self, file_bits: float) -> Encoded:
+        """Code, look, and where the steps asked for more than their bits could say, stop earlier."""
+        best, least = None, math.inf
+        for trust in TRUST:
+            coded, error, foretold = self._fit(file_bits, trust)
+            if best is None or error < least:
+                best, least = coded, error
+            if self.masked or error <= MISSED * foretold:
+                break
+        assert best is not None
+        return best
+
+    def _fit(self, file_bits: float, trust: float) -> tuple[Encoded, float, float]:
+        """The largest file; the error of its state, and the error its curve foretold."""
+        config, goal = self.config, file_bits
+        varies = config.rule_type.varies
+        best: tuple[Encoded, float, float] | None = None
+        for _ in range(_MOST_RETRIES):
+            for _ in range(2):  # the header's length depends a little on what is in it
+                config = self._with_payload(config, self._payload(goal, config), trust)
+            coded, error = self.encode(config, self._payload(file_bits, config))
+            size = 8 * len(coded.data)
+            if size <= file_bits and (best is None or len(coded.data) > len(best[0].data)):
+                stopped = config.shares_atoms and config.schedule == "kl"  # where the curve said
+                best = coded, error, self._curve.at(config.stop) if stopped else math.inf
+            if best is not None and (not varies or 8 * len(best[0].data) >= 0.99 * file_bits):
+                return best
+            goal *= file_bits / size  # only sizes that vary are not known before
+        if best is None:
+            raise ConfigError(f"no file of {file_bits / self._pixels:.4g} bpp found; ask for more")
+        return best
+
+    def _with_payload(self, config: CodecConfig, bits: float, trust: float) -> CodecConfig:
+        """The configuration whose payload is the largest of at most `bits` bits, stopping where the image's curve says.
+
+        `trust` is the part of the bits' worth to count on.
+
+        Raises ConfigError: not even one atom or step fits, or the rule has no such rate.
+        """
+        model, rule, kl = self.model, config.rule_type, config.schedule == "kl"
+        # A rule that shares no atoms has one choice a step: its rate is the number of steps.
+        most = math.inf if config.shares_atoms else len(model.training_timesteps())
+
+        @cache
+        def stop_for(steps: int) -> int:
+            entry_bits = trust * rule.worth(config, bits / steps) * bits / self._dim
+            return stop_for_bits(model, self._curve, entry_bits, steps)
+
+        @cache
+        def make(count: int) -> CodecConfig:
+            if not config.shares_atoms:
+                return dataclasses.replace(config, T=count)
+            steps = min(config.T, count)
+            stop = stop_for(steps) if kl else 0
+            tail = min(config.tail, stop + 1) if kl else config.tail
+            return dataclasses.replace(config, atoms=count, T=steps, stop=stop, tail=tail)
+
+        def fits(count: int) -> bool:
+            return count <= most and rule.payload_bits(make(count), lambda: make(count).steps(model), self._dim) <= bits
+
+        count = _largest(fits, config, bits)
+        if count == most:
+            raise ConfigError(
+                f"{most} steps with K={config.K} spend less than the bitrate asked for; "
+                "use a larger K or M, or the preset product"
+            )
+        return make(count)
+
+    def _payload(self, file_bits: float, config: CodecConfig) -> float:
+        """Bits that a file of so many leaves for its payload."""
+        header = self.header(config)
+        if file_bits < 8 * (header + 1):
+            least = 8 * (header + 4) / self._pixels
+            raise ConfigError(f"this image needs {header} bytes of header alone; ask for {least:.2f} bpp or more")
+        return 8.0 * (file_bits // 8 - header)
 
 
 def search_psnr(encode: Callable[[float], tuple[Result, float]], first: float, target: float, most: float) -> Result:
@@ -234,8 +283,43 @@ def mse_to_stop(curve: InformationCurve, psnr: float) -> float:
     return curve.t[0] if goal < curve.mse[0] else curve.t[-1]
 
 
-def finite_target(value: float, name: str) -> float:
+def _finite(value: float, name: str) -> float:
     """A positive, finite rate or quality. Raises ConfigError otherwise."""
     if not (math.isfinite(value) and value > 0):
         raise ConfigError(f"{name} is {value}; it must be a positive number")
     return value
+
+
+class Paced(Toward):
+    """The encoder of rules whose payload varies: it takes a given number of bits or a little less.
+
+    An index of reverse channel coding has a random length, so a file of hundreds of them misses its expected size by
+    some per cent. The rule offers choices that are as good, and takes those that keep the file on its way. Waits for
+    the device at every step: what is chosen next depends on the bits spent.
+
+    Args:
+        target, weight: as Toward, of one image.
+        rule, steps: the coded steps.
+        bits: of the payload; shared by the steps as they are expected to need them.
+    """
+
+    def __init__(self, target: Tensor, weight: Tensor | None, rule: Rule, steps: Sequence[Step], bits: float) -> None:
+        super().__init__(target, weight)
+        self._rule = rule
+        bits -= _PAYLOAD_ROUNDING
+        expected = [rule.expected_bits(step) for step in steps]
+        total = sum(expected)
+        self._plan = {
+            step.index: bits * so_far / total
+            for step, so_far in zip(steps, itertools.accumulate(expected), strict=True)
+        }
+        self._last = steps[-1].index
+        self._spent = 0.0
+
+    def choose(self, context: StepContext) -> Tensor:
+        step = context.step
+        direction = self._residual(context).flatten(1)
+        letters, self._spent = self._rule.choose_near(
+            direction, step, self._spent, self._plan[step.index], step.index == self._last
+        )
+        return letters

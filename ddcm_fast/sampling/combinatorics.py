@@ -15,6 +15,13 @@ from collections.abc import Sequence
 _NEWTON_STEPS = 64
 
 
+def log2_comb(n: int, k: int) -> float:
+    """log2 binom(n, k), infinite where k > n."""
+    if k > n:
+        return math.inf
+    return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
+
+
 def _descend(value: int, x: int, k: int, y: int) -> int:
     """binom(y, k) from value = binom(x, k), k <= y <= x."""
     gap = x - y

@@ -19,12 +19,9 @@ from torch import Tensor
 from ddcm_fast.errors import ConfigError, ModelError
 from ddcm_fast.sampling.choosers import Blind, Chooser, StepContext, Toward
 from ddcm_fast.sampling.model import DiffusionModel, Level
-from ddcm_fast.sampling.rules import Greedy, Product, Rule, Threshold
+from ddcm_fast.sampling.rules import RULES, Rule
 from ddcm_fast.sampling.schedule import Step
 from ddcm_fast.sampling.update import Update, complete
-
-#: Rules whose choice and noise are functions of tensors on the device alone.
-CAPTURABLE = (Greedy, Product, Threshold)
 
 Work = Callable[[], Any]
 
@@ -111,10 +108,10 @@ class StepGraphs:
     def __init__(
         self, model: DiffusionModel, steps: Sequence[Step], rule: Rule, record: Callable[[Work], Work] | None = None
     ) -> None:
-        if type(rule) not in CAPTURABLE:
-            names = ", ".join(kind.__name__.lower() for kind in CAPTURABLE)
+        if not rule.capturable:
+            names = ", ".join(name for name, other in RULES.items() if other.capturable)
             raise ConfigError(
-                f"the rule {type(rule).__name__.lower()!r} cannot be captured in a CUDA graph, only {names} can"
+                f"the rule {rule.name or type(rule).__name__!r} cannot be captured in a CUDA graph, only {names} can"
             )
         if record is None:
             require_gpu(model)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from ddcm_fast import Codec, load_model
 from ddcm_fast.codebook.law import KINDS
-from ddcm_fast.codec.config import PRESETS, SHARING_RULES, CodecConfig, preset
+from ddcm_fast.codec.config import PRESETS, CodecConfig, preset
 from ddcm_fast.errors import ConfigError, DDCMError
+from ddcm_fast.sampling.rules.base import SearchCost
 from ddcm_fast.sampling.schedule import allocate
 
 torch.set_num_threads(1)
@@ -37,7 +38,7 @@ def configs(draw: st.DrawFn, names: tuple[str, ...] = tuple(PRESETS)) -> CodecCo
         "ancestral_tail": schedule == "kl" and draw(st.booleans()),
         "t_range": draw(st.sampled_from((None, None, (900, 200), (300, 299)))),
     }
-    if rule in SHARING_RULES:
+    if PRESETS[name][0].shares_atoms:
         given["atoms"] = draw(st.one_of(st.integers(1, 40), st.sampled_from((100, 300))))
     if rule == "pursuit":
         given |= {"M": draw(st.integers(1, 4)), "C": draw(st.integers(1, 3)), "official_grid": draw(st.booleans())}
@@ -65,7 +66,7 @@ def test_what_is_encoded_is_decoded(config: CodecConfig) -> None:
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
-@given(configs(tuple(name for name in PRESETS if PRESETS[name][0].rule in SHARING_RULES)))
+@given(configs(tuple(name for name in PRESETS if PRESETS[name][0].shares_atoms)))
 def test_steps_share_all_atoms_and_none_is_coded_without(config: CodecConfig) -> None:
     try:
         coded = [step for step in config.steps(FIELD) if step.coded]
@@ -107,12 +108,17 @@ def test_no_step_with_bits_at_a_bitrate() -> None:
         assert "\n" not in str(error)
 
 
+def cost(name: str, dim: int, **settings: Any) -> SearchCost:
+    config = preset(name, T=10, **settings)
+    return config.rule_type.search_cost(config, dim)
+
+
 def test_search_cost_follows_the_settings() -> None:
-    base = preset("ddcm", K=4096, T=10, kind="gaussian").search_cost(1024)
+    base = cost("ddcm", 1024, K=4096, kind="gaussian")
     assert base.entries == 10 * 4096 * 1024 and base.numbers == 0
-    assert preset("product", K=4096, T=10, kind="gaussian", atoms=80).search_cost(1024).entries == base.entries
-    assert preset("pursuit", K=4096, T=10, M=3, kind="gaussian").search_cost(1024).entries == 3 * base.entries
-    trellis = preset("trellis", T=10, atoms=1000).search_cost(10000)
+    assert cost("product", 1024, K=4096, kind="gaussian", atoms=80).entries == base.entries
+    assert cost("pursuit", 1024, K=4096, M=3, kind="gaussian").entries == 3 * base.entries
+    trellis = cost("trellis", 10000, atoms=1000)
     assert trellis.numbers == 100 * 4096 and math.isclose(trellis.operations, 2 * 10 * trellis.numbers)
 
 

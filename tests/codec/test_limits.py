@@ -13,10 +13,11 @@ from PIL import Image
 
 from ddcm_fast import Codec, Limits, load_model
 from ddcm_fast.cli import main
-from ddcm_fast.codec import codec as codec_module
 from ddcm_fast.codec import container, official
+from ddcm_fast.codec import job as job_module
 from ddcm_fast.codec.config import CodecConfig, preset
 from ddcm_fast.codec.container import Header
+from ddcm_fast.codec.identity import fingerprint
 from ddcm_fast.codec.limits import OPTIONS
 from ddcm_fast.errors import FormatError, LimitError
 from ddcm_fast.models.tiled import TiledModel
@@ -31,7 +32,7 @@ FIELD = load_model("gaussian-field", device="cpu")
 
 def file(config: CodecConfig, payload: bytes = b"", side: int = 4096, model: Any = FIELD) -> bytes:
     return container.write(
-        Header(config, model.name, Codec(model, config)._fingerprint(config), "float32", side, side), payload
+        Header(config, model.name, fingerprint(model, config), "float32", side, side), payload
     )
 
 
@@ -42,7 +43,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("work was done for a file that is refused")
 
-    monkeypatch.setattr(codec_module, "initial_noise", never)
+    monkeypatch.setattr(job_module, "initial_noise", never)
     monkeypatch.setattr(type(FIELD), "predict", never)
 
 

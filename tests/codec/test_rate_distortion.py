@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ddcm_fast import Codec, load_model, preset
+from ddcm_fast import Codec, CodecConfig, load_model, preset
 from ddcm_fast.codec.images import psnr
-from ddcm_fast.codec.rate import _worth, image_curve, search_psnr, stop_for_bits
+from ddcm_fast.codec.rate import image_curve, search_psnr, stop_for_bits
 from ddcm_fast.errors import ConfigError, DDCMWarning
 
 pytest.importorskip("torchmetrics")
@@ -72,16 +72,20 @@ def test_a_run_measures_everything_and_goes_on_where_it_stopped(rd, tmp_path: Pa
     assert "remove it first" in capsys.readouterr().err
 
 
+def worth(config: CodecConfig, step_bits: float) -> float:
+    return config.rule_type.worth(config, step_bits)
+
+
 def test_worth_of_bits_by_rule_and_rate() -> None:
     """More atoms a step are worth less with `threshold`; a group's argmax is worth more the larger K."""
     turbo, product = preset("turbo"), preset("product")
-    rates = [_worth(turbo, bits) for bits in (50.0, 400.0, 3000.0)]
+    rates = [worth(turbo, bits) for bits in (50.0, 400.0, 3000.0)]
     assert rates == sorted(rates, reverse=True) and 0.5 < rates[-1] < rates[0] < 0.85
-    small = _worth(preset("product", K=16), 400.0)
-    assert small < _worth(product, 400.0) < 0.92
+    small = worth(preset("product", K=16), 400.0)
+    assert small < worth(product, 400.0) < 0.92
     # One atom of K is the same choice for both rules.
-    assert _worth(preset("turbo", K=product.K), 18.0) == _worth(product, 18.0)
-    assert math.isfinite(_worth(preset("turbo", K=1), 5.0))
+    assert worth(preset("turbo", K=product.K), 18.0) == worth(product, 18.0)
+    assert math.isfinite(worth(preset("turbo", K=1), 5.0))
 
 
 def test_few_steps_stop_earlier_than_many() -> None:

@@ -25,10 +25,12 @@ from PIL import Image
 from ddcm_fast import Codec, Limits, load_model
 from ddcm_fast.codebook.law import KINDS
 from ddcm_fast.codec import container, official
-from ddcm_fast.codec.config import PRESETS, RULES, CodecConfig, preset
+from ddcm_fast.codec.config import PRESETS, CodecConfig, preset
+from ddcm_fast.codec.identity import fingerprint
 from ddcm_fast.codec.images import load_image, to_tensor
 from ddcm_fast.errors import DDCMError
 from ddcm_fast.models import DiffusionModel, wrap_pipeline
+from ddcm_fast.sampling.rules import RULES
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny_pipelines
@@ -108,12 +110,12 @@ def settings(rng: random.Random) -> dict[str, Any]:
         out.update(schedule=rng.choice(("linspace", "trailing")), stop=0, tail=0, ancestral_tail=False)
     if rng.random() < 0.2:
         out["t_range"] = (rng.choice((999, 900, 500)), rng.choice((0, 300, 500)))
-    if config.rule in ("pursuit", "trellis"):
+    if "C" in config.rule_type.parameters:
         out["C"] = rng.choice((1, 2, 4, 8))
     if rng.random() < 0.3:
         out[rng.choice(("T", "K", "M", "C", "atoms", "stop", "tail", "seed"))] = rng.choice(_NUMBERS)
     if rng.random() < 0.1:
-        out["rule"] = rng.choice(RULES)
+        out["rule"] = rng.choice(list(RULES))
     return out
 
 
@@ -125,7 +127,7 @@ def header(rng: random.Random) -> container.Header | None:
         return None
     width, height = (rng.choice((16, 17, 32, 64, 4096)) if rng.random() < 0.2 else 16 for _ in range(2))
     return container.Header(
-        config, model().name, codec()._fingerprint(config), rng.choice(container.DTYPE_NAMES), width, height
+        config, model().name, fingerprint(model(), config), rng.choice(container.DTYPE_NAMES), width, height
     )
 
 

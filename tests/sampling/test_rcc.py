@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ddcm_fast import Codebook
-from ddcm_fast.codec.pace import Paced
+from ddcm_fast.codec.rate import Paced
 from ddcm_fast.errors import ConfigError, FormatError, MissingExtraError
 from ddcm_fast.models.gaussian_field import GaussianField
 from ddcm_fast.sampling.choosers import Draw, Replay, toward

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ddcm_fast.codebook.codebook import Codebook
-from ddcm_fast.sampling.rules.base import Rule
+from ddcm_fast.sampling.rules.base import Grouped, Plan, Rule, Settings, worth_of_largest
 from ddcm_fast.sampling.schedule import Step
 
 
-class Product(Rule):
+class Product(Grouped):
     """The best signed atom of each of a step's G groups: G log2(2K) bits, for the search cost of one group.
 
     The groups' atoms stand side by side, so the noise is as Gaussian as one atom and needs no normalising, while a
@@ -23,25 +24,31 @@ class Product(Rule):
         groups: step index -> G of every coded step.
     """
 
+    name, number = "product", 2
+    capturable = True
+
     def __init__(self, kind: str, dim: int, size: int, groups: Mapping[int, int], seed: int, backend: str) -> None:
-        self._groups = dict(groups)
-        self._books = {
-            g: Codebook(kind, dim, size, groups=g, seed=seed, signed=True, backend=backend)
-            for g in {1, *self._groups.values()}
-        }
+        def book(count: int) -> Codebook:
+            return Codebook(kind, dim, size, count, seed, signed=True, backend=backend)
 
-    def codebook(self, step: Step) -> Codebook:
-        """A step without bits uses one group."""
-        return self._books[self._groups.get(step.index, 1)]
+        super().__init__({index: book(count) for index, count in groups.items()}, book(1))
 
-    def radices(self, step: Step) -> list[int]:
-        """G indices with their signs."""
-        book = self.codebook(step)
-        return [2 * book.spec.size] * book.spec.groups
+    @classmethod
+    def make(cls, settings: Settings, steps: Sequence[Step], dim: int, backend: str) -> Rule:
+        groups = cls.groups_of(settings, steps, dim)
+        return cls(settings.kind, dim, settings.K, groups, settings.seed, backend)
 
-    def least_bits(self, step: Step) -> float:
-        spec = self.codebook(step).spec
-        return spec.groups * spec.size.bit_length()
+    @classmethod
+    def payload_bits(cls, settings: Settings, plan: Plan, dim: int) -> float:
+        return settings.atoms * math.log2(2 * settings.K)
+
+    @classmethod
+    def worth(cls, settings: Settings, step_bits: float) -> float:
+        return worth_of_largest(settings.K, 1)
+
+    def radix(self, step: Step) -> int:
+        """An index with its sign."""
+        return 2 * self.codebook(step).spec.size
 
     def choose(self, direction: Tensor, step: Step) -> Tensor:
         """A letter is 2 index + (1 for a negative sign)."""

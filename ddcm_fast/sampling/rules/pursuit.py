@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ddcm_fast.codebook.codebook import Codebook
-from ddcm_fast.sampling.rules.base import Rule
+from ddcm_fast.codebook.law import CodebookSpec
+from ddcm_fast.sampling.rules.base import Parameter, Rule, SearchCost, Settings, search_entries
 from ddcm_fast.sampling.schedule import Step
 
 
@@ -44,8 +46,15 @@ class Pursuit(Rule):
     sequences exactly: n_0 = 1, n_m = 1 + (2^C - 1) K n_(m-1) ways to go on with at most m atoms, K n_(M-1) in all.
     """
 
+    name, number = "pursuit", 1
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        "M": Parameter(1, 1024, "atoms a step, at most"),
+        "C": Parameter(1, 16, "bits of a coefficient"),
+        "official_grid": Parameter(0, 1, "coefficients as in the official code"),
+    }
+
     def __init__(self, codebook: Codebook, atoms: int, bits: int, official_grid: bool) -> None:
-        self._codebook = codebook
+        super().__init__(codebook)
         self._atoms = atoms
         self._grid = coefficient_grid(bits, official_grid)
         self._levels = torch.tensor([1.0, *self._grid], dtype=torch.float64, device="cpu")  # by code
@@ -53,32 +62,42 @@ class Pursuit(Rule):
         for _ in range(atoms - 1):
             self._ways.append(1 + len(self._grid) * codebook.spec.size * self._ways[-1])
 
-    def codebook(self, step: Step) -> Codebook:
-        """One codebook serves all steps."""
-        return self._codebook
+    @classmethod
+    def make(cls, settings: Settings, steps: Sequence[Step], dim: int, backend: str) -> Rule:
+        book = Codebook(settings.kind, dim, settings.K, seed=settings.seed, signed=False, backend=backend)
+        return cls(book, settings.M, settings.C, settings.official_grid)
+
+    @classmethod
+    def search_cost(cls, settings: Settings, dim: int) -> SearchCost:
+        """Scores and norms, and about ten numbers from them for each coefficient and atom."""
+        entries = search_entries(settings, dim)
+        if settings.M == 1:
+            return SearchCost(entries)
+        passes = 1 if CodebookSpec(settings.kind, dim, settings.K).orthogonal else settings.M
+        operations = 12 * settings.T * settings.M * settings.K << settings.C
+        return SearchCost(passes * entries, 16 * settings.K, operations)
 
     def radices(self, step: Step) -> list[int]:
-        """One symbol for the whole sequence."""
         return [self._codebook.spec.size * self._ways[-1]]
 
     def choose(self, direction: Tensor, step: Step) -> Tensor:
         """The search itself, in M passes."""
-        book, i = self._codebook, step.index
+        book, at = self._codebook, step.at
         dim = direction.shape[1]
         if self._atoms == 1:
-            return book.search(direction, i)[0]
+            return book.search(direction, at)[0]
         both = torch.cat((direction, torch.ones_like(direction[:1])))
-        scores, norms = book.scores_and_norms(both, i)
+        scores, norms = book.scores_and_norms(both, at)
         scores, norm = scores[:, 0].double(), norms[0].double()  # norm: |z_k|^2 (K,)
         score, total = scores[:-1], scores[-1]  # <z_k, r> (B, K) and the sum of z_k (K,)
         value, index = score.max(dim=1, keepdim=True)
-        best = book.atoms(index, i)
+        best = book.atoms(index, at)
         letters = [index]
         orthogonal = book.spec.orthogonal
         weight = torch.zeros_like(score).scatter_(1, index, 1.0)  # of each atom in best, where they are orthogonal
         active = torch.ones_like(index, dtype=torch.bool)
         for _ in range(self._atoms - 1):
-            cross = dim * weight if orthogonal else book.scores(best, i)[:, 0].double()
+            cross = dim * weight if orthogonal else book.scores(best, at)[:, 0].double()
             wide = best.double()
             best_total, best_norm = wide.sum(1, keepdim=True), wide.square().sum(1, keepdim=True)
             best_score = (wide * direction.double()).sum(1, keepdim=True)
@@ -99,7 +118,7 @@ class Pursuit(Rule):
             value = torch.where(active, top, value)
             code, atom = torch.where(active, code, 0), torch.where(active, atom, 0)
             letters += [code, atom]
-            mixed = self._mix(best, code, atom, i)
+            mixed = self._mix(best, code, atom, at)
             if orthogonal:
                 old, new = self._mixing(code, weight)
                 added = (old * weight).scatter_add(1, atom, new)
@@ -108,23 +127,22 @@ class Pursuit(Rule):
         return torch.cat(letters, dim=1)
 
     def noise(self, letters: Tensor, step: Step) -> Tensor:
-        """Replay the refinement."""
-        z = self._codebook.atoms(letters[:, :1], step.index)
+        z = self._codebook.atoms(letters[:, :1], step.at)
         on_cpu = letters.device.type == "cpu"  # elsewhere a look at the letters would wait for the device
         for m in range(1, 2 * self._atoms - 1, 2):
             if on_cpu and not letters[:, m].any():
                 break
-            z = self._refine(z, letters[:, m : m + 1], letters[:, m + 1 : m + 2], step.index)
+            z = self._refine(z, letters[:, m : m + 1], letters[:, m + 1 : m + 2], step.at)
         return z
 
-    def _refine(self, best: Tensor, code: Tensor, atom: Tensor, step_index: int) -> Tensor:
+    def _refine(self, best: Tensor, code: Tensor, atom: Tensor, at: int | Tensor) -> Tensor:
         """(sqrt(c) best + sqrt(1 - c) z_k) / std(.) where the code is not 0, else best."""
-        mixed = self._mix(best, code, atom, step_index)
+        mixed = self._mix(best, code, atom, at)
         return torch.where(code > 0, mixed / unbiased_std(mixed), best)
 
-    def _mix(self, best: Tensor, code: Tensor, atom: Tensor, step_index: int) -> Tensor:
+    def _mix(self, best: Tensor, code: Tensor, atom: Tensor, at: int | Tensor) -> Tensor:
         old, new = self._mixing(code, best)
-        return old * best + new * self._codebook.atoms(atom, step_index)
+        return old * best + new * self._codebook.atoms(atom, at)
 
     def _mixing(self, code: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(c), sqrt(1 - c) of the codes (B, 1), in the dtype of `like`; code 0 counts as c = 1."""

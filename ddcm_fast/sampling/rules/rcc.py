@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ddcm_fast.codebook.codebook import Codebook
 from ddcm_fast.errors import ConfigError, FormatError, MissingExtraError
-from ddcm_fast.sampling.rules.base import Rule
+from ddcm_fast.sampling.rules.base import Grouped, Plan, Rule, Settings
 from ddcm_fast.sampling.schedule import Step
 
 MAX_LOG2_SIZE = 24
@@ -61,7 +61,7 @@ def class_weights(bits: float, log2_size: int) -> tuple[int, ...]:
     return tuple(max(1, round(_WEIGHT_SCALE * m / sum(masses))) for m in masses)
 
 
-def expected_bits(information: float) -> float:
+def expected_length(information: float) -> float:
     """Length of the index of a group that a step asks for that much information, in bits.
 
     Measured: an index of 6 to 10 bits of information takes 1.7 more, and on photographs the groups ask for an eighth
@@ -70,7 +70,12 @@ def expected_bits(information: float) -> float:
     return 1.12 * information + 1.7
 
 
-class Rcc(Rule):
+def _information(settings: Settings) -> int:
+    """Information of a group: log2 K less the margin that its search needs."""
+    return settings.K.bit_length() - 1 - DEFAULT_MARGIN
+
+
+class Rcc(Grouped):
     """One sample of the posterior a step, by the Poisson functional representation in each of G groups.
 
     With a `gaussian` codebook the groups' samples are exact but for the truncation to K candidates (`margin`); with
@@ -90,6 +95,9 @@ class Rcc(Rule):
     Raises ConfigError: no groups or bits of a step, or K beyond 2^24.
     """
 
+    name, number = "rcc", 4
+    varies = True
+    held, worked = 3, 8  # arrival times
     # Zeros at the end are not written. No image's own has more than these by chance.
     unwritten = 1 << 16
 
@@ -107,7 +115,7 @@ class Rcc(Rule):
             raise ConfigError("the rule 'rcc' needs groups and bits of the same steps")
         self._seed = seed
         self._bits: dict[int, float] = {}
-        self._books: dict[int, Codebook] = {}
+        books: dict[int, Codebook] = {}
         for index, count in groups.items():
             if not (math.isfinite(bits[index]) and bits[index] >= 0 and count >= 1):
                 raise ConfigError(f"step {index} has {bits[index]} bits in {count} groups: impossible")
@@ -119,17 +127,27 @@ class Rcc(Rule):
                     "use more groups, more steps or a smaller margin"
                 )
             self._bits[index] = own
-            self._books[index] = Codebook(kind, dim, 1 << log2_size, count, seed, signed=False, backend=backend)
-        self._plain = Codebook(kind, dim, 1, seed=seed, signed=False, backend=backend)
+            books[index] = Codebook(kind, dim, 1 << log2_size, count, seed, signed=False, backend=backend)
+        super().__init__(books, Codebook(kind, dim, 1, seed=seed, signed=False, backend=backend))
 
-    def codebook(self, step: Step) -> Codebook:
-        """A step without bits uses one group."""
-        return self._books.get(step.index, self._plain)
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        if _information(settings) < 1 or settings.K & (settings.K - 1):
+            raise ConfigError(f"K is {settings.K}; rcc takes a power of two, at least {2 ** (DEFAULT_MARGIN + 1)}")
 
-    def radices(self, step: Step) -> list[int]:
-        """K of every group, far more than what `write` spends."""
-        spec = self.codebook(step).spec
-        return [spec.size] * spec.groups
+    @classmethod
+    def make(cls, settings: Settings, steps: Sequence[Step], dim: int, backend: str) -> Rule:
+        groups = cls.groups_of(settings, steps, dim)
+        bits = {index: float(count * _information(settings)) for index, count in groups.items()}
+        return cls(settings.kind, dim, groups, bits, settings.seed, backend)
+
+    @classmethod
+    def payload_bits(cls, settings: Settings, plan: Plan, dim: int) -> float:
+        return settings.atoms * expected_length(_information(settings))
+
+    @classmethod
+    def worth(cls, settings: Settings, step_bits: float) -> float:
+        return _information(settings) / expected_length(_information(settings))
 
     def least_bits(self, step: Step) -> float:
         """Every index of the likeliest class, less what the coder's rounding may save."""
@@ -142,13 +160,32 @@ class Rcc(Rule):
         Every `draw` takes other arrival times; atoms that stand out are often drawn again.
         """
         index, _, _ = self.codebook(step).search(
-            direction * math.sqrt(step.snr_gain), step.index, -self._log_arrivals(step, direction.device, draw)
+            direction * math.sqrt(step.snr_gain), step.at, -self._log_arrivals(step, direction.device, draw)
         )
         return index
 
+    def choose_near(
+        self, direction: Tensor, step: Step, spent: float, goal: float, last: bool
+    ) -> tuple[Tensor, float]:
+        """Of two samples of each group the one that keeps the file on its way.
+
+        Samples from one codebook often agree, so this moves a file by few per cent only.
+        """
+        letters, other = (self.choose(direction, step, draw)[0].tolist() for draw in (0, 1))
+        lengths, others = self.lengths(letters, step), self.lengths(other, step)
+
+        def miss(total: float) -> tuple[bool, float]:
+            return last and total > goal, abs(total - goal)
+
+        total = spent + sum(lengths)
+        for g, (first, second) in enumerate(zip(lengths, others, strict=True)):
+            if miss(total - first + second) < miss(total):
+                total += second - first
+                letters[g] = other[g]
+        return torch.tensor([letters], device=direction.device, dtype=torch.int64), total
+
     def noise(self, letters: Tensor, step: Step) -> Tensor:
-        """The atoms themselves."""
-        return self.codebook(step).atoms(letters, step.index)
+        return self.codebook(step).atoms(letters, step.at)
 
     def draw(self, batch: int, step: Step, generator: torch.Generator) -> Tensor:
         """From the coder's distribution, whose files are shorter and whose noise is just as good."""
@@ -162,9 +199,9 @@ class Rcc(Rule):
 
     # ---- files -----------------------------------------------------------------------------------
 
-    def expected_length(self, step: Step) -> float:
-        """Bits that `write` is expected to spend on a step."""
-        return self.codebook(step).spec.groups * expected_bits(self._bits[step.index])
+    def expected_bits(self, step: Step) -> float:
+        """What `write` spends in the mean."""
+        return self.codebook(step).spec.groups * expected_length(self._bits[step.index])
 
     def lengths(self, letters: Sequence[int], step: Step) -> list[float]:
         """Bits that `write` spends on each of one image's letters of a step, but for the coder's rounding."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from math import comb
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ddcm_fast.codebook.codebook import Codebook
 from ddcm_fast.codebook.law import MAX_TOPK
 from ddcm_fast.errors import ConfigError, InputError
-from ddcm_fast.sampling.combinatorics import rank, unrank
-from ddcm_fast.sampling.rules.base import Rule
+from ddcm_fast.sampling.combinatorics import log2_comb, rank, unrank
+from ddcm_fast.sampling.rules.base import ATOMS, Parameter, Plan, Rule, Settings, planned_atoms, worth_of_largest
 from ddcm_fast.sampling.rules.pursuit import unbiased_std
 from ddcm_fast.sampling.schedule import Step
 
@@ -38,6 +39,10 @@ class Threshold(Rule):
     Raises ConfigError: another kind of codebook, or an impossible M.
     """
 
+    name, number = "threshold", 3
+    parameters: ClassVar[Mapping[str, Parameter]] = {"atoms": ATOMS}
+    capturable = True
+
     def __init__(self, codebook: Codebook, atoms: Mapping[int, int]) -> None:
         if not codebook.signed or codebook.spec.groups != 1:
             raise ConfigError("the rule 'threshold' needs a signed codebook of one group")
@@ -46,16 +51,29 @@ class Threshold(Rule):
         for m in atoms.values():
             if not 1 <= m <= most:
                 raise ConfigError(f"M is {m}; the rule 'threshold' chooses 1 to {most} of K={size} atoms a step")
-        self._codebook = codebook
+        super().__init__(codebook)
         self._atoms = dict(atoms)
         self._radices = {m: [comb(size, m), 1 << m] for m in set(atoms.values())}
 
-    def codebook(self, step: Step) -> Codebook:
-        """One codebook serves all steps."""
-        return self._codebook
+    @classmethod
+    def make(cls, settings: Settings, steps: Sequence[Step], dim: int, backend: str) -> Rule:
+        book = Codebook(settings.kind, dim, settings.K, seed=settings.seed, backend=backend)
+        return cls(book, planned_atoms(steps))
+
+    @classmethod
+    def payload_bits(cls, settings: Settings, plan: Plan, dim: int) -> float:
+        """Without the binomials themselves."""
+        return sum(log2_comb(settings.K, count) + count for count in planned_atoms(plan()).values())
+
+    @classmethod
+    def worth(cls, settings: Settings, step_bits: float) -> float:
+        """The less the more atoms a step has, to a factor of two in their number."""
+        count = 1
+        while log2_comb(settings.K, 2 * count) + 2 * count <= step_bits:
+            count *= 2
+        return worth_of_largest(settings.K, count)
 
     def radices(self, step: Step) -> list[int]:
-        """The index set and the word of signs."""
         return self._radices[self._atoms[step.index]]
 
     def choose(self, direction: Tensor, step: Step) -> Tensor:
@@ -65,7 +83,6 @@ class Threshold(Rule):
         return letters.sort(dim=1).values
 
     def noise(self, letters: Tensor, step: Step) -> Tensor:
-        """The signed sum, divided by its std."""
         z = self._codebook.combine(letters >> 1, 1.0 - 2.0 * (letters & 1), step.at)
         return z / unbiased_std(z)
 

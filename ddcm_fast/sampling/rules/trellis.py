@@ -10,20 +10,21 @@ is found exactly by dynamic programming.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ddcm_fast.codebook.codebook import Codebook
 from ddcm_fast.errors import ConfigError
-from ddcm_fast.sampling.rules.base import Rule
+from ddcm_fast.sampling.rules.base import ATOMS, Grouped, Parameter, Plan, Rule, SearchCost, Settings
 from ddcm_fast.sampling.schedule import Step
 
 MAX_LETTER_BITS, MAX_MEMORY = 8, 16
 
 
-class Trellis(Rule):
+class Trellis(Grouped):
     """G letters of b bits a step; a group's atom is named by its own letter and the memory bits before it.
 
     The state of group g is the last `memory` bits of the letters of the groups before it (0 at the step's start); its
@@ -41,6 +42,13 @@ class Trellis(Rule):
 
     Raises ConfigError: impossible parameters.
     """
+
+    name, number = "trellis", 5
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        "C": Parameter(1, MAX_LETTER_BITS, "bits of a letter, K = 2^(memory + C)"),
+        "atoms": ATOMS,
+    }
+    held, worked = 1, 2  # scores, and the paths' metrics
 
     def __init__(
         self,
@@ -60,27 +68,44 @@ class Trellis(Rule):
             )
         self._bits = letter_bits
         self._memory = memory
-        self._groups = dict(groups)
-        size = 1 << (memory + letter_bits - 1)
-        self._books = {
-            g: Codebook(kind, dim, size, groups=g, seed=seed, signed=False, backend=backend)
-            for g in {1, *self._groups.values()}
-        }
 
-    def codebook(self, step: Step) -> Codebook:
-        """A step without bits uses one group."""
-        return self._books[self._groups.get(step.index, 1)]
+        def book(count: int) -> Codebook:
+            return Codebook(kind, dim, 1 << (memory + letter_bits - 1), count, seed, signed=False, backend=backend)
 
-    def radices(self, step: Step) -> list[int]:
-        """G letters of b bits."""
-        return [1 << self._bits] * self.codebook(step).spec.groups
+        super().__init__({index: book(count) for index, count in groups.items()}, book(1))
 
-    def least_bits(self, step: Step) -> float:
-        return self.codebook(step).spec.groups * self._bits
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        K, C = settings.K, settings.C
+        if K & (K - 1) or not C <= _memory(settings) <= MAX_MEMORY:
+            raise ConfigError(f"K is {K}, C {C}; trellis takes K = 2^(memory + C), memory C to {MAX_MEMORY}")
+
+    @classmethod
+    def make(cls, settings: Settings, steps: Sequence[Step], dim: int, backend: str) -> Rule:
+        groups = cls.groups_of(settings, steps, dim)
+        return cls(settings.kind, dim, groups, settings.C, _memory(settings), settings.seed, backend)
+
+    @classmethod
+    def payload_bits(cls, settings: Settings, plan: Plan, dim: int) -> float:
+        return settings.atoms * settings.C
+
+    @classmethod
+    def worth(cls, settings: Settings, step_bits: float) -> float:
+        """Measured (benchmarks/gaussian_field_rd.py)."""
+        return 0.92
+
+    @classmethod
+    def search_cost(cls, settings: Settings, dim: int) -> SearchCost:
+        """K counts atoms and signs."""
+        cost = super().search_cost(settings, dim)
+        return cost._replace(entries=cost.entries // 2)
+
+    def radix(self, step: Step) -> int:
+        return 1 << self._bits
 
     def choose(self, direction: Tensor, step: Step) -> Tensor:
         """The letters of the path with the largest <z, direction>; -1 where that is not finite."""
-        scores = self.codebook(step).scores(direction, step.index)
+        scores = self.codebook(step).scores(direction, step.at)
         batch, groups = scores.shape[:2]
         # A state is (high, low), high the letter that the next state forgets; the last axis is a letter without sign.
         high = 1 << self._bits
@@ -109,11 +134,15 @@ class Trellis(Rule):
         return torch.where(best.isfinite()[:, None], torch.stack(letters[::-1], dim=1), -1)
 
     def noise(self, letters: Tensor, step: Step) -> Tensor:
-        """The path's atoms side by side."""
         state = torch.zeros_like(letters)
         reach = -(-self._memory // self._bits)  # letters that a state remembers, if so many came before
         for back in range(1, min(reach, letters.shape[1] - 1) + 1):
             state[:, back:] |= letters[:, :-back] << (self._bits * (back - 1))
         state &= (1 << self._memory) - 1
         index = (state << (self._bits - 1)) + (letters >> 1)
-        return self.codebook(step).atoms(index, step.index, 1 - 2 * (letters & 1))
+        return self.codebook(step).atoms(index, step.at, 1 - 2 * (letters & 1))
+
+
+def _memory(settings: Settings) -> int:
+    """Bits of a state: log2 K less a letter's."""
+    return settings.K.bit_length() - 1 - settings.C
