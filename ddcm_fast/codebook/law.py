@@ -107,11 +107,6 @@ class CodebookSpec:
         return KINDS.index(self.kind)
 
     @property
-    def numbers(self) -> tuple[int, int, int, int, int]:
-        """Kind, dim, size, groups and seed as the signed 64 bit integers that a torch op takes."""
-        return (self.kind_number, self.dim, self.size, self.groups, self.seed - (self.seed >> 63 << 64))
-
-    @property
     def rotated(self) -> bool:
         """Whether codebook order and image order differ by the block Hadamard rotation."""
         return self.kind != "gaussian"

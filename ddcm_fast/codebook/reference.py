@@ -141,14 +141,14 @@ def to_image_order(spec: CodebookSpec, y: Tensor) -> Tensor:
 
 #: Exponent fields of float32 between which a row's largest magnitude lies for sums of any codebook's products to stay
 #: well inside the type: 2^-60 to 2^61.
-_LOWEST, _HIGHEST = 67, 187
+LOWEST, HIGHEST = 67, 187
 
 
 @lru_cache(maxsize=16)
 def _powers(device: torch.device) -> Tensor:
     """(256, 2) float32: for each exponent field the power of two that brings it into range, and its inverse."""
     exponent = torch.arange(256, dtype=torch.int32, device=device)
-    shift = exponent.clamp(_LOWEST, _HIGHEST) - exponent
+    shift = exponent.clamp(LOWEST, HIGHEST) - exponent
     return (torch.stack((127 + shift, 127 - shift), dim=1) << 23).view(torch.float32)
 
 
@@ -169,7 +169,7 @@ def enter(
     if residual.device.type == "cpu":
         if int(bits.max()) >= 255 << 23:
             raise InputError("the residual has NaN or infinite entries")
-        if not bool(((bits > 0) & ((bits < _LOWEST << 23) | (bits >= _HIGHEST + 1 << 23))).any()):
+        if not bool(((bits > 0) & ((bits < LOWEST << 23) | (bits >= HIGHEST + 1 << 23))).any()):
             return rotate(spec, residual), None
     scale, unit = _powers(residual.device)[bits.long() >> 23].unbind(-1)
     return rotate(spec, residual * scale), unit.expand(len(residual), 1)

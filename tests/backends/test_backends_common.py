@@ -193,7 +193,7 @@ def test_codebook_refuses_bad_input(backend):
 def test_missing_backend_says_why():
     with pytest.raises(BackendError, match="unknown backend"):
         Codebook("sign", 8, 16, backend="abacus")
-    for name in backends.BACKENDS:
+    for name in backends.names():
         reason = backends.why_not(name, "cpu")
         if reason is not None:
             assert reason
@@ -201,35 +201,24 @@ def test_missing_backend_says_why():
                 Codebook("sign", 8, 16, backend=name).search(torch.zeros(1, 8), 0)
 
 
-@pytest.mark.parametrize("error", [ImportError("no module"), RuntimeError("0 active drivers")])
-def test_backend_that_cannot_be_imported_is_missing(monkeypatch, error):
-    def fail(name):
-        raise error
-
-    monkeypatch.setattr(backends.importlib, "import_module", fail)
-    with pytest.raises(BackendError, match=f"'triton' cannot be imported: {error}"):
-        backends.load("triton")
-    assert str(error) in backends.why_not("triton", "cpu") and backends.available("cpu") == []
-
-
 # ---- torch ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", range(3), ids=KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_opcheck(backend, kind):
     name, device = backend
     r, step = torch.randn(2, 20, device=device), step_tensor(STEP, device)
     index = torch.zeros(2, 2, 3, dtype=torch.int64, device=device)
     coefficient = torch.ones(2, 2, 3, device=device)
     bias = torch.zeros(2, 9, device=device)
-    book = (*CodebookSpec(KINDS[kind], 20, 9, 2, SEED).numbers, name)
+    book = ops.codebook_text(CodebookSpec(kind, 20, 9, 2, SEED), name)
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     calls = (
-        (ops.search, (r, step, None, True, *book)),
-        (ops.topk, (r, step, bias, 3, True, *book)),
-        (ops.scores, (r, step, *book)),
-        (ops.scores_and_norms, (r, step, *book)),
-        (ops.combine, (index, coefficient, step, *book)),
+        (ops.search, (r, step, None, True, book)),
+        (ops.topk, (r, step, bias, 3, True, book)),
+        (ops.scores, (r, step, book)),
+        (ops.scores_and_norms, (r, step, book)),
+        (ops.combine, (index, coefficient, step, book)),
     )
     for op, arguments in calls:
         torch.library.opcheck(op, arguments, test_utils=tests)
