@@ -76,7 +76,8 @@ def test_a_wrong_library_is_refused(tmp_path: Path):
     planted.chmod(0o755)
     environment = {**os.environ, "DDCM_CACHE_DIR": str(tmp_path), "DDCM_BACKEND": ""}
     nothing_shipped = f"from ddcm_fast.codebook import build; build.SHIPPED_DIR = build.Path({str(tmp_path)!r})"
-    done = subprocess.run([sys.executable, "-c", nothing_shipped + WRONG], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", nothing_shipped + WRONG]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     served, said, refused = done.stdout.splitlines()
     assert served == "reference reference", done.stderr
     assert said.startswith("1 ") and "cpu: its self-test failed: " in said and "the slow reference serves" in said
