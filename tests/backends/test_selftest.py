@@ -27,7 +27,7 @@ def test_known_answers_are_the_reference_s():
 def test_a_pass_is_remembered_by_what_it_depends_on(monkeypatch, tmp_path):
     monkeypatch.setenv("DDCM_CACHE_DIR", str(tmp_path))
     backend, asked = backends.load("cpu"), []
-    monkeypatch.setattr(selftest, "_ask", lambda *a: asked.append(1))
+    monkeypatch.setattr(selftest, "ask", lambda *a: asked.append(1))
     identity = backend.identity(CPU)
     for _ in range(2):
         assert selftest.failure.__wrapped__("cpu", backend, CPU) is None
@@ -43,7 +43,7 @@ def test_a_pass_is_remembered_by_what_it_depends_on(monkeypatch, tmp_path):
 @needs_cpu
 def test_failures_are_not_remembered(monkeypatch, tmp_path):
     monkeypatch.setenv("DDCM_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(selftest, "_ask", lambda *a: "wrong")
+    monkeypatch.setattr(selftest, "ask", lambda *a: "wrong")
     assert selftest.failure.__wrapped__("cpu", backends.load("cpu"), CPU) == "wrong" and not list(tmp_path.iterdir())
 
 

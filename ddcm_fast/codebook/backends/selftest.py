@@ -103,7 +103,7 @@ def answers(backend: Backend, device: torch.device) -> Iterator[tuple[str, int |
             yield f"{kind} norms of {batch}", _near(chosen, _group_sums(spec, y * y))
 
 
-def _ask(backend: Backend, device: torch.device) -> str | None:
+def ask(backend: Backend, device: torch.device) -> str | None:
     """What a backend answered wrongly, or None."""
     try:
         for question, answer in answers(backend, device):
@@ -126,7 +126,7 @@ def failure(name: str, backend: Backend, device: torch.device) -> str | None:
         return None
     found: list[str | None] = []
     # A thread of its own is free of what its caller's is in: autocast, inference mode, fake tensors, a default device.
-    thread = threading.Thread(target=lambda: found.append(_ask(backend, device)), name="ddcm-selftest")
+    thread = threading.Thread(target=lambda: found.append(ask(backend, device)), name="ddcm-selftest")
     thread.start()
     thread.join()
     if found[0] is None and identity is not None:
