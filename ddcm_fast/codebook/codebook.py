@@ -36,7 +36,8 @@ class Codebook:
     search answers index -1, sign +1 and score NaN for such a residual or bias, and whoever brings the indices to the
     host checks them (`check_index`; the sampler and the codec do); an index is clamped, a step taken modulo 2^32.
 
-    Nothing here depends on torch's default dtype or device, autocast or grad mode, and no result has a gradient.
+    Nothing here depends on torch's default dtype or device, autocast or grad mode. `scores` has a gradient with respect
+    to the residual, in which it is linear (in reverse mode, once); no other result has one.
 
     Raises:
         ConfigError: impossible parameters. BackendError: a backend that cannot serve the device.

@@ -31,14 +31,15 @@ _LIBRARY = torch.library.Library("ddcm_fast", "DEF")
 _Chosen = tuple[Tensor, Tensor, Tensor]
 
 
-def _op(arguments: str, results: str) -> Callable[[Callable[..., Any]], Any]:
+def _op(arguments: str, results: str, differentiable: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """Define the op of the decorated function's name; the function is what it does on every device."""
 
     def define(function: Callable[..., Any]) -> Any:
         name = function.__name__
         _LIBRARY.define(f"{name}({arguments}, str codebook) -> {results}", tags=torch.Tag.pt2_compliant_tag)
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-        _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
+        if not differentiable:
+            _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
         return getattr(torch.ops.ddcm_fast, name).default
 
     return define
@@ -194,7 +195,7 @@ def topk(residual: Tensor, step: Tensor, bias: Tensor | None, m: int, signed: bo
     return _leave(backend.topk(spec, w, step, m, signed, bias), unit, bias)
 
 
-@_op("Tensor residual, Tensor step", "Tensor")
+@_op("Tensor residual, Tensor step", "Tensor", differentiable=True)
 def scores(residual: Tensor, step: Tensor, codebook: str) -> Tensor:
     """All scores: (B, D) -> (B, G, K) float32."""
     spec, backend, w, unit, _ = _enter(residual, step, None, codebook)
@@ -221,6 +222,20 @@ def combine(index: Tensor, coefficient: Tensor, step: Tensor, codebook: str) -> 
         see_index(index, spec.size)
     y = backend.combine(spec, index.contiguous(), coefficient.detach().contiguous(), step)
     return backend.to_image_order(spec, y)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+    _, step, ctx.codebook = inputs
+    ctx.save_for_backward(step)
+
+
+def _scores_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    """The sum of all atoms, each times its score's gradient (B, G, K): (B, D). It needs the memory of three scores."""
+    index = torch.arange(gradient.shape[-1], dtype=torch.int64, device=gradient.device).expand(gradient.shape)
+    return combine(index, gradient.contiguous(), *ctx.saved_tensors, ctx.codebook), None, None
+
+
+torch.library.register_autograd("ddcm_fast::scores", _scores_backward, setup_context=_keep, lib=_LIBRARY)
 
 
 # ---- their shapes --------------------------------------------------------------------------------

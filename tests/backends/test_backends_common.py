@@ -240,3 +240,22 @@ def test_compiled_equals_eager(backend):
         at = step_tensor(step, device)
         for a, b in zip(compiled(x, target, at), step_of_a_sampler(x, target, at), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_of_scores(backend, kind):
+    """Scores are linear in the residual: the gradient is the sum of the atoms, each times its own score's."""
+    name, device = backend
+    codebook = Codebook(kind, 50, 30, groups=2, seed=SEED, backend=name)
+    residual = torch.randn(3, 50, device=device, requires_grad=True)
+    weight = torch.randn(3, 2, 30, device=device)
+    (codebook.scores(residual, STEP) * weight).sum().backward()
+    index = torch.arange(30, device=device).expand(3, 2, 30)
+    assert torch.equal(residual.grad, codebook.combine(index, weight, STEP))
+    moved = residual.detach() + torch.randn(3, 50, device=device)
+    change = (codebook.scores(moved, STEP) - codebook.scores(residual.detach(), STEP)) * weight
+    expected = (residual.grad * (moved - residual.detach())).sum()
+    torch.testing.assert_close(change.sum(), expected, rtol=1e-3, atol=1e-2)
+    book = ops.codebook_text(codebook.spec, name)
+    arguments = (residual, step_tensor(STEP, device), book)
+    torch.library.opcheck(ops.scores, arguments, test_utils=("test_autograd_registration", "test_aot_dispatch_static"))
