@@ -383,6 +383,18 @@ def test_rotation(kernels: cuda.Cuda, kind: str, dim: int) -> None:
     assert torch.equal(kernels.to_image_order(spec, w), reference.to_image_order(spec, w))
 
 
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(("kind", "dim"), [("gaussian", 1100), ("sign", 70), ("hadamard", 64)])
+def test_residuals_enter_in_range(kernels: cuda.Cuda, kind: str, dim: int, together: bool) -> None:
+    spec = CodebookSpec(kind, dim, 10, 1, SEED)
+    for sizes in ([1, 1e-40, 3e37, 1e-20, 1e20], [1, 2, 3, 4, 5], [0, 1e-45, 1e-30, -0.0, 1e-38]):
+        residual = torch.randn(5, dim) * torch.tensor(sizes)[:, None]
+        w, unit = kernels.enter(spec, residual, together)
+        expected, expected_unit = reference.enter(reference.to_codebook_order, spec, residual, together)
+        assert torch.equal(w, expected)
+        assert torch.equal(unit, torch.ones(5, 1) if expected_unit is None else expected_unit)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_combine_clamps_and_sums_in_order(kernels: cuda.Cuda, kind: str) -> None:
     spec = CodebookSpec(kind, 1100, 90, 2, SEED)

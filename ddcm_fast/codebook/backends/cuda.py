@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -55,6 +56,7 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "ddcm_scores_workspace": (_INT64, _INT64),
     "ddcm_topk_workspace": (_INT64, _INT64),
     "ddcm_rotate": (_POINTER, _POINTER, _INT64, _INT, _POINTER),
+    "ddcm_enter": (_POINTER, _POINTER, _INT64, _POINTER, _POINTER, _INT64, _POINTER),
     "ddcm_search": (
         *(_POINTER, _INT64, _POINTER, _POINTER, _INT64, _INT, _POINTER, _POINTER),
         *(_POINTER, _POINTER, _POINTER, _POINTER),
@@ -178,6 +180,21 @@ class Cuda(Backend):
         return f"{Path(self._library_for(device)._name).stem} on {gpu(device)}"
 
     # ---- operations --------------------------------------------------------------------------------------
+
+    def enter(self, spec: CodebookSpec, residual: Tensor, together: bool) -> tuple[Tensor, Tensor | None]:
+        """See reference.enter; one norm, and the rotation."""
+        peaks = torch.linalg.vector_norm(residual, math.inf, dim=(0, 1) if together else 1)
+        out, unit = torch.empty_like(residual), residual.new_empty(len(residual), 1)
+        library, c_spec = self._library_for(residual.device), self._spec(spec, residual.device)
+        with self._on(residual.device) as stream:
+            _check(
+                library,
+                library.ddcm_enter(
+                    *(c_spec, residual.data_ptr(), peaks.data_ptr(), int(not together)),
+                    *(out.data_ptr(), unit.data_ptr(), len(residual), stream),
+                ),
+            )
+        return out, unit
 
     def to_codebook_order(self, spec: CodebookSpec, residual: Tensor) -> Tensor:
         return self._rotate(spec, residual, inverse=False)
