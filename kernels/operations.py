@@ -93,6 +93,15 @@ def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
     return out
 
 
+def scores_range(spec: CodebookSpec, w: Tensor, step: Tensor, first: int, last: int) -> Tensor:
+    """Scores (B, G, last - first) float32 of the atoms first .. last - 1."""
+    residual = _RESIDUALS[spec.kind](spec, w, peaks(spec, w)[1])
+    start = first // residual.align * residual.align
+    out = w.new_empty(len(w), spec.groups, last - start)
+    residual.scores(step, start, last, out)
+    return out[..., first - start :]
+
+
 def scores_and_norms(spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """All scores (B, G, K) and squared norms (G, K) float32; see ddcm_fast.codebook.reference.scores_and_norms."""
     if spec.kind == "gaussian":

@@ -75,7 +75,7 @@ class Codebook:
     # ---- operations ------------------------------------------------------------------------------
 
     def search(
-        self, residual: Tensor, step: int | Tensor, bias: Tensor | None = None
+        self, residual: Tensor, step: int | Tensor, bias: Tensor | None = None, shard: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The atom of each group with the largest score + bias (DDCM, eq. for the chosen noise).
 
@@ -84,13 +84,18 @@ class Codebook:
             step: index of the step.
             bias: optional additive per-atom bias, (K,) or (G, K); signed codebooks maximise |score| + bias.
                 -inf forbids an atom (where all are forbidden, the answer is atom 0), inf prefers it to all finite ones.
+            shard: (i, n) searches the i-th of n ranges of atoms alone, `spec.shard(i, n)`; indices are the whole
+                codebook's. `ddcm_fast.codebook.distributed.search` puts the ranges' answers together.
 
         Returns:
             index (B, G) int64, sign (B, G) int8 (all +1 if unsigned) and score (B, G) float32
             = <sign * z_index, residual> restricted to the group, without the bias. Ties go to the lower index.
         """
         r = self._residual(residual)
-        return ops.search(r, self._step(step, r.device), self._bias(bias), self.signed, self._text(r.device))
+        at, bias, text = self._step(step, r.device), self._bias(bias), self._text(r.device)
+        if shard is None:
+            return ops.search(r, at, bias, self.signed, text)
+        return ops.search_range(r, at, bias, self.signed, *self.spec.shard(*shard), text)
 
     def topk(
         self, residual: Tensor, step: int | Tensor, m: int, bias: Tensor | None = None

@@ -147,6 +147,22 @@ class CodebookSpec:
         return -(-self.max_group_dim // self.entries_per_call)
 
     @property
+    def atoms_made_together(self) -> int:
+        """Atoms that come from the same noise, all or none: a `hadamard` pair's n, else 1."""
+        return self.hadamard_n if self.kind == "hadamard" else 1
+
+    def shard(self, i: int, n: int) -> tuple[int, int]:
+        """First atom, and one past the last, of the i-th of n ranges of nearly equal size.
+
+        Raises ConfigError unless 0 <= i < n and there are n ranges of atoms to be had.
+        """
+        units = -(-self.size // self.atoms_made_together)
+        integer("number of shards", n, 1, units)
+        integer("shard", i, 0, n - 1)
+        first, last = (j * units // n * self.atoms_made_together for j in (i, i + 1))
+        return first, min(last, self.size)
+
+    @property
     def orthogonal(self) -> bool:
         """Whether the atoms of a group are exactly orthogonal."""
         return self.kind == "hadamard" and self.size <= self.hadamard_n and self.dim % self.hadamard_n == 0

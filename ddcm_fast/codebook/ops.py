@@ -112,6 +112,14 @@ def _check_m(m: int, size: int) -> None:
         raise ConfigError(f"m is {m}; topk returns 1 to {min(MAX_TOPK, size)} atoms of this codebook")
 
 
+def _check_range(first: int, last: int, spec: CodebookSpec) -> None:
+    if not 0 <= first < last <= spec.size or first % spec.atoms_made_together:
+        raise ConfigError(
+            f"atoms {first} to {last} are no range of this codebook's {spec.size}, "
+            f"which begins at a multiple of {spec.atoms_made_together}"
+        )
+
+
 def _check_combination(index: Tensor, coefficient: Tensor, groups: int) -> None:
     _check("index", index, torch.int64, index.device)
     _check("coefficient", coefficient, torch.float32, index.device)
@@ -185,6 +193,19 @@ def search(residual: Tensor, step: Tensor, bias: Tensor | None, signed: bool, co
     spec, backend, w, unit, bias = _enter(residual, step, bias, codebook)
     found = backend.search(spec, w, step, signed, bias)
     return found if unit is None and bias is None else _leave(found, unit, bias)
+
+
+@_op(
+    "Tensor residual, Tensor step, Tensor? bias, bool signed, int first, int last",
+    "(Tensor index, Tensor sign, Tensor score)",
+)
+def search_range(
+    residual: Tensor, step: Tensor, bias: Tensor | None, signed: bool, first: int, last: int, codebook: str
+) -> _Chosen:
+    """`search` among the atoms first .. last - 1 alone."""
+    _check_range(first, last, _read(codebook)[1])
+    spec, backend, w, unit, bias = _enter(residual, step, bias, codebook)
+    return _leave(backend.search_range(spec, w, step, signed, bias, first, last), unit, bias)
 
 
 @_op("Tensor residual, Tensor step, Tensor? bias, int m, bool signed", "(Tensor index, Tensor sign, Tensor score)")
@@ -261,6 +282,15 @@ def _check_enter(residual: Tensor, step: Tensor, bias: Tensor | None, codebook: 
 @_shape("search")
 def _(residual: Tensor, step: Tensor, bias: Tensor | None, signed: bool, codebook: str) -> _Chosen:
     spec = _check_enter(residual, step, bias, codebook)
+    return _chosen(residual, residual.shape[0], spec.groups)
+
+
+@_shape("search_range")
+def _(
+    residual: Tensor, step: Tensor, bias: Tensor | None, signed: bool, first: int, last: int, codebook: str
+) -> _Chosen:
+    spec = _check_enter(residual, step, bias, codebook)
+    _check_range(first, last, spec)
     return _chosen(residual, residual.shape[0], spec.groups)
 
 

@@ -259,3 +259,38 @@ def test_gradient_of_scores(backend, kind):
     book = ops.codebook_text(codebook.spec, name)
     arguments = (residual, step_tensor(STEP, device), book)
     torch.library.opcheck(ops.scores, arguments, test_utils=("test_autograd_registration", "test_aot_dispatch_static"))
+
+
+# ---- ranges of atoms -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_shards_together_are_the_codebook(backend, kind, signed):
+    name, device = backend
+    codebook = Codebook(kind, 150, 700, groups=2, seed=SEED, signed=signed, backend=name)
+    residual, bias = torch.randn(3, 150, device=device), torch.randn(2, 700, device=device)
+    for given in (None, bias, bias[0]):
+        expected = codebook.search(residual, STEP, given)
+        for n in (1, 3):
+            found = [codebook.search(residual, STEP, given, shard=(i, n)) for i in range(n)]
+            own = 0.0 if given is None else torch.stack([given.expand(2, -1).gather(1, f[0].T).T for f in found])
+            best = (torch.stack([f[2] for f in found]) + own).argmax(0, keepdim=True)
+            for i, expected_part in enumerate(expected[:2]):
+                assert torch.equal(torch.stack([f[i] for f in found]).gather(0, best)[0], expected_part)
+            for i, f in enumerate(found):
+                first, last = codebook.spec.shard(i, n)
+                assert ((f[0] >= first) & (f[0] < last)).all()
+
+
+def test_shards_of_ties_and_of_what_is_not_finite(backend):
+    name, device = backend
+    codebook = Codebook("sign", 60, 100, seed=SEED, backend=name)
+    index, sign, score = codebook.search(torch.zeros(1, 60, device=device), STEP, shard=(1, 3))
+    assert (index.item(), sign.item(), score.item()) == (33, 1, 0)
+    with pytest.raises(InputError):
+        index, _, _ = codebook.search(torch.full((1, 60), float("nan"), device=device), STEP, shard=(1, 3))
+        codebook.check_index(index.cpu())
+    for shard in ((3, 3), (-1, 3), (0, 101), (0, 0)):
+        with pytest.raises(ConfigError, match="shard"):
+            codebook.search(torch.zeros(1, 60, device=device), STEP, shard=shard)

@@ -396,6 +396,14 @@ def test_residuals_enter_in_range(kernels: cuda.Cuda, kind: str, dim: int, toget
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_search_of_a_range(kernels: cuda.Cuda, kind: str) -> None:
+    spec, w = CodebookSpec(kind, 60, 150, 2, SEED), torch.randn(3, 60)
+    first, step = spec.atoms_made_together, torch.tensor(5)
+    index, _, _ = kernels.search_range(spec, w, step, True, None, first, 140)
+    assert torch.equal(index, reference.scores(spec, w, 5, first, 140).abs().argmax(-1) + first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_combine_clamps_and_sums_in_order(kernels: cuda.Cuda, kind: str) -> None:
     spec = CodebookSpec(kind, 1100, 90, 2, SEED)
     index = torch.randint(0, 90, (2, 2, 40))

@@ -132,6 +132,15 @@ def test_topk_over_several_ranges(kind, monkeypatch):
     assert torch.equal(found[1].cpu(), expected[1])
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "sign", "hadamard"])
+def test_search_of_a_range(kind):
+    spec, w = CodebookSpec(kind, 60, 150, 2, SEED), torch.randn(2, 60)
+    first, bias = spec.atoms_made_together, torch.randn(2, 150)
+    found = kernels.search_range(spec, w.to(DEVICE), step_tensor(), True, bias.to(DEVICE), first, 140)
+    value = reference.scores(spec, w, STEP, first, 140).abs() + bias[:, first:140]
+    assert torch.equal(found[0].cpu(), value.argmax(-1) + first)
+
+
 @pytest.mark.parametrize("table_bytes", [1, 5000])
 def test_programs_of_a_batch_share_signs_range_by_range(table_bytes, monkeypatch):
     monkeypatch.setattr("ddcm_fast.kernels.search_hadamard._TABLE_BYTES", table_bytes)

@@ -39,7 +39,7 @@ def arguments(name: str, device: str) -> dict[str, object]:
         "coefficient": torch.randn(B, G, 2, generator=generator).to(device),
         "step": step_tensor(STEP, device),
     }
-    return {**tensors, "m": 3, "signed": True, **fields, "backend": name}
+    return {**tensors, "m": 3, "first": 3, "last": K - 2, "signed": True, **fields, "backend": name}
 
 
 def call(op: str, given: dict[str, object]):
@@ -50,7 +50,7 @@ def call(op: str, given: dict[str, object]):
     return overload(**{a.name: given[a.name] for a in overload._schema.arguments})
 
 
-OPS = ("search", "topk", "scores", "scores_and_norms", "combine")
+OPS = ("search", "search_range", "topk", "scores", "scores_and_norms", "combine")
 
 
 def wrong_tensors(good: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -98,6 +98,7 @@ def test_raw_ops_refuse_wrong_numbers(op, backend):
         ("step", step_tensor(STEP, device).int()), ("step", step_tensor(STEP, device).double()),
     ]  # fmt: skip
     wrong += [("m", 0), ("m", K + 1), ("m", -1)] if op == "topk" else []
+    wrong += [("first", K), ("first", -1), ("last", K + 1), ("last", 3)] if op == "search_range" else []
     if device == "cpu":
         wrong += [("step", step_tensor(n, device)) for n in (-1, 2**32, 2**32 + 1, -(2**63))]
         wrong += [("backend", "cuda")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,6 +12,10 @@ from ddcm_fast.codebook import reference
 from ddcm_fast.codebook.law import CodebookSpec
 
 Chosen = tuple[Tensor, Tensor, Tensor]
+
+
+#: Scores that a search of a range holds: 16 MB.
+_SCORES_AT_ONCE = 1 << 22
 
 
 class Backend(ABC):
@@ -62,6 +67,12 @@ class Backend(ABC):
         """The best atom of each group: index int64, sign int8, score float32, all (B, G)."""
 
     @abstractmethod
+    def search_range(
+        self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None, first: int, last: int
+    ) -> Chosen:
+        """`search` among the atoms first .. last - 1 alone; first is a multiple of spec.atoms_made_together."""
+
+    @abstractmethod
     def topk(self, spec: CodebookSpec, w: Tensor, step: Tensor, m: int, signed: bool, bias: Tensor | None) -> Chosen:
         """The m best atoms of each group, best first: index int64, sign int8, score float32, all (B, G, m)."""
 
@@ -76,3 +87,37 @@ class Backend(ABC):
     @abstractmethod
     def combine(self, spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:
         """Weighted sums of atoms: index and coefficient (B, G, M) -> (B, D) float32 in codebook order."""
+
+
+def search_by_scores(
+    scores_of: Callable[[int, int], Tensor],
+    spec: CodebookSpec,
+    signed: bool,
+    bias: Tensor | None,
+    first: int,
+    last: int,
+    batch: int,
+) -> Chosen:
+    """`search_range` by a function that gives the scores (B, G, count) of a range of atoms, in bounded parts."""
+    width = spec.atoms_made_together
+    width *= max(1, _SCORES_AT_ONCE // (batch * spec.groups * width))
+    best: Chosen | None = None
+    for start in range(first, last, width):
+        stop = min(start + width, last)
+        scores = scores_of(start, stop)
+        value = scores.abs() if signed else scores
+        if bias is not None:
+            value = value + bias[..., start:stop]
+        top = value.amax(-1)
+        k = torch.arange(start, stop, dtype=torch.int64, device=scores.device)
+        index = torch.where(value == top.unsqueeze(-1), k, stop).amin(-1)  # the lower of equals; NaN equals nothing
+        score = scores.gather(-1, (index - start).clamp(max=stop - start - 1).unsqueeze(-1)).squeeze(-1)
+        if best is not None:
+            better = (top > best[0]) | top.isnan()
+            top, index, score = (torch.where(better, *pair) for pair in zip((top, index, score), best, strict=True))
+        best = top, index, score
+    assert best is not None
+    top, index, score = best
+    unknown = top.isnan()
+    sign = torch.where((score < 0) & signed & ~unknown, -1, 1)
+    return index.masked_fill(unknown, -1), sign.to(torch.int8), score * sign

@@ -40,6 +40,7 @@ class _Geometry(ctypes.Structure):
         ("sub_blocks", c_int64),
         ("calls_per_group", c_int64),
         ("stride", c_int64),
+        ("first", c_int64),
     )
 
 
@@ -181,10 +182,30 @@ class Cpu(Backend):
         return z
 
     def search(self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None) -> Chosen:
+        return self._search(_geometry(spec), spec, w, step, signed, bias)
+
+    def search_range(
+        self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None, first: int, last: int
+    ) -> Chosen:
+        geometry = _Geometry.from_buffer_copy(_geometry(spec).contents)
+        geometry.first, geometry.size = first, last
+        if bias is not None:
+            bias = bias[..., :last].contiguous()  # as many entries a group as the geometry has atoms
+        return self._search(ctypes.pointer(geometry), spec, w, step, signed, bias)
+
+    @staticmethod
+    def _search(
+        geometry: ctypes._Pointer[_Geometry],
+        spec: CodebookSpec,
+        w: Tensor,
+        step: Tensor,
+        signed: bool,
+        bias: Tensor | None,
+    ) -> Chosen:
         index, sign, score = _chosen((w.shape[0], spec.groups))
         _check(
             _library().ddcm_cpu_search(
-                *(_geometry(spec), w.data_ptr(), w.shape[0], step.item(), signed, *_bias(bias)),
+                *(geometry, w.data_ptr(), w.shape[0], step.item(), signed, *_bias(bias)),
                 *(index.data_ptr(), sign.data_ptr(), score.data_ptr(), torch.get_num_threads()),
             )
         )

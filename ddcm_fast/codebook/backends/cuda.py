@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ddcm_fast.codebook import library_cache
-from ddcm_fast.codebook.backends.base import Backend, Chosen
+from ddcm_fast.codebook.backends.base import Backend, Chosen, search_by_scores
 from ddcm_fast.codebook.backends.hardware import gpu
 from ddcm_fast.codebook.build import BuildError, cuda_library
 from ddcm_fast.codebook.law import CodebookSpec, gaussian_table
@@ -225,6 +225,14 @@ class Cuda(Backend):
                 )
         return index, sign, score
 
+    def search_range(
+        self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None, first: int, last: int
+    ) -> Chosen:
+        def scores(a: int, b: int) -> Tensor:
+            return self._scores(spec, w, step, a, b - a, None)
+
+        return search_by_scores(scores, spec, signed, bias, first, last, len(w))
+
     def topk(self, spec: CodebookSpec, w: Tensor, step: Tensor, m: int, signed: bool, bias: Tensor | None) -> Chosen:
         w = w.contiguous()
         index, sign, score = _chosen(w, (len(w), spec.groups, m))
@@ -248,19 +256,8 @@ class Cuda(Backend):
                 )
         return index, sign, score
 
-    def scores(
-        self,
-        spec: CodebookSpec,
-        w: Tensor,
-        step: Tensor,
-        first: int = 0,
-        count: int | None = None,
-    ) -> Tensor:
-        """See reference.scores; (B, G, count) of the atoms first .. first + count - 1.
-
-        For the hadamard kind, first must be a multiple of the spec's hadamard_n.
-        """
-        return self._scores(spec, w, step, first, spec.size - first if count is None else count, None)
+    def scores(self, spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
+        return self._scores(spec, w, step, 0, spec.size, None)
 
     def scores_and_norms(self, spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         norms = torch.empty(spec.groups, spec.size, device=w.device, dtype=torch.float32)

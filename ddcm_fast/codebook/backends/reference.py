@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ddcm_fast.codebook import reference
-from ddcm_fast.codebook.backends.base import Backend, Chosen
+from ddcm_fast.codebook.backends.base import Backend, Chosen, search_by_scores
 from ddcm_fast.codebook.law import CodebookSpec
 
 
@@ -35,6 +35,16 @@ class Reference(Backend):
 
     def search(self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None) -> Chosen:
         return reference.search(spec, w, _number(step), signed, bias)
+
+    def search_range(
+        self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None, first: int, last: int
+    ) -> Chosen:
+        number = _number(step)
+
+        def scores(a: int, b: int) -> Tensor:
+            return reference.scores(spec, w, number, a, b)
+
+        return search_by_scores(scores, spec, signed, bias, first, last, len(w))
 
     def topk(self, spec: CodebookSpec, w: Tensor, step: Tensor, m: int, signed: bool, bias: Tensor | None) -> Chosen:
         return reference.topk(spec, w, _number(step), m, signed, bias)

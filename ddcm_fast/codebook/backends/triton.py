@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddcm_fast.codebook.backends.base import Backend, Chosen
+from ddcm_fast.codebook.backends.base import Backend, Chosen, search_by_scores
 from ddcm_fast.codebook.backends.hardware import gpu
 from ddcm_fast.codebook.law import CodebookSpec
 
@@ -80,6 +80,14 @@ class Triton(Backend):
 
     def search(self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None) -> Chosen:
         return self._operations.search(spec, w, step, signed, bias)
+
+    def search_range(
+        self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None, first: int, last: int
+    ) -> Chosen:
+        def scores(a: int, b: int) -> Tensor:
+            return self._operations.scores_range(spec, w, step, a, b)
+
+        return search_by_scores(scores, spec, signed, bias, first, last, len(w))
 
     def topk(self, spec: CodebookSpec, w: Tensor, step: Tensor, m: int, signed: bool, bias: Tensor | None) -> Chosen:
         return self._operations.topk(spec, w, step, m, signed, bias)
