@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from ddcm_fast.codebook import backends
 from ddcm_fast.codebook.backends import cpu
 from ddcm_fast.codebook.codebook import Codebook
 from ddcm_fast.files import write_json
@@ -183,9 +184,9 @@ def main() -> None:
     step, tiny, index = torch.tensor(0), torch.randn(1, 64), torch.zeros(1, 1, dtype=torch.int64)
     small, spec = Codebook("sign", 64, 16, backend="cpu"), books["sign", 4096].spec
     other = {
-        "rotation": Timing(lambda: cpu.to_codebook_order(spec, residual)),
+        "rotation": Timing(lambda: backends.load("cpu").to_codebook_order(spec, residual)),
         "randn_2_22": Timing(lambda: torch.randn(2**22)),
-        "search_overhead_backend": Timing(lambda: cpu.search(small.spec, tiny, step, True, None)),
+        "search_overhead_backend": Timing(lambda: backends.load("cpu").search(small.spec, tiny, step, True, None)),
         "search_overhead_codebook": Timing(lambda: small.search(tiny, step)),
         **{f"atoms_{k}": Timing(lambda c=books[k, 4096]: c.atoms(index, step)) for k in KINDS},
     }

@@ -265,7 +265,7 @@ def measure_clusters(report: Report, shape: tuple[int, int, int] = (16384, 16384
     spec, at = CodebookSpec("sign", dim, size, 1, SEED), torch.tensor(1, device=DEVICE)
     w = torch.randn(batch, dim, device=DEVICE)
     for blocks in (1, 2, 4, 8):
-        kernels = cuda.Kernels(library, max_cluster=blocks)
+        kernels = cuda.Cuda(library, max_cluster=blocks)
         seconds = timed(graphed(partial(kernels.search, spec, w, at, True, None)))[0]
         report.measure(f"cuda sign K={size} D={dim} B={batch}, clusters of {blocks}", seconds)
 

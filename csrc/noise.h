@@ -131,6 +131,7 @@ struct Geometry {
   int64_t sub_blocks;       // ns: `hadamard` sub-blocks a group
   int64_t calls_per_group;  // nb: Philox blocks a group and atom (`hadamard`: a group, pair, stream)
   int64_t stride;           // a of pi(i) = a * i % D, coprime to D
+  int64_t first;            // first atom that is searched, 0 for all (`hadamard`: a multiple of n; the cpu backend's)
 
   // First codebook-order coordinate of a group; group_start(G) = D.
   DDCM_FN int64_t group_start(int64_t group) const { return group * dim / groups; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -46,7 +47,9 @@ def tuned(
         prune = None
         if choose is not None:
             prune = {"early_config_prune": lambda configs, arguments, **meta: list(choose({**arguments, **meta}))}
-        return triton.autotune(configs=list(configs), key=key, prune_configs_by=prune)(kernel)
+        # What was found is kept in Triton's own cache on disk, by releases that can (3.4 on).
+        kept = {"cache_results": True} if "cache_results" in signature(triton.autotune).parameters else {}
+        return triton.autotune(configs=list(configs), key=key, prune_configs_by=prune, **kept)(kernel)
 
     return decorate
 

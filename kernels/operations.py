@@ -1,4 +1,4 @@
-"""The triton backend's operations, with the signatures of ddcm_fast.codebook.backends.reference.
+"""The triton backend's operations, as ddcm_fast.codebook.backends.base describes them.
 
 Nothing here waits for the device or looks at its data: the step is read by the kernels through its pointer, every
 launch depends on shapes alone, and so all of it can be captured into a CUDA graph once a first call has
@@ -12,13 +12,15 @@ from typing import Any, Optional
 import torch
 from ddcm_fast.kernels import search_gaussian, search_hadamard, search_sign
 from ddcm_fast.kernels.combine import combine
+from ddcm_fast.kernels.entering import bring_into_range
 from ddcm_fast.kernels.rotate import to_codebook_order, to_image_order
 from ddcm_fast.kernels.select import finish, peaks, rank
 from torch import Tensor
 
 from ddcm_fast.codebook.law import CodebookSpec
+from ddcm_fast.errors import InputError
 
-__all__ = ["combine", "scores", "scores_and_norms", "search", "to_codebook_order", "to_image_order", "topk"]
+__all__ = ["combine", "enter", "scores", "scores_and_norms", "search", "to_codebook_order", "to_image_order", "topk"]
 
 _RESIDUALS: dict[str, Any] = {
     "gaussian": search_gaussian.Residual,
@@ -28,6 +30,14 @@ _RESIDUALS: dict[str, Any] = {
 
 #: Candidates that topk holds at once, over all images and groups: 24 MB of keys and scores.
 _CANDIDATES = 1 << 21
+
+
+def enter(spec: CodebookSpec, residual: Tensor, together: bool) -> tuple[Tensor, Tensor]:
+    """R^T of a residual brought into range, and its rows' units (B, 1); see ddcm_fast.codebook.reference.enter."""
+    if not residual.is_cuda and not residual.isfinite().all():
+        raise InputError("the residual has NaN or infinite entries")
+    scaled, unit = bring_into_range(residual, together)
+    return to_codebook_order(spec, scaled), unit
 
 
 def search(
@@ -81,6 +91,15 @@ def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
     out = w.new_empty(len(w), spec.groups, spec.size)
     _RESIDUALS[spec.kind](spec, w, peaks(spec, w)[1]).scores(step, 0, spec.size, out)
     return out
+
+
+def scores_range(spec: CodebookSpec, w: Tensor, step: Tensor, first: int, last: int) -> Tensor:
+    """Scores (B, G, last - first) float32 of the atoms first .. last - 1."""
+    residual = _RESIDUALS[spec.kind](spec, w, peaks(spec, w)[1])
+    start = first // residual.align * residual.align
+    out = w.new_empty(len(w), spec.groups, last - start)
+    residual.scores(step, start, last, out)
+    return out[..., first - start :]
 
 
 def scores_and_norms(spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,25 +61,25 @@ int useful_threads(double vector_operations, int threads) {
 }
 
 Plan::Plan(const Geometry& g, int64_t rows, int requested) {
-  const double size = static_cast<double>(g.size);
+  const int64_t atoms = g.size - g.first;
   double work;  // in operations on 16 entries
   if (g.kind == kHadamard) {
     const double n = g.hadamard_n;
     chunk = g.hadamard_n;
-    chunks = g.pairs();
+    chunks = ceil_div(atoms, chunk);
     work = static_cast<double>(g.groups * chunks * rows) * (g.sub_blocks + 1) * n / 4;
   } else {
     const double per_entry = (g.kind == kSign ? 0.1 : 1.0) + (g.kind == kSign ? 0.05 : 0.1) * rows;
-    work = size * static_cast<double>(g.dim) * per_entry;
-    chunk = round_up(ceil_div(g.size, 4 * std::max(1, requested)), kChunkStep);
+    work = static_cast<double>(atoms) * static_cast<double>(g.dim) * per_entry;
+    chunk = round_up(ceil_div(atoms, 4 * std::max(1, requested)), kChunkStep);
     chunk = std::min<int64_t>(std::max<int64_t>(chunk, 512), kMaxChunk);
-    chunk = std::min(chunk, round_up(g.size, kChunkStep));
+    chunk = std::min(chunk, round_up(atoms, kChunkStep));
     // A task lasts some 0.1 seconds at most, or a call could not be interrupted in time.
     const int64_t shared_rows = std::min<int64_t>(rows, kMaxRows);
     const int64_t longest = (int64_t{1} << 28) / (g.max_group_dim * (1 + shared_rows / 8));
     if (g.kind == kGaussian)  // tables of `sign` are made anew for every task
       chunk = std::min(chunk, std::max<int64_t>(longest / kChunkStep, 1) * kChunkStep);
-    chunks = ceil_div(g.size, chunk);
+    chunks = ceil_div(atoms, chunk);
   }
   threads = useful_threads(work, requested);
   row_block = static_cast<int>(std::min<int64_t>(rows, kMaxRows));
@@ -96,7 +96,7 @@ Chunk score_chunk(const Geometry& g, const Plan& plan, const float* w, int64_t b
                   int64_t group, int64_t chunk, int64_t row_block, char* memory, uint64_t* norms) {
   Chunk out;
   out.group = group;
-  out.first = chunk * plan.chunk;
+  out.first = g.first + chunk * plan.chunk;
   out.count = static_cast<int>(std::min(plan.chunk, g.size - out.first));
   out.row = row_block * plan.row_block;
   out.rows = static_cast<int>(std::min<int64_t>(plan.row_block, batch - out.row));

@@ -83,12 +83,13 @@ struct Driver {
 
   // ---- rotation, synthesis, norms -------------------------------------------------------------------
 
-  int rotate(const float* in, float* out, int64_t batch, bool inverse) {
+  int rotate(const float* in, float* out, int64_t batch, bool inverse, const Entering& entering = Entering{}) {
     if (geometry.rotated()) {
-      RotateKernel kernel{geometry, in, out, geometry.dim / geometry.rotation_block, inverse, 0};
+      RotateKernel kernel{geometry, in, out, geometry.dim / geometry.rotation_block, inverse, 0, entering};
       run(kernel, kernel.blocks * batch);
     } else {
-      PermuteKernel kernel{geometry, in, out, ceil_div(geometry.dim, PermuteKernel::kCoordinates), inverse, 0};
+      const int64_t chunks = ceil_div(geometry.dim, PermuteKernel::kCoordinates);
+      PermuteKernel kernel{geometry, in, out, chunks, inverse, 0, entering};
       run(kernel, kernel.chunks * batch);
     }
     return error;

@@ -39,6 +39,13 @@ DDCM_API int ddcm_rotate(const Spec* spec, const float* in, float* out, int64_t 
   return driver.rotate(in, out, batch, inverse != 0);
 }
 
+// ddcm_rotate to codebook order of rows brought into range: peaks (B) with stride 1, or one with stride 0; unit (B).
+DDCM_API int ddcm_enter(const Spec* spec, const float* in, const float* peaks, int64_t stride, float* out, float* unit,
+                        int64_t batch, void* stream) {
+  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{stream}, *spec, nullptr, nullptr);
+  return driver.rotate(in, out, batch, false, Entering{peaks, stride, unit});
+}
+
 DDCM_API int ddcm_search(const Spec* spec, const float* w, int64_t batch, const int64_t* step,
                          const float* bias, int64_t bias_stride, int is_signed, const void* tables,
                          void* workspace, int64_t* index, int8_t* sign, float* score, void* stream) {

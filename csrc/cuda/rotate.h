@@ -6,6 +6,34 @@
 
 namespace ddcm {
 
+// What brings rows into range on their way to codebook order, by the rule of ddcm_fast.codebook.reference.enter: a power of two
+// by a row's largest magnitude peaks[row * stride]. Its inverse goes to unit[row]. Without peaks, rows stay as they are.
+struct Entering {
+  const float* peaks;
+  int64_t stride;
+  float* unit;
+
+  static constexpr int kLowest = 67, kHighest = 187;  // exponent fields
+
+  DDCM_FN float scale(int64_t row) const { return peaks == nullptr ? 1.0f : power(shift(row)); }
+
+  template <class Block>
+  DDCM_FN void write_unit(Block& block, int64_t row) const {
+    if (peaks == nullptr) return;
+    block.each([&](int thread, auto&) {
+      if (thread == 0) unit[row] = power(-shift(row));
+    });
+  }
+
+ private:
+  DDCM_FN int shift(int64_t row) const {
+    const int exponent = static_cast<int>(float_bits(peaks[row * stride]) >> 23 & 255u);
+    return (exponent < kLowest ? kLowest : exponent > kHighest ? kHighest : exponent) - exponent;
+  }
+
+  static DDCM_FN float power(int exponent) { return bits_float(static_cast<uint32_t>(127 + exponent) << 23); }
+};
+
 // inverse = 0: z -> R^T z (to codebook order); inverse = 1: y -> R y (to image order). Both (B, D).
 // Grid: (full blocks, B). The last full block also does the overlapping block of the last b entries, in the law's
 // order: after the full blocks on the way to image order, before them on the way back.
@@ -18,6 +46,7 @@ struct RotateKernel {
   float* out;
   int64_t blocks;  // D / b
   int32_t inverse, reserved;
+  Entering entering;
 
   static constexpr int kFlipWords = kMaxRotationBlock / 32 + 8;
   int64_t shared_bytes() const { return 2 * (int64_t{geometry.rotation_block} * 4 + kFlipWords * 4); }
@@ -36,16 +65,18 @@ struct RotateKernel {
     const int64_t start = m * b;
 
     if (!inverse) {
+      const float scale = entering.scale(row);
+      if (m == 0) entering.write_unit(block, row);
       if (with_tail) {
         make_flips(block, flips, tail);
         block.sync();
-        gather(block, from, last, flips, tail, b);
+        gather(block, from, scale, last, flips, tail, b);
         block.sync();
         transform(block, last, b);
       }
       make_flips(block, flips, start);
       block.sync();
-      gather(block, from, x, flips, start, b);
+      gather(block, from, scale, x, flips, start, b);
       block.sync();
       if (with_tail) {
         block.each([&](int thread, State&) {
@@ -118,11 +149,11 @@ struct RotateKernel {
   }
 
   template <class Block>
-  DDCM_FN void gather(Block& block, const float* from, float* x, const uint32_t* flips, int64_t start,
+  DDCM_FN void gather(Block& block, const float* from, float scale, float* x, const uint32_t* flips, int64_t start,
                       int64_t count) const {
     block.each([&](int thread, State&) {
       visit(thread, start, count, [&](int i, int64_t position) {
-        x[i] = flipped(from[position], flips, start, i);
+        x[i] = flipped(multiply(from[position], scale), flips, start, i);
       });
     });
   }
@@ -171,6 +202,7 @@ struct PermuteKernel {
   float* out;
   int64_t chunks;
   int32_t inverse, reserved;
+  Entering entering;
 
   static constexpr int64_t shared_bytes() { return 0; }
 
@@ -179,6 +211,8 @@ struct PermuteKernel {
     const int64_t chunk = block.index() % chunks, row = block.index() / chunks;
     const float* from = in + row * geometry.dim;
     float* to = out + row * geometry.dim;
+    const float scale = entering.scale(row);
+    if (chunk == 0) entering.write_unit(block, row);
     block.each([&](int thread, State&) {
       const int64_t stride = geometry.stride * kThreads % geometry.dim;
       int64_t i = chunk * kCoordinates + thread;
@@ -187,7 +221,7 @@ struct PermuteKernel {
         if (inverse) {
           to[position] = from[i];
         } else {
-          to[i] = from[position];
+          to[i] = multiply(from[position], scale);
         }
         position += stride;
         if (position >= geometry.dim) position -= geometry.dim;

@@ -36,7 +36,8 @@ class Codebook:
     search answers index -1, sign +1 and score NaN for such a residual or bias, and whoever brings the indices to the
     host checks them (`check_index`; the sampler and the codec do); an index is clamped, a step taken modulo 2^32.
 
-    Nothing here depends on torch's default dtype or device, autocast or grad mode, and no result has a gradient.
+    Nothing here depends on torch's default dtype or device, autocast or grad mode. `scores` has a gradient with respect
+    to the residual, in which it is linear (in reverse mode, once); no other result has one.
 
     Raises:
         ConfigError: impossible parameters. BackendError: a backend that cannot serve the device.
@@ -54,11 +55,10 @@ class Codebook:
         backend: str = "auto",
     ) -> None:
         self.spec = CodebookSpec(kind, dim, size, groups, seed)
-        self._numbers = self.spec.numbers
         self.signed = signed
         self._asked = backend
-        self._resolved: dict[torch.device, str] = {}
-        if backend not in ("auto", *backends.BACKENDS):
+        self._texts: dict[torch.device, str] = {}
+        if backend not in ("auto", *backends.names()):
             backends.resolve(backend, "cpu")  # raises, naming the choices
 
     def __repr__(self) -> str:
@@ -70,15 +70,12 @@ class Codebook:
 
     def backend(self, device: torch.device | str = "cpu") -> str:
         """Name of the backend that serves a device."""
-        device = torch.device(device)
-        if device not in self._resolved:
-            self._resolved[device] = backends.resolve(self._asked, device)
-        return self._resolved[device]
+        return self._text(torch.device(device)).partition(" ")[0]
 
     # ---- operations ------------------------------------------------------------------------------
 
     def search(
-        self, residual: Tensor, step: int | Tensor, bias: Tensor | None = None
+        self, residual: Tensor, step: int | Tensor, bias: Tensor | None = None, shard: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The atom of each group with the largest score + bias (DDCM, eq. for the chosen noise).
 
@@ -87,30 +84,35 @@ class Codebook:
             step: index of the step.
             bias: optional additive per-atom bias, (K,) or (G, K); signed codebooks maximise |score| + bias.
                 -inf forbids an atom (where all are forbidden, the answer is atom 0), inf prefers it to all finite ones.
+            shard: (i, n) searches the i-th of n ranges of atoms alone, `spec.shard(i, n)`; indices are the whole
+                codebook's. `ddcm_fast.codebook.distributed.search` puts the ranges' answers together.
 
         Returns:
             index (B, G) int64, sign (B, G) int8 (all +1 if unsigned) and score (B, G) float32
             = <sign * z_index, residual> restricted to the group, without the bias. Ties go to the lower index.
         """
         r = self._residual(residual)
-        return ops.search(r, self._step(step, r.device), self._bias(bias), self.signed, *self._codebook(r.device))
+        at, bias, text = self._step(step, r.device), self._bias(bias), self._text(r.device)
+        if shard is None:
+            return ops.search(r, at, bias, self.signed, text)
+        return ops.search_range(r, at, bias, self.signed, *self.spec.shard(*shard), text)
 
     def topk(
         self, residual: Tensor, step: int | Tensor, m: int, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The m best atoms of each group, best first; arguments as `search`, results (B, G, m)."""
         r, m = self._residual(residual), integer("m", m, 1, MAX_TOPK)
-        return ops.topk(r, self._step(step, r.device), self._bias(bias), m, self.signed, *self._codebook(r.device))
+        return ops.topk(r, self._step(step, r.device), self._bias(bias), m, self.signed, self._text(r.device))
 
     def scores(self, residual: Tensor, step: int | Tensor) -> Tensor:
         """All scores <z_k, residual> of each group, unsigned: (B, G, K) float32."""
         r = self._residual(residual)
-        return ops.scores(r, self._step(step, r.device), *self._codebook(r.device))
+        return ops.scores(r, self._step(step, r.device), self._text(r.device))
 
     def scores_and_norms(self, residual: Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
         """`scores` (B, G, K) and the squared norms of all atoms (G, K), float32, in one pass over the noise."""
         r = self._residual(residual)
-        return ops.scores_and_norms(r, self._step(step, r.device), *self._codebook(r.device))
+        return ops.scores_and_norms(r, self._step(step, r.device), self._text(r.device))
 
     def atoms(self, index: Tensor, step: int | Tensor, sign: Tensor | None = None) -> Tensor:
         """Noise vectors from one index a group: index (B, G) integer, sign (B, G) of +1 and -1.
@@ -137,7 +139,7 @@ class Codebook:
         if self.spec.groups == 1 and index.dim() == coefficient.dim() == 2:
             index, coefficient = index.unsqueeze(1), coefficient.unsqueeze(1)
         at = self._step(step, index.device)
-        return ops.combine(index.to(torch.int64), coefficient.to(torch.float32), at, *self._codebook(index.device))
+        return ops.combine(index.to(torch.int64), coefficient.to(torch.float32), at, self._text(index.device))
 
     def check_index(self, index: Tensor) -> None:
         """Raise InputError for indices no search of this codebook returns (free for CPU tensors only).
@@ -154,8 +156,10 @@ class Codebook:
 
     # ---- what the ops take -----------------------------------------------------------------------
 
-    def _codebook(self, device: torch.device) -> tuple[int | str, ...]:
-        return *self._numbers, self.backend(device)
+    def _text(self, device: torch.device) -> str:
+        if device not in self._texts:
+            self._texts[device] = ops.codebook_text(self.spec, backends.resolve(self._asked, device))
+        return self._texts[device]
 
     @staticmethod
     def _step(step: int | Tensor, device: torch.device) -> Tensor:

@@ -107,11 +107,6 @@ class CodebookSpec:
         return KINDS.index(self.kind)
 
     @property
-    def numbers(self) -> tuple[int, int, int, int, int]:
-        """Kind, dim, size, groups and seed as the signed 64 bit integers that a torch op takes."""
-        return (self.kind_number, self.dim, self.size, self.groups, self.seed - (self.seed >> 63 << 64))
-
-    @property
     def rotated(self) -> bool:
         """Whether codebook order and image order differ by the block Hadamard rotation."""
         return self.kind != "gaussian"
@@ -150,6 +145,22 @@ class CodebookSpec:
         if self.kind == "hadamard":
             return self.sub_blocks * -(-self.hadamard_n // self.entries_per_call)
         return -(-self.max_group_dim // self.entries_per_call)
+
+    @property
+    def atoms_made_together(self) -> int:
+        """Atoms that come from the same noise, all or none: a `hadamard` pair's n, else 1."""
+        return self.hadamard_n if self.kind == "hadamard" else 1
+
+    def shard(self, i: int, n: int) -> tuple[int, int]:
+        """First atom, and one past the last, of the i-th of n ranges of nearly equal size.
+
+        Raises ConfigError unless 0 <= i < n and there are n ranges of atoms to be had.
+        """
+        units = -(-self.size // self.atoms_made_together)
+        integer("number of shards", n, 1, units)
+        integer("shard", i, 0, n - 1)
+        first, last = (j * units // n * self.atoms_made_together for j in (i, i + 1))
+        return first, min(last, self.size)
 
     @property
     def orthogonal(self) -> bool:

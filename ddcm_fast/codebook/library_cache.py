@@ -1,4 +1,4 @@
-"""Where compiled libraries are kept, and which of them may be loaded.
+"""Where compiled libraries are kept, and which of them may be loaded; and notes of what was found out about them.
 
 A library is code that runs as the user, so it is only taken from folders and files that belong to the user or to root
 and that nobody else can write, and only if its bytes are those its name tells (build.py). Looked through in
@@ -152,7 +152,10 @@ def _sweep(folder: Path) -> None:
         with contextlib.suppress(OSError):
             status = path.lstat()
             if status.st_uid == os.geteuid() and time.time() - status.st_mtime > _LEFTOVER_AGE:
-                shutil.rmtree(path)
+                if stat.S_ISDIR(status.st_mode):
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
 
 def _build(library: build.Library, folder: Path) -> Path | str:
@@ -207,3 +210,36 @@ def ensure(library: build.Library) -> Path:
             return built
         refused.append(f"{folder} {built}")
     raise build.BuildError(f"{'; '.join(refused)}: set DDCM_CACHE_DIR to a folder of your own that programs load from")
+
+
+# ---- notes -------------------------------------------------------------------------------------------------
+
+
+def _note_folders() -> Iterator[Path]:
+    preferred = preferred_folder()
+    for folder in (*([preferred] if preferred else []), *temporary_folders()):
+        if refusal(folder) is None:
+            yield folder
+
+
+def recall(name: str) -> str | None:
+    """The text of a note, from folders and files that libraries would be loaded from, or None."""
+    for folder in _note_folders():
+        path = folder / name
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and not _untrusted(status):
+                return path.read_text()
+    return None
+
+
+def keep(name: str, text: str) -> None:
+    """Keep a note in the first folder that takes it; where none does, it is made anew next time."""
+    for folder in _note_folders():
+        with contextlib.suppress(OSError):
+            _create(folder)
+            if refusal(folder) is None:
+                with tempfile.NamedTemporaryFile("w", dir=folder, prefix=build.SCRATCH_PREFIX, delete=False) as note:
+                    note.write(text)
+                os.replace(note.name, folder / name)
+                return

@@ -1,7 +1,7 @@
 """The codebook operations as torch ops (`torch.ops.ddcm_fast`), opaque to torch.compile, FakeTensor and CUDA graphs.
 
-A codebook is five integers here (`CodebookSpec.numbers`: kind, dim, size, groups, seed), followed by the name of a
-resolved backend (`backends.resolve`). Residuals and noise are in image order, float32; the step is a 0-d int64 tensor
+A codebook is one text here, `codebook_text`: a resolved backend's name (`backends.resolve`) and the codebook's spec;
+an op takes no value of a class of ours. Residuals and noise are in image order, float32; the step is a 0-d int64 tensor
 on the data's device, so that a captured graph can be replayed for every step.
 
 This is the one place where tensors are checked before a backend reads their memory: dtype, shape, device and layout
@@ -9,7 +9,7 @@ always, values where the host can see them (tensors on a CPU). A tensor that is 
 value could only be seen by waiting for the device: there a residual that is not finite, or a NaN in a bias, is
 answered by index -1, sign +1 and score NaN, a step counts modulo 2^32 and `combine` clamps indices into the codebook.
 
-No op has a gradient: a choice among atoms is piecewise constant.
+`scores` has a gradient, being linear in the residual. No other op has: a choice among atoms is piecewise constant.
 """
 
 from __future__ import annotations
@@ -17,30 +17,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddcm_fast.codebook import backends, reference
-from ddcm_fast.codebook.law import KINDS, MAX_STEP, MAX_TOPK, CodebookSpec
-from ddcm_fast.errors import BackendError, ConfigError, InputError
+from ddcm_fast.codebook import backends
+from ddcm_fast.codebook.law import MAX_STEP, MAX_TOPK, CodebookSpec
+from ddcm_fast.errors import ConfigError, InputError
 
 _LIBRARY = torch.library.Library("ddcm_fast", "DEF")
-_CODEBOOK = "int kind, int dim, int size, int groups, int seed, str backend"
 
 _Chosen = tuple[Tensor, Tensor, Tensor]
 
 
-def _op(arguments: str, results: str) -> Callable[[Callable[..., Any]], Any]:
+def _op(arguments: str, results: str, differentiable: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """Define the op of the decorated function's name; the function is what it does on every device."""
 
     def define(function: Callable[..., Any]) -> Any:
         name = function.__name__
-        _LIBRARY.define(f"{name}({arguments}, {_CODEBOOK}) -> {results}", tags=torch.Tag.pt2_compliant_tag)
+        _LIBRARY.define(f"{name}({arguments}, str codebook) -> {results}", tags=torch.Tag.pt2_compliant_tag)
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-        _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
+        if not differentiable:
+            _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
         return getattr(torch.ops.ddcm_fast, name).default
 
     return define
@@ -54,18 +53,29 @@ def _shape(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 # ---- checks --------------------------------------------------------------------------------------
 
 
+def codebook_text(spec: CodebookSpec, backend: str) -> str:
+    """What an op takes for a codebook: "backend kind dim size groups seed"."""
+    return f"{backend} {spec.kind} {spec.dim} {spec.size} {spec.groups} {spec.seed}"
+
+
 @lru_cache(maxsize=256)
-def _spec(kind: int, dim: int, size: int, groups: int, seed: int) -> CodebookSpec:
-    if not 0 <= kind < len(KINDS):
-        raise ConfigError(f"codebook kind number is {kind}; it must be 0 to {len(KINDS) - 1}")
-    return CodebookSpec(KINDS[kind], dim, size, groups, seed % (1 << 64))
+def _read(codebook: str) -> tuple[str, CodebookSpec]:
+    """The backend's name and the spec of a text."""
+    try:
+        backend, kind, *numbers = codebook.split(" ")
+        dim, size, groups, seed = map(int, numbers)
+    except ValueError:
+        raise ConfigError(f"codebook is {codebook!r}; it must be 'backend kind dim size groups seed'") from None
+    return backend, CodebookSpec(kind, dim, size, groups, seed)
 
 
-@lru_cache(maxsize=64)
-def _backend(name: str, device: torch.device) -> ModuleType:
-    if name not in backends.BACKENDS:
-        raise BackendError(f"unknown backend {name!r}: choose {', '.join(backends.BACKENDS)}")
-    return backends.load(backends.resolve(name, device))
+@lru_cache(maxsize=256)
+def _open(codebook: str, device: torch.device) -> tuple[CodebookSpec, backends.Backend]:
+    """The spec of a text, and the backend if it can serve the device."""
+    name, spec = _read(codebook)
+    backend = backends.load(name)
+    backends.resolve(name, device)
+    return spec, backend
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> None:
@@ -91,9 +101,7 @@ def _check_step(step: Tensor, device: torch.device) -> None:
         )
 
 
-def _check_bias(bias: Tensor | None, size: int, groups: int, device: torch.device) -> None:
-    if bias is None:
-        return
+def _check_bias(bias: Tensor, size: int, groups: int, device: torch.device) -> None:
     _check("bias", bias, torch.float32, device)
     if bias.shape not in ((size,), (groups, size)):
         raise InputError(f"bias has shape {tuple(bias.shape)}; it must be ({size},) or ({groups}, {size})")
@@ -102,6 +110,14 @@ def _check_bias(bias: Tensor | None, size: int, groups: int, device: torch.devic
 def _check_m(m: int, size: int) -> None:
     if not 1 <= m <= min(MAX_TOPK, size):
         raise ConfigError(f"m is {m}; topk returns 1 to {min(MAX_TOPK, size)} atoms of this codebook")
+
+
+def _check_range(first: int, last: int, spec: CodebookSpec) -> None:
+    if not 0 <= first < last <= spec.size or first % spec.atoms_made_together:
+        raise ConfigError(
+            f"atoms {first} to {last} are no range of this codebook's {spec.size}, "
+            f"which begins at a multiple of {spec.atoms_made_together}"
+        )
 
 
 def _check_combination(index: Tensor, coefficient: Tensor, groups: int) -> None:
@@ -133,33 +149,28 @@ def see_index(index: Tensor, size: int) -> None:
 
 
 def _enter(
-    residual: Tensor, step: Tensor, bias: Tensor | None, spec: CodebookSpec, name: str
-) -> tuple[ModuleType, Tensor, Tensor | None, Tensor | None]:
-    """The backend, the residual in codebook order, what to multiply its scores by (B, 1) or None, and the bias.
+    residual: Tensor, step: Tensor, bias: Tensor | None, codebook: str
+) -> tuple[CodebookSpec, backends.Backend, Tensor, Tensor | None, Tensor | None]:
+    """Spec and backend, the residual in codebook order, what to multiply its scores by (B, 1) or None, and the bias.
 
     Where a row's largest magnitude is so large or small that sums of products might leave float32's range, the row is
     multiplied by a power of two first (`reference.enter`), which changes no choice. With a bias, which all
     rows share, so do they share the power, and the bias takes it too.
     """
     device = residual.device
+    spec, backend = _open(codebook, device)
     _check_residual(residual, spec.dim)
     _check_step(step, device)
-    _check_bias(bias, spec.size, spec.groups, device)
     _see_step(step)
-    backend = _backend(name, device)
-    residual = residual.detach().contiguous()
-    enter = getattr(backend, "enter", None)
-    if enter is None:
-        w, unit = reference.enter(backend.to_codebook_order, spec, residual, bias is not None)
-    else:
-        w, unit = enter(spec, residual, bias is not None)
-    if bias is not None:
-        bias = bias.detach().contiguous()
-        if device.type == "cpu" and math.isnan(bias.numpy().max()):
-            raise InputError("the bias has NaN entries")
-        if unit is not None:
-            bias = bias / unit[0]
-    return backend, w, unit, bias
+    if bias is None:
+        w, unit = backend.enter(spec, residual.detach().contiguous(), False)
+        return spec, backend, w, unit, None
+    _check_bias(bias, spec.size, spec.groups, device)
+    bias = bias.detach().contiguous()
+    if device.type == "cpu" and math.isnan(bias.numpy().max()):
+        raise InputError("the bias has NaN entries")
+    w, unit = backend.enter(spec, residual.detach().contiguous(), True)
+    return spec, backend, w, unit, bias if unit is None else bias / unit[0]
 
 
 def _leave(found: _Chosen, unit: Tensor | None, bias: Tensor | None) -> _Chosen:
@@ -177,67 +188,75 @@ def _leave(found: _Chosen, unit: Tensor | None, bias: Tensor | None) -> _Chosen:
 
 
 @_op("Tensor residual, Tensor step, Tensor? bias, bool signed", "(Tensor index, Tensor sign, Tensor score)")
-def search(
-    residual: Tensor, step: Tensor, bias: Tensor | None, signed: bool,
-    kind: int, dim: int, size: int, groups: int, seed: int, backend: str,
-) -> _Chosen:  # fmt: skip
+def search(residual: Tensor, step: Tensor, bias: Tensor | None, signed: bool, codebook: str) -> _Chosen:
     """The best atom of each group: index int64, sign int8, score float32, all (B, G)."""
-    spec = _spec(kind, dim, size, groups, seed)
-    module, w, unit, bias = _enter(residual, step, bias, spec, backend)
-    found = module.search(spec, w, step, signed, bias)
+    spec, backend, w, unit, bias = _enter(residual, step, bias, codebook)
+    found = backend.search(spec, w, step, signed, bias)
     return found if unit is None and bias is None else _leave(found, unit, bias)
 
 
+@_op(
+    "Tensor residual, Tensor step, Tensor? bias, bool signed, int first, int last",
+    "(Tensor index, Tensor sign, Tensor score)",
+)
+def search_range(
+    residual: Tensor, step: Tensor, bias: Tensor | None, signed: bool, first: int, last: int, codebook: str
+) -> _Chosen:
+    """`search` among the atoms first .. last - 1 alone."""
+    _check_range(first, last, _read(codebook)[1])
+    spec, backend, w, unit, bias = _enter(residual, step, bias, codebook)
+    return _leave(backend.search_range(spec, w, step, signed, bias, first, last), unit, bias)
+
+
 @_op("Tensor residual, Tensor step, Tensor? bias, int m, bool signed", "(Tensor index, Tensor sign, Tensor score)")
-def topk(
-    residual: Tensor, step: Tensor, bias: Tensor | None, m: int, signed: bool,
-    kind: int, dim: int, size: int, groups: int, seed: int, backend: str,
-) -> _Chosen:  # fmt: skip
+def topk(residual: Tensor, step: Tensor, bias: Tensor | None, m: int, signed: bool, codebook: str) -> _Chosen:
     """The m best atoms of each group, best first: index int64, sign int8, score float32, all (B, G, m)."""
-    spec = _spec(kind, dim, size, groups, seed)
-    _check_m(m, size)
-    module, w, unit, bias = _enter(residual, step, bias, spec, backend)
-    return _leave(module.topk(spec, w, step, m, signed, bias), unit, bias)
+    _check_m(m, _read(codebook)[1].size)
+    spec, backend, w, unit, bias = _enter(residual, step, bias, codebook)
+    return _leave(backend.topk(spec, w, step, m, signed, bias), unit, bias)
 
 
-@_op("Tensor residual, Tensor step", "Tensor")
-def scores(
-    residual: Tensor, step: Tensor, kind: int, dim: int, size: int, groups: int, seed: int, backend: str
-) -> Tensor:
+@_op("Tensor residual, Tensor step", "Tensor", differentiable=True)
+def scores(residual: Tensor, step: Tensor, codebook: str) -> Tensor:
     """All scores: (B, D) -> (B, G, K) float32."""
-    spec = _spec(kind, dim, size, groups, seed)
-    module, w, unit, _ = _enter(residual, step, None, spec, backend)
-    out: Tensor = module.scores(spec, w, step)
+    spec, backend, w, unit, _ = _enter(residual, step, None, codebook)
+    out = backend.scores(spec, w, step)
     return out if unit is None else out.mul_(unit.unsqueeze(-1))
 
 
 @_op("Tensor residual, Tensor step", "(Tensor scores, Tensor norms)")
-def scores_and_norms(
-    residual: Tensor, step: Tensor, kind: int, dim: int, size: int, groups: int, seed: int, backend: str
-) -> tuple[Tensor, Tensor]:
+def scores_and_norms(residual: Tensor, step: Tensor, codebook: str) -> tuple[Tensor, Tensor]:
     """`scores` and, from the same generation, squared norms of all atoms: (B, G, K), (G, K) float32."""
-    spec = _spec(kind, dim, size, groups, seed)
-    module, w, unit, _ = _enter(residual, step, None, spec, backend)
-    out, norms = module.scores_and_norms(spec, w, step)
+    spec, backend, w, unit, _ = _enter(residual, step, None, codebook)
+    out, norms = backend.scores_and_norms(spec, w, step)
     return (out if unit is None else out.mul_(unit.unsqueeze(-1))), norms
 
 
 @_op("Tensor index, Tensor coefficient, Tensor step", "Tensor")
-def combine(
-    index: Tensor, coefficient: Tensor, step: Tensor,
-    kind: int, dim: int, size: int, groups: int, seed: int, backend: str,
-) -> Tensor:  # fmt: skip
+def combine(index: Tensor, coefficient: Tensor, step: Tensor, codebook: str) -> Tensor:
     """Weighted sums of atoms: index int64 and coefficient float32 (B, G, M) -> z (B, D) float32."""
-    spec = _spec(kind, dim, size, groups, seed)
-    _check_combination(index, coefficient, groups)
+    spec, backend = _open(codebook, index.device)
+    _check_combination(index, coefficient, spec.groups)
     _check_step(step, index.device)
     _see_step(step)
-    module = _backend(backend, index.device)
     if index.device.type == "cpu":
-        see_index(index, size)
-    y = module.combine(spec, index.contiguous(), coefficient.detach().contiguous(), step)
-    z: Tensor = module.to_image_order(spec, y)
-    return z
+        see_index(index, spec.size)
+    y = backend.combine(spec, index.contiguous(), coefficient.detach().contiguous(), step)
+    return backend.to_image_order(spec, y)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+    _, step, ctx.codebook = inputs
+    ctx.save_for_backward(step)
+
+
+def _scores_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    """The sum of all atoms, each times its score's gradient (B, G, K): (B, D). It needs the memory of three scores."""
+    index = torch.arange(gradient.shape[-1], dtype=torch.int64, device=gradient.device).expand(gradient.shape)
+    return combine(index, gradient.contiguous(), *ctx.saved_tensors, ctx.codebook), None, None
+
+
+torch.library.register_autograd("ddcm_fast::scores", _scores_backward, setup_context=_keep, lib=_LIBRARY)
 
 
 # ---- their shapes --------------------------------------------------------------------------------
@@ -251,45 +270,53 @@ def _chosen(residual: Tensor, *shape: int) -> _Chosen:
     )
 
 
-def _check_enter(residual: Tensor, step: Tensor, bias: Tensor | None, dim: int, size: int, groups: int) -> None:
-    _check_residual(residual, dim)
+def _check_enter(residual: Tensor, step: Tensor, bias: Tensor | None, codebook: str) -> CodebookSpec:
+    spec = _read(codebook)[1]
+    _check_residual(residual, spec.dim)
     _check_step(step, residual.device)
-    _check_bias(bias, size, groups, residual.device)
+    if bias is not None:
+        _check_bias(bias, spec.size, spec.groups, residual.device)
+    return spec
 
 
 @_shape("search")
-def _(residual: Tensor, step: Tensor, bias: Tensor | None, signed: bool, kind: int, dim: int, size: int,
-      groups: int, seed: int, backend: str) -> _Chosen:  # fmt: skip
-    _check_enter(residual, step, bias, dim, size, groups)
-    return _chosen(residual, residual.shape[0], groups)
+def _(residual: Tensor, step: Tensor, bias: Tensor | None, signed: bool, codebook: str) -> _Chosen:
+    spec = _check_enter(residual, step, bias, codebook)
+    return _chosen(residual, residual.shape[0], spec.groups)
+
+
+@_shape("search_range")
+def _(
+    residual: Tensor, step: Tensor, bias: Tensor | None, signed: bool, first: int, last: int, codebook: str
+) -> _Chosen:
+    spec = _check_enter(residual, step, bias, codebook)
+    _check_range(first, last, spec)
+    return _chosen(residual, residual.shape[0], spec.groups)
 
 
 @_shape("topk")
-def _(residual: Tensor, step: Tensor, bias: Tensor | None, m: int, signed: bool, kind: int, dim: int, size: int,
-      groups: int, seed: int, backend: str) -> _Chosen:  # fmt: skip
-    _check_m(m, size)
-    _check_enter(residual, step, bias, dim, size, groups)
-    return _chosen(residual, residual.shape[0], groups, m)
+def _(residual: Tensor, step: Tensor, bias: Tensor | None, m: int, signed: bool, codebook: str) -> _Chosen:
+    spec = _check_enter(residual, step, bias, codebook)
+    _check_m(m, spec.size)
+    return _chosen(residual, residual.shape[0], spec.groups, m)
 
 
 @_shape("scores")
-def _(residual: Tensor, step: Tensor, kind: int, dim: int, size: int, groups: int, seed: int,
-      backend: str) -> Tensor:  # fmt: skip
-    _check_enter(residual, step, None, dim, size, groups)
-    return residual.new_empty((residual.shape[0], groups, size), dtype=torch.float32)
+def _(residual: Tensor, step: Tensor, codebook: str) -> Tensor:
+    spec = _check_enter(residual, step, None, codebook)
+    return residual.new_empty((residual.shape[0], spec.groups, spec.size), dtype=torch.float32)
 
 
 @_shape("scores_and_norms")
-def _(residual: Tensor, step: Tensor, kind: int, dim: int, size: int, groups: int, seed: int,
-      backend: str) -> tuple[Tensor, Tensor]:  # fmt: skip
-    _check_enter(residual, step, None, dim, size, groups)
-    out = residual.new_empty((residual.shape[0], groups, size), dtype=torch.float32)
-    return out, residual.new_empty((groups, size), dtype=torch.float32)
+def _(residual: Tensor, step: Tensor, codebook: str) -> tuple[Tensor, Tensor]:
+    spec = _check_enter(residual, step, None, codebook)
+    out = residual.new_empty((residual.shape[0], spec.groups, spec.size), dtype=torch.float32)
+    return out, residual.new_empty((spec.groups, spec.size), dtype=torch.float32)
 
 
 @_shape("combine")
-def _(index: Tensor, coefficient: Tensor, step: Tensor, kind: int, dim: int, size: int, groups: int, seed: int,
-      backend: str) -> Tensor:  # fmt: skip
-    _check_combination(index, coefficient, groups)
+def _(index: Tensor, coefficient: Tensor, step: Tensor, codebook: str) -> Tensor:
+    spec = _read(codebook)[1]
+    _check_combination(index, coefficient, spec.groups)
     _check_step(step, index.device)
-    return coefficient.new_empty((index.shape[0], dim), dtype=torch.float32)
+    return coefficient.new_empty((index.shape[0], spec.dim), dtype=torch.float32)

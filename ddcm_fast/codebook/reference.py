@@ -141,14 +141,14 @@ def to_image_order(spec: CodebookSpec, y: Tensor) -> Tensor:
 
 #: Exponent fields of float32 between which a row's largest magnitude lies for sums of any codebook's products to stay
 #: well inside the type: 2^-60 to 2^61.
-_LOWEST, _HIGHEST = 67, 187
+LOWEST, HIGHEST = 67, 187
 
 
 @lru_cache(maxsize=16)
 def _powers(device: torch.device) -> Tensor:
     """(256, 2) float32: for each exponent field the power of two that brings it into range, and its inverse."""
     exponent = torch.arange(256, dtype=torch.int32, device=device)
-    shift = exponent.clamp(_LOWEST, _HIGHEST) - exponent
+    shift = exponent.clamp(LOWEST, HIGHEST) - exponent
     return (torch.stack((127 + shift, 127 - shift), dim=1) << 23).view(torch.float32)
 
 
@@ -169,7 +169,7 @@ def enter(
     if residual.device.type == "cpu":
         if int(bits.max()) >= 255 << 23:
             raise InputError("the residual has NaN or infinite entries")
-        if not bool(((bits > 0) & ((bits < _LOWEST << 23) | (bits >= _HIGHEST + 1 << 23))).any()):
+        if not bool(((bits > 0) & ((bits < LOWEST << 23) | (bits >= HIGHEST + 1 << 23))).any()):
             return rotate(spec, residual), None
     scale, unit = _powers(residual.device)[bits.long() >> 23].unbind(-1)
     return rotate(spec, residual * scale), unit.expand(len(residual), 1)
@@ -232,27 +232,30 @@ def _join_groups(spec: CodebookSpec, y: Tensor) -> Tensor:
 
 
 def _entry_chunks(
-    spec: CodebookSpec, step: int, device: torch.device | str
+    spec: CodebookSpec, step: int, device: torch.device | str, start: int = 0, stop: int | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first atom, entries (chunk, G, dmax) float64) over the whole codebook, in atom order."""
-    chunk = max(1, _CHUNK_ENTRIES // (spec.groups * spec.max_group_dim))
-    for first in range(0, spec.size, chunk):
-        atom = torch.arange(first, min(first + chunk, spec.size), device=device, dtype=torch.int64)
+    """Yield (first atom, entries (chunk, G, dmax) float64) of the atoms start .. stop - 1, in atom order."""
+    chunk, stop = max(1, _CHUNK_ENTRIES // (spec.groups * spec.max_group_dim)), spec.size if stop is None else stop
+    for first in range(start, stop, chunk):
+        atom = torch.arange(first, min(first + chunk, stop), device=device, dtype=torch.int64)
         yield first, entries(spec, atom.view(-1, 1).expand(-1, spec.groups), step).double()
 
 
 def _score_chunks(
-    spec: CodebookSpec, w: Tensor, step: int
+    spec: CodebookSpec, w: Tensor, step: int, start: int = 0, stop: int | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first atom, scores (B, G, chunk) float64) over the whole codebook, in atom order."""
-    groups = _split_groups(spec, w)
+    """Yield (first atom, scores (B, G, chunk) float64) of the atoms start .. stop - 1, in atom order.
+
+    start is a multiple of spec.atoms_made_together.
+    """
+    groups, stop = _split_groups(spec, w), spec.size if stop is None else stop
     if spec.kind == "hadamard":
         n = spec.hadamard_n
         padded = torch.nn.functional.pad(groups, (0, spec.sub_blocks * n - groups.shape[-1]))
         blocks = padded.unflatten(-1, (spec.sub_blocks, n))
-        pairs = -(-spec.size // n)
+        pairs = -(-stop // n)
         chunk = max(1, _CHUNK_ENTRIES // (spec.groups * spec.sub_blocks * n * len(w)))
-        for first in range(0, pairs, chunk):
+        for first in range(start // n, pairs, chunk):
             pair = torch.arange(first, min(first + chunk, pairs), device=w.device, dtype=torch.int64)
             pair = pair.view(-1, 1).expand(-1, spec.groups)
             inner = _sub_block_signs(spec, pair, step, STREAM_INNER)
@@ -260,15 +263,18 @@ def _score_chunks(
             mixed = inner * hadamard_transform(outer * blocks.unsqueeze(1))  # (B, pair, G, ns, n)
             scores = hadamard_transform(mixed.sum(-2)) * n**0.5
             scores = scores.transpose(1, 2).flatten(2)
-            yield first * n, scores[..., : spec.size - first * n]
+            yield first * n, scores[..., : stop - first * n]
         return
-    for first, y in _entry_chunks(spec, step, w.device):
+    for first, y in _entry_chunks(spec, step, w.device, start, stop):
         yield first, torch.einsum("kgi,bgi->bgk", y, groups)
 
 
-def scores(spec: CodebookSpec, w: Tensor, step: int) -> Tensor:
-    """All scores <y_k, w> of each group: (B, D) -> (B, G, K) float32."""
-    return torch.cat([s.float() for _, s in _score_chunks(spec, w, step)], dim=-1)
+def scores(spec: CodebookSpec, w: Tensor, step: int, first: int = 0, last: int | None = None) -> Tensor:
+    """Scores <y_k, w> of each group, of the atoms first .. last - 1 (all): (B, D) -> (B, G, last - first) float32.
+
+    first is a multiple of spec.atoms_made_together.
+    """
+    return torch.cat([s.float() for _, s in _score_chunks(spec, w, step, first, last)], dim=-1)
 
 
 def topk(

@@ -162,10 +162,13 @@ class TorchRandn(Codebook):
             self._kept = (step, self.draw(step, self.spec.size))
         return self._kept[1]
 
-    def search(self, residual: Tensor, step: int | Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        scores = residual.flatten(1) @ self._atoms(step).T
-        index = (scores if bias is None else scores + bias).argmax(dim=1, keepdim=True)
-        return index, torch.ones_like(index, dtype=torch.int8), scores.gather(1, index)
+    def search(
+        self, residual: Tensor, step: int | Tensor, bias: Tensor | None = None, shard: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        first, last = (0, self.spec.size) if shard is None else self.spec.shard(*shard)
+        scores = residual.flatten(1) @ self._atoms(step)[first:last].T
+        index = (scores if bias is None else scores + bias[..., first:last]).argmax(dim=1, keepdim=True)
+        return index + first, torch.ones_like(index, dtype=torch.int8), scores.gather(1, index)
 
     def scores(self, residual: Tensor, step: int | Tensor) -> Tensor:
         return (residual.flatten(1) @ self._atoms(step).T).unsqueeze(1)

@@ -20,6 +20,7 @@ from ddcm_fast.errors import BackendError
 
 pytestmark = pytest.mark.skipif(backends.why_not("cpu", "cpu") is not None, reason=str(backends.why_not("cpu", "cpu")))
 
+CPU = backends.load("cpu")
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")
 KINDS = ("gaussian", "sign", "hadamard")
 
@@ -38,17 +39,17 @@ def instruction_set(request):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_instruction_sets(instruction_set, case):
     answer, step, spec = answers(case), step_tensor(STEP, "cpu"), case.spec
-    assert torch.equal(cpu.to_codebook_order(spec, answer.residual), answer.w)
-    scores = cpu.scores(spec, answer.w, step)
+    assert torch.equal(CPU.to_codebook_order(spec, answer.residual), answer.w)
+    scores = CPU.scores(spec, answer.w, step)
     assert (scores - answer.scores).abs().le(answer.tolerance).all()
     m = min(case.size, 20)
-    check_selection(answer, True, None, cpu.topk(spec, answer.w, step, m, True, None))
-    check_selection(answer, False, answer.bias, cpu.topk(spec, answer.w, step, m, False, answer.bias))
+    check_selection(answer, True, None, CPU.topk(spec, answer.w, step, m, True, None))
+    check_selection(answer, False, answer.bias, CPU.topk(spec, answer.w, step, m, False, answer.bias))
     index = torch.arange(3 * case.groups).view(1, case.groups, 3) % case.size
     coefficient = torch.linspace(-2, 3, index.numel()).view(index.shape)
-    y = cpu.combine(spec, index, coefficient, step)
+    y = CPU.combine(spec, index, coefficient, step)
     assert torch.equal(y, reference.combine(spec, index, coefficient, STEP))
-    z = cpu.to_image_order(spec, y)
+    z = CPU.to_image_order(spec, y)
     assert torch.equal(z, reference.to_image_order(spec, y))
 
 
@@ -56,16 +57,16 @@ def test_norms_of_instruction_sets(instruction_set):
     for kind, dim in (("gaussian", 1000), ("sign", 70), ("hadamard", 700)):
         spec = CodebookSpec(kind, dim, 300, 3, SEED)
         w, step = torch.randn(260, dim), step_tensor(STEP, "cpu")  # more rows than a task takes
-        scores, norms = cpu.scores_and_norms(spec, w, step)
+        scores, norms = CPU.scores_and_norms(spec, w, step)
         assert torch.equal(norms, reference.norms(spec, STEP))
-        assert torch.equal(scores, cpu.scores(spec, w, step))
+        assert torch.equal(scores, CPU.scores(spec, w, step))
 
 
 def test_every_halfword(instruction_set):
     """Entries of many atoms visit all 65536 halfwords (the library itself checks them when loaded)."""
     spec = CodebookSpec("gaussian", 1 << 20, 4, 1, SEED)
     index, one = torch.tensor([[[2]]]), torch.ones(1, 1, 1)
-    y = cpu.combine(spec, index, one, step_tensor(STEP, "cpu"))
+    y = CPU.combine(spec, index, one, step_tensor(STEP, "cpu"))
     assert torch.equal(y, reference.combine(spec, index, one, STEP))
     assert len(y.unique()) > 1700
 
@@ -93,13 +94,13 @@ def test_threads_do_not_matter(kind, dim, size, groups, batch):
             torch.set_num_threads(threads)
             seen.append(
                 (
-                    *cpu.search(spec, w, step, True, None),
-                    *cpu.topk(spec, w, step, 33, True, None),
-                    cpu.scores(spec, w, step),
-                    *cpu.scores_and_norms(spec, w, step),
-                    cpu.combine(spec, index, coefficient, step),
-                    cpu.to_codebook_order(spec, w),
-                    cpu.to_image_order(spec, w),
+                    *CPU.search(spec, w, step, True, None),
+                    *CPU.topk(spec, w, step, 33, True, None),
+                    CPU.scores(spec, w, step),
+                    *CPU.scores_and_norms(spec, w, step),
+                    CPU.combine(spec, index, coefficient, step),
+                    CPU.to_codebook_order(spec, w),
+                    CPU.to_image_order(spec, w),
                 )
             )
     finally:
@@ -114,18 +115,18 @@ def test_rows_do_not_matter():
     for kind in KINDS:
         spec = CodebookSpec(kind, 700, 90, 2, SEED)
         w, step = torch.randn(11, 700), step_tensor(STEP, "cpu")
-        together = cpu.scores(spec, w, step)
-        alone = torch.cat([cpu.scores(spec, row.unsqueeze(0), step) for row in w])
+        together = CPU.scores(spec, w, step)
+        alone = torch.cat([CPU.scores(spec, row.unsqueeze(0), step) for row in w])
         assert torch.equal(together, alone)
 
 
 def test_more_rows_than_a_task_takes():
     spec = CodebookSpec("sign", 40, 100, 1, SEED)
     w, step = torch.randn(600, 40), step_tensor(STEP, "cpu")
-    index, _, _ = cpu.search(spec, w, step, True, None)
+    index, _, _ = CPU.search(spec, w, step, True, None)
     expected, _, _ = reference.search(spec, w, STEP, True)
     assert torch.equal(index, expected)
-    index, _, _ = cpu.topk(spec, w, step, 5, True, None)
+    index, _, _ = CPU.topk(spec, w, step, 5, True, None)
     assert torch.equal(index[..., :1].squeeze(-1), expected)
 
 
@@ -135,8 +136,8 @@ def test_nonfinite_rows_get_index_minus_one():
     w[1, 3], w[2, 39] = float("nan"), float("inf")
     step = step_tensor(STEP, "cpu")
     for index in (
-        cpu.search(spec, w, step, True, None)[0],
-        cpu.topk(spec, w, step, 100, True, None)[0],
+        CPU.search(spec, w, step, True, None)[0],
+        CPU.topk(spec, w, step, 100, True, None)[0],
     ):
         assert (index[1:3] == -1).all() and (index[[0, 3]] >= 0).all()
 
@@ -144,9 +145,9 @@ def test_nonfinite_rows_get_index_minus_one():
 def test_calls_from_many_threads():
     spec = CodebookSpec("sign", 4096, 4096, 1, SEED)
     w, step = torch.randn(1, 4096), step_tensor(STEP, "cpu")
-    expected = cpu.scores(spec, w, step)
+    expected = CPU.scores(spec, w, step)
     results: list[torch.Tensor] = []
-    workers = [threading.Thread(target=lambda: results.append(cpu.scores(spec, w, step))) for _ in range(8)]
+    workers = [threading.Thread(target=lambda: results.append(CPU.scores(spec, w, step))) for _ in range(8)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -43,15 +43,15 @@ def library() -> Path:
 
 
 @pytest.fixture(scope="module")
-def kernels(library: Path) -> cuda.Kernels:
+def kernels(library: Path) -> cuda.Cuda:
     """As on a GPU of many multiprocessors, with clusters: small problems are split among a block's warps."""
-    return cuda.Kernels(library, multiprocessors=132, max_cluster=8)
+    return cuda.Cuda(library, multiprocessors=132, max_cluster=8)
 
 
 @pytest.fixture(scope="module")
-def narrow(library: Path) -> cuda.Kernels:
+def narrow(library: Path) -> cuda.Cuda:
     """As on a tiny GPU without clusters: a block takes many atoms and several tiles."""
-    return cuda.Kernels(library, multiprocessors=1, max_cluster=1)
+    return cuda.Cuda(library, multiprocessors=1, max_cluster=1)
 
 
 def residual(spec: CodebookSpec, batch: int, seed: int = 0) -> Tensor:
@@ -105,7 +105,7 @@ SHAPES = [
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("dim", "size", "groups", "batch"), SHAPES)
 def test_operations(
-    kernels: cuda.Kernels, kind: str, dim: int, size: int, groups: int, batch: int
+    kernels: cuda.Cuda, kind: str, dim: int, size: int, groups: int, batch: int
 ) -> None:
     spec = CodebookSpec(kind, dim, size, groups, SEED)
     w, step = residual(spec, batch, dim), 2**32 - 7
@@ -131,7 +131,7 @@ def test_operations(
 
 @pytest.mark.parametrize("kind", ["gaussian", "sign"])
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65, 100, 128, 129, 190, 200, 256, 300])
-def test_rows_of_every_column_tile(kernels: cuda.Kernels, narrow: cuda.Kernels, kind: str, batch: int) -> None:
+def test_rows_of_every_column_tile(kernels: cuda.Cuda, narrow: cuda.Cuda, kind: str, batch: int) -> None:
     """1 to 12 column tiles, 1 to 8 warps or blocks, whole and cut: a row scores the same alone and in any batch."""
     spec = CodebookSpec(kind, 141, 67, 2, SEED)
     w, at = residual(spec, batch, batch), torch.tensor(2**31)
@@ -149,7 +149,7 @@ def test_rows_of_every_column_tile(kernels: cuda.Kernels, narrow: cuda.Kernels, 
     ("kind", "batch"),
     [*(("sign", b) for b in (16, 24, 32, 40)), *(("gaussian", b) for b in (16, 32, 64, 128, 256))],
 )
-def test_long_rows_of_large_batches(kernels: cuda.Kernels, narrow: cuda.Kernels, kind: str, batch: int) -> None:
+def test_long_rows_of_large_batches(kernels: cuda.Cuda, narrow: cuda.Cuda, kind: str, batch: int) -> None:
     """Several k steps a warp, split and unsplit, several tiles of atoms, uneven groups; norms beside the scores."""
     spec = CodebookSpec(kind, 2201, 390 if batch <= 32 else 130, 2, SEED)
     w, at = residual(spec, batch), torch.tensor(6)
@@ -168,7 +168,7 @@ def test_long_rows_of_large_batches(kernels: cuda.Kernels, narrow: cuda.Kernels,
 @pytest.mark.parametrize("batch", [20, 40, *(pytest.param(b, marks=pytest.mark.slow) for b in (70, 256, 300))])
 def test_clusters_share_words_for_many_steps(library: Path, batch: int) -> None:
     """Words take turns in two places, stage after stage and tile after tile, in clusters of 1, 2, 3, 8 and 5 blocks."""
-    one = cuda.Kernels(library, multiprocessors=1, max_cluster=8)
+    one = cuda.Cuda(library, multiprocessors=1, max_cluster=8)
     spec = CodebookSpec("sign", 3 * 3200, 300, 3, SEED)  # 7 steps a group, 2 tiles; 3 groups leave few blocks
     w, at = residual(spec, batch), torch.tensor(6)
     scores, expected = one.scores(spec, w, at), reference.scores(spec, w, 6)
@@ -179,7 +179,7 @@ def test_clusters_share_words_for_many_steps(library: Path, batch: int) -> None:
     assert torch.equal(sign * score, scores.gather(-1, index.unsqueeze(-1)).squeeze(-1))
 
 
-def test_groups_too_long_to_share_among_all_rows(narrow: cuda.Kernels) -> None:
+def test_groups_too_long_to_share_among_all_rows(narrow: cuda.Cuda) -> None:
     """Float32 sums stay exact by splitting long groups, which leaves warps for fewer rows."""
     spec = CodebookSpec("gaussian", 41003, 50, 1, SEED)
     w, at = residual(spec, 130), torch.tensor(6)
@@ -191,7 +191,7 @@ def test_groups_too_long_to_share_among_all_rows(narrow: cuda.Kernels) -> None:
 @pytest.mark.parametrize("spread", [1.0, 1.9, 1.9921, 1.9922, 1.999999])
 @pytest.mark.parametrize("size", [2.0**-140, 1.0, 2.0**110])
 @pytest.mark.parametrize(("kind", "batch"), [("gaussian", 9), ("sign", 2), ("sign", 9)])
-def test_largest_digits(kernels: cuda.Kernels, kind: str, batch: int, spread: float, size: float) -> None:
+def test_largest_digits(kernels: cuda.Cuda, kind: str, batch: int, spread: float, size: float) -> None:
     """Residuals at the edges of what three digits hold, of every sign and size."""
     spec = CodebookSpec(kind, 70, 40, 1, SEED)
     w = residual(spec, batch)
@@ -206,7 +206,7 @@ def test_largest_digits(kernels: cuda.Kernels, kind: str, batch: int, spread: fl
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("per_group", [False, True])
-def test_bias(kernels: cuda.Kernels, kind: str, per_group: bool) -> None:
+def test_bias(kernels: cuda.Cuda, kind: str, per_group: bool) -> None:
     spec = CodebookSpec(kind, 200, 300, 3, SEED)
     w = residual(spec, 3)
     bias = torch.randn(*((3, 300) if per_group else (300,))) * w.norm()
@@ -218,7 +218,7 @@ def test_bias(kernels: cuda.Kernels, kind: str, per_group: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_several_tiles_a_block(narrow: cuda.Kernels, kind: str) -> None:
+def test_several_tiles_a_block(narrow: cuda.Cuda, kind: str) -> None:
     """K beyond one block's tile, split and unsplit warps: search, topk and scores agree exactly."""
     spec = CodebookSpec(kind, 70, 20000 if kind == "hadamard" else 9000, 2, SEED)
     w, at = residual(spec, 2), torch.tensor(3)
@@ -236,7 +236,7 @@ def test_several_tiles_a_block(narrow: cuda.Kernels, kind: str) -> None:
     assert torch.equal(signed[2] * signed[1], scores.gather(-1, order))
 
 
-def test_norms_of_split_and_of_several_tiles(kernels: cuda.Kernels, narrow: cuda.Kernels, monkeypatch) -> None:
+def test_norms_of_split_and_of_several_tiles(kernels: cuda.Cuda, narrow: cuda.Cuda, monkeypatch) -> None:
     """Squares are added up by one lane of every warp that shares an atom, tile after tile."""
     monkeypatch.setattr(cuda, "WORKSPACE_LIMIT", 0)  # in parts of 8 rows: only the first makes norms
     for dim, size, groups, batch in ((5000, 200, 3, 9), (90, 5000, 2, 3)):
@@ -247,7 +247,7 @@ def test_norms_of_split_and_of_several_tiles(kernels: cuda.Kernels, narrow: cuda
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "sign"])
-def test_last_atoms_of_the_largest_codebook(kernels: cuda.Kernels, kind: str) -> None:
+def test_last_atoms_of_the_largest_codebook(kernels: cuda.Cuda, kind: str) -> None:
     """Atoms near 2^32: K * D is far beyond 2^32 and every index product needs 64 bits."""
     spec = CodebookSpec(kind, 4097, 2**32, 1, SEED)
     w, count = residual(spec, 2), 70
@@ -264,7 +264,7 @@ def test_last_atoms_of_the_largest_codebook(kernels: cuda.Kernels, kind: str) ->
     )
 
 
-def test_last_pairs_of_the_largest_hadamard_codebook(kernels: cuda.Kernels) -> None:
+def test_last_pairs_of_the_largest_hadamard_codebook(kernels: cuda.Cuda) -> None:
     spec = CodebookSpec("hadamard", 100, 2**32, 1, SEED)
     w, n = residual(spec, 1), spec.hadamard_n
     scores = kernels.scores(spec, w, torch.tensor(1), first=2**32 - n, count=n)
@@ -273,7 +273,7 @@ def test_last_pairs_of_the_largest_hadamard_codebook(kernels: cuda.Kernels) -> N
     assert (scores[0] - exact).abs().max() <= 3e-7 * w.norm() * spec.dim**0.5
 
 
-def test_hadamard_signs_of_one_range_after_another(kernels: cuda.Kernels) -> None:
+def test_hadamard_signs_of_one_range_after_another(kernels: cuda.Cuda) -> None:
     """More pairs than the workspace holds signs of: ranges of 2^23 atoms, whose best candidates are merged."""
     spec = CodebookSpec("hadamard", 60, 2**23 + 1000, 1, SEED)
     w, at = residual(spec, 2), torch.tensor(1)
@@ -289,7 +289,7 @@ def test_hadamard_signs_of_one_range_after_another(kernels: cuda.Kernels) -> Non
 
 
 @pytest.mark.parametrize("size", [64, 200, 1000, 4000, 16000])
-def test_every_hadamard_length(kernels: cuda.Kernels, size: int) -> None:
+def test_every_hadamard_length(kernels: cuda.Cuda, size: int) -> None:
     """n = 64 ... 16384, with a cut last sub-block, several sub-blocks and uneven groups."""
     for dim, groups in ((size + 3, 1), (5 * size + 1, 2)):
         spec = CodebookSpec("hadamard", dim, size, groups, SEED)
@@ -309,7 +309,7 @@ def test_every_hadamard_length(kernels: cuda.Kernels, size: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "sign"])
-def test_long_groups(kernels: cuda.Kernels, kind: str) -> None:
+def test_long_groups(kernels: cuda.Cuda, kind: str) -> None:
     """More k steps than a sum surely holds (`sign` takes several segments), with the largest residual everywhere."""
     per_step = 4 * (128 if kind == "sign" else 8)
     steps = 8 * 256 if kind == "sign" else 16 * 1280  # of all warps of a block
@@ -324,7 +324,7 @@ def test_long_groups(kernels: cuda.Kernels, kind: str) -> None:
     assert best[0].item() == exact.abs().argmax().item()
 
 
-def test_exact_ties_go_to_the_lower_index(kernels: cuda.Kernels, narrow: cuda.Kernels) -> None:
+def test_exact_ties_go_to_the_lower_index(kernels: cuda.Cuda, narrow: cuda.Cuda) -> None:
     """Few coordinates of integers: many atoms score exactly the same."""
     for engine in (kernels, narrow):
         for kind in ("gaussian", "sign"):
@@ -342,7 +342,7 @@ def test_exact_ties_go_to_the_lower_index(kernels: cuda.Kernels, narrow: cuda.Ke
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_residual_not_finite(kernels: cuda.Kernels, kind: str, bad: float) -> None:
+def test_residual_not_finite(kernels: cuda.Cuda, kind: str, bad: float) -> None:
     spec = CodebookSpec(kind, 300, 90, 2, SEED)
     w = residual(spec, 3)
     clean = kernels.search(spec, w, torch.tensor(2), True, None)
@@ -358,7 +358,7 @@ def test_residual_not_finite(kernels: cuda.Kernels, kind: str, bad: float) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_residuals_of_extreme_size(kernels: cuda.Kernels, kind: str) -> None:
+def test_residuals_of_extreme_size(kernels: cuda.Cuda, kind: str) -> None:
     """Denormal and nearly overflowing residuals scale like any other."""
     spec = CodebookSpec(kind, 200, 50, 1, SEED)
     w = residual(spec, 1)
@@ -375,7 +375,7 @@ def test_residuals_of_extreme_size(kernels: cuda.Kernels, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dim", [1, 2, 3, 4, 5, 17, 64, 127, 256, 1000, 4095, 4096, 4097, 9000])
-def test_rotation(kernels: cuda.Kernels, kind: str, dim: int) -> None:
+def test_rotation(kernels: cuda.Cuda, kind: str, dim: int) -> None:
     spec = CodebookSpec(kind, dim, 1, 1, SEED)
     r = torch.randn(2, dim)
     w = reference.to_codebook_order(spec, r)
@@ -383,8 +383,28 @@ def test_rotation(kernels: cuda.Kernels, kind: str, dim: int) -> None:
     assert torch.equal(kernels.to_image_order(spec, w), reference.to_image_order(spec, w))
 
 
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(("kind", "dim"), [("gaussian", 1100), ("sign", 70), ("hadamard", 64)])
+def test_residuals_enter_in_range(kernels: cuda.Cuda, kind: str, dim: int, together: bool) -> None:
+    spec = CodebookSpec(kind, dim, 10, 1, SEED)
+    for sizes in ([1, 1e-40, 3e37, 1e-20, 1e20], [1, 2, 3, 4, 5], [0, 1e-45, 1e-30, -0.0, 1e-38]):
+        residual = torch.randn(5, dim) * torch.tensor(sizes)[:, None]
+        w, unit = kernels.enter(spec, residual, together)
+        expected, expected_unit = reference.enter(reference.to_codebook_order, spec, residual, together)
+        assert torch.equal(w, expected)
+        assert torch.equal(unit, torch.ones(5, 1) if expected_unit is None else expected_unit)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_combine_clamps_and_sums_in_order(kernels: cuda.Kernels, kind: str) -> None:
+def test_search_of_a_range(kernels: cuda.Cuda, kind: str) -> None:
+    spec, w = CodebookSpec(kind, 60, 150, 2, SEED), torch.randn(3, 60)
+    first, step = spec.atoms_made_together, torch.tensor(5)
+    index, _, _ = kernels.search_range(spec, w, step, True, None, first, 140)
+    assert torch.equal(index, reference.scores(spec, w, 5, first, 140).abs().argmax(-1) + first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_combine_clamps_and_sums_in_order(kernels: cuda.Cuda, kind: str) -> None:
     spec = CodebookSpec(kind, 1100, 90, 2, SEED)
     index = torch.randint(0, 90, (2, 2, 40))
     coefficient = torch.randn(2, 2, 40)
@@ -400,7 +420,7 @@ def test_combine_clamps_and_sums_in_order(kernels: cuda.Kernels, kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_workspace_stays_small(kernels: cuda.Kernels, kind: str) -> None:
+def test_workspace_stays_small(kernels: cuda.Cuda, kind: str) -> None:
     """Under 64 MB for the shapes people use, and the batch is cut where it would not be."""
     library = kernels._library
     for batch, dim, size, groups in ((1, 36864, 2**20, 1), (1, 2**18, 2**32, 64), (8, 16384, 2**20, 8)):
@@ -415,7 +435,7 @@ def test_workspace_stays_small(kernels: cuda.Kernels, kind: str) -> None:
     assert library.ddcm_search_workspace(spec, rows) <= cuda.WORKSPACE_LIMIT or rows <= 8
 
 
-def test_batches_in_parts(kernels: cuda.Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_in_parts(kernels: cuda.Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = CodebookSpec("sign", 300, 70, 2, SEED)
     w = residual(spec, 37)
     whole = kernels.search(spec, w, torch.tensor(1), True, None)

@@ -48,9 +48,10 @@ def test_dry_run_needs_neither_the_package_nor_diffusers(tmp_path: Path) -> None
 @pytest.fixture
 def emulated(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """The cuda backend on CPU tensors; clocks and graphs replaced."""
-    kernels = cuda.Kernels(library, multiprocessors=4, max_cluster=8)
-    monkeypatch.setattr(cuda, "_for", lambda tensor: kernels)
-    monkeypatch.setattr(cuda, "unavailable", lambda device: None)
+    kernels = cuda.Cuda(library, multiprocessors=4, max_cluster=8)
+    monkeypatch.setattr(kernels, "unavailable", lambda device: None)
+    monkeypatch.setattr(kernels, "asked", lambda device: False)
+    monkeypatch.setattr(backends, "load", lambda name: kernels)
     monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
     monkeypatch.setattr(gpu_check, "timed", lambda run, limit=0.0, repeats=0: (run(), (1e-3, 7))[1])
     monkeypatch.setattr(gpu_check, "graphed", lambda run: run)

@@ -53,7 +53,7 @@ class Recorder:
     """The operations of the library, and what they asked the runtime for."""
 
     def __init__(self, library: Path) -> None:
-        self.kernels = cuda.Kernels(library, multiprocessors=132, max_cluster=8)
+        self.kernels = cuda.Cuda(library, multiprocessors=132, max_cluster=8)
         self._library = ctypes.CDLL(str(library))
         self._library.recorder_take.restype = ctypes.c_char_p
 
@@ -86,13 +86,13 @@ def recorder(library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorde
     def on(device: torch.device) -> Iterator[int]:
         yield STREAM
 
-    monkeypatch.setattr(cuda.Kernels, "_on", staticmethod(on))
+    monkeypatch.setattr(cuda.Cuda, "_on", staticmethod(on))
     recorder = Recorder(library)
     yield recorder
     recorder.take()
 
 
-def operations(kernels: cuda.Kernels, spec: CodebookSpec, batch: int) -> dict[str, Callable[[], object]]:
+def operations(kernels: cuda.Cuda, spec: CodebookSpec, batch: int) -> dict[str, Callable[[], object]]:
     w, step = torch.zeros(batch, spec.dim), torch.tensor(3)
     index, coefficient = torch.zeros(batch, spec.groups, 2, dtype=torch.int64), torch.ones(batch, spec.groups, 2)
     return {

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddcm_fast import kernels
-from ddcm_fast.codebook import reference
+from ddcm_fast.codebook import backends, reference
 from ddcm_fast.codebook.codebook import Codebook
 from ddcm_fast.codebook.law import CodebookSpec
 
 pytest.importorskip("triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-_REASON = kernels.unavailable(torch.device(DEVICE))
+kernels = backends.load("triton")
+_REASON = backends.missing("triton", DEVICE)
 pytestmark = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
 
 SEED = 0xFEDCBA9876543210
@@ -114,7 +114,7 @@ def test_search_and_topk(case):
 def test_sums_of_more_than_31_bits_are_made_in_segments(monkeypatch):
     import triton.language as tl
 
-    monkeypatch.setattr(kernels.search_sign, "_SEGMENT", tl.constexpr(32))
+    monkeypatch.setattr("ddcm_fast.kernels.search_sign._SEGMENT", tl.constexpr(32))
     spec, w = CodebookSpec("sign", 128 * 33, 7, 1, SEED), torch.randn(9, 128 * 33)
     index, sign, _ = kernels.search(spec, w, step_tensor(), True, None)
     expected = reference.search(spec, w, STEP, True)
@@ -123,7 +123,7 @@ def test_sums_of_more_than_31_bits_are_made_in_segments(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["gaussian", "hadamard"])
 def test_topk_over_several_ranges(kind, monkeypatch):
-    monkeypatch.setattr(kernels.operations, "_CANDIDATES", 256)
+    monkeypatch.setattr("ddcm_fast.kernels.operations._CANDIDATES", 256)
     spec = CodebookSpec(kind, 60, 700, 1, SEED)
     w = torch.randn(1, 60)
     found = kernels.topk(spec, w.to(DEVICE), step_tensor(), 300, True, None)
@@ -132,9 +132,18 @@ def test_topk_over_several_ranges(kind, monkeypatch):
     assert torch.equal(found[1].cpu(), expected[1])
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "sign", "hadamard"])
+def test_search_of_a_range(kind):
+    spec, w = CodebookSpec(kind, 60, 150, 2, SEED), torch.randn(2, 60)
+    first, bias = spec.atoms_made_together, torch.randn(2, 150)
+    found = kernels.search_range(spec, w.to(DEVICE), step_tensor(), True, bias.to(DEVICE), first, 140)
+    value = reference.scores(spec, w, STEP, first, 140).abs() + bias[:, first:140]
+    assert torch.equal(found[0].cpu(), value.argmax(-1) + first)
+
+
 @pytest.mark.parametrize("table_bytes", [1, 5000])
 def test_programs_of_a_batch_share_signs_range_by_range(table_bytes, monkeypatch):
-    monkeypatch.setattr(kernels.search_hadamard, "_TABLE_BYTES", table_bytes)
+    monkeypatch.setattr("ddcm_fast.kernels.search_hadamard._TABLE_BYTES", table_bytes)
     spec, w = CodebookSpec("hadamard", 900, 5000, 2, SEED), torch.randn(17, 900)
     # Each range's atoms are the best of some images: the best so far must outlive the ranges after it.
     atoms = torch.linspace(0, 4999, 17).long()[:, None, None].expand(-1, 2, 1)

@@ -174,11 +174,11 @@ def test_meta_tensors_have_the_right_shapes():
     assert [(t.device.type, t.shape) for t in found] == [("meta", (3, 2, 5))] * 3
 
 
-def test_no_gradient():
+def test_a_choice_has_no_gradient():
     book = Codebook("sign", 60, 40)
     parameter = torch.nn.Parameter(torch.randn(2, 60))
     index, sign, score = book.search(parameter, 7, torch.zeros(40, requires_grad=True))
     coefficient = torch.ones(2, 1, 1, requires_grad=True)
-    for tensor in (score, book.scores(parameter, 7), book.combine(index[..., None], coefficient, 7)):
+    for tensor in (score, book.scores_and_norms(parameter, 7)[0], book.combine(index[..., None], coefficient, 7)):
         assert not tensor.requires_grad
     assert same((index, sign), book.search(parameter.detach(), 7)[:2])

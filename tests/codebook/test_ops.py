@@ -11,7 +11,6 @@ from backend_checks import SEED, STEP, backends_here, step_tensor
 from torch.utils._pytree import tree_leaves
 
 from ddcm_fast.codebook.codebook import Codebook
-from ddcm_fast.codebook.law import CodebookSpec
 from ddcm_fast.errors import BackendError, ConfigError, DDCMError, InputError
 
 KINDS = ("gaussian", "sign", "hadamard")
@@ -31,8 +30,7 @@ D, K, G, B = 40, 30, 2, 3
 
 def arguments(name: str, device: str) -> dict[str, object]:
     """Good arguments of every op; each test spoils one."""
-    book = CodebookSpec("gaussian", D, K, G, SEED).numbers
-    fields = dict(zip(("kind", "dim", "size", "groups", "seed"), book, strict=True))
+    fields = {"kind": "gaussian", "dim": D, "size": K, "groups": G, "seed": SEED}
     generator = torch.Generator("cpu").manual_seed(0)
     tensors = {
         "residual": torch.randn(B, D, generator=generator).to(device),
@@ -41,16 +39,18 @@ def arguments(name: str, device: str) -> dict[str, object]:
         "coefficient": torch.randn(B, G, 2, generator=generator).to(device),
         "step": step_tensor(STEP, device),
     }
-    return {**tensors, "m": 3, "signed": True, **fields, "backend": name}
+    return {**tensors, "m": 3, "first": 3, "last": K - 2, "signed": True, **fields, "backend": name}
 
 
 def call(op: str, given: dict[str, object]):
     """Call torch.ops.ddcm_fast.<op> with what it takes of the arguments."""
     overload = getattr(torch.ops.ddcm_fast, op).default
+    book = " ".join(str(given[field]) for field in ("backend", "kind", "dim", "size", "groups", "seed"))
+    given = {**given, "codebook": book}
     return overload(**{a.name: given[a.name] for a in overload._schema.arguments})
 
 
-OPS = ("search", "topk", "scores", "scores_and_norms", "combine")
+OPS = ("search", "search_range", "topk", "scores", "scores_and_norms", "combine")
 
 
 def wrong_tensors(good: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -92,11 +92,13 @@ def test_raw_ops_refuse_wrong_numbers(op, backend):
     name, device = backend
     good = arguments(name, device)
     wrong = [
-        ("kind", -1), ("kind", 3), ("dim", 0), ("dim", -5), ("dim", D + 1), ("size", 0), ("size", 2**40), ("groups", 0),
+        ("kind", "noise"), ("kind", "sign sign"), ("seed", 2**64), ("seed", "x"),
+        ("dim", 0), ("dim", -5), ("dim", D + 1), ("size", 0), ("size", 2**40), ("groups", 0),
         ("groups", D + 1), ("backend", "abacus"), ("backend", "auto"), ("step", step_tensor(STEP, device)[None]),
         ("step", step_tensor(STEP, device).int()), ("step", step_tensor(STEP, device).double()),
     ]  # fmt: skip
     wrong += [("m", 0), ("m", K + 1), ("m", -1)] if op == "topk" else []
+    wrong += [("first", K), ("first", -1), ("last", K + 1), ("last", 3)] if op == "search_range" else []
     if device == "cpu":
         wrong += [("step", step_tensor(n, device)) for n in (-1, 2**32, 2**32 + 1, -(2**63))]
         wrong += [("backend", "cuda")]
@@ -181,7 +183,7 @@ def test_numpy_integers_are_integers(backend):
     plain = Codebook("sign", 24, 16, 3, seed=5, backend=name)
     numpy = Codebook("sign", np.prod((2, 3, 4)), np.uint16(16), np.int8(3), np.uint64(5), backend=name)
     assert plain.spec == numpy.spec and repr(plain) == repr(numpy)
-    assert all(type(n) is int for n in numpy.spec.numbers)
+    assert all(type(n) is int for n in (numpy.spec.dim, numpy.spec.size, numpy.spec.groups, numpy.spec.seed))
     residual = torch.randn(2, 24, device=device)
     for a, b in zip(plain.topk(residual, 7, 2), numpy.topk(residual, np.uint8(7), np.int64(2)), strict=True):
         assert torch.equal(a, b)

@@ -2,9 +2,8 @@
 
 Instruction set: the best of AVX-512, AVX2 and portable C++ that the machine has; the environment variable
 DDCM_CPU_ISA (avx512, avx2 or portable) overrides it, read once at first use. Threads:
-torch.get_num_threads(); results do not depend on it. Functions and shapes are those of
-`ddcm_fast.codebook.reference`, with the step as a 0-d int64 tensor. The library itself releases the GIL during a call
-and lets Python's signal handlers run ten times a second, so that Ctrl-C ends a long one.
+torch.get_num_threads(); results do not depend on it. The library itself releases the GIL during a call and lets
+Python's signal handlers run ten times a second, so that Ctrl-C ends a long one.
 """
 
 from __future__ import annotations
@@ -13,11 +12,14 @@ import ctypes
 import os
 from ctypes import POINTER, c_char_p, c_int, c_int64, c_uint32, c_uint64, c_void_p
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ddcm_fast.codebook import build, library_cache
+from ddcm_fast.codebook.backends.base import Backend, Chosen
+from ddcm_fast.codebook.backends.hardware import processor
 from ddcm_fast.codebook.law import CodebookSpec, gaussian_table
 from ddcm_fast.errors import BackendError, InputError
 
@@ -38,6 +40,7 @@ class _Geometry(ctypes.Structure):
         ("sub_blocks", c_int64),
         ("calls_per_group", c_int64),
         ("stride", c_int64),
+        ("first", c_int64),
     )
 
 
@@ -91,14 +94,6 @@ def _library() -> ctypes.PyDLL:
     return library
 
 
-def unavailable(device: torch.device) -> str | None:
-    """Why the cpu backend cannot serve a device, or None. Builds the library at the first call."""
-    if device.type != "cpu":
-        return "it serves tensors in host memory only"
-    library = _load()
-    return library if isinstance(library, str) else None
-
-
 def instruction_set() -> str:
     """Name of the instruction set in use: avx512, avx2 or portable."""
     name: bytes = _library().ddcm_cpu_selected()
@@ -126,149 +121,131 @@ def _check(status: int) -> None:
         raise MemoryError("the cpu backend ran out of memory")
 
 
-def to_codebook_order(spec: CodebookSpec, residual: Tensor) -> Tensor:
-    """See ddcm_fast.codebook.reference.to_codebook_order."""
-    w = torch.empty_like(residual)
-    _check(
-        _library().ddcm_cpu_to_codebook_order(
-            _geometry(spec),
-            residual.data_ptr(),
-            residual.shape[0],
-            w.data_ptr(),
-            torch.get_num_threads(),
+def _empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def _chosen(shape: tuple[int, ...]) -> Chosen:
+    return _empty(shape, torch.int64), _empty(shape, torch.int8), _empty(shape)
+
+
+def _bias(bias: Tensor | None) -> tuple[int | None, bool]:
+    """A bias's address, and whether it has entries for each group."""
+    return (None, False) if bias is None else (bias.data_ptr(), bias.dim() == 2)
+
+
+class Cpu(Backend):
+    """The operations on tensors in host memory. A row with NaN or infinite entries gets index -1."""
+
+    automatic = ("cpu",)
+    speed = 100
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Why it cannot serve a device, or None. Builds the library at the first call."""
+        if device.type != "cpu":
+            return "it serves tensors in host memory only"
+        library = _load()
+        return library if isinstance(library, str) else None
+
+    def identity(self, device: torch.device) -> str:
+        return f"{Path(_library()._name).stem} {instruction_set()} on {processor()}"
+
+    def enter(self, spec: CodebookSpec, residual: Tensor, together: bool) -> tuple[Tensor, Tensor | None]:
+        """See reference.enter; in one pass."""
+        batch = residual.shape[0]
+        w, unit = torch.empty_like(residual), _empty((batch, 1))
+        threads = torch.get_num_threads()
+        status = _library().ddcm_cpu_enter(
+            _geometry(spec), residual.data_ptr(), batch, together, w.data_ptr(), unit.data_ptr(), threads
         )
-    )
-    return w
+        if status == 2:
+            raise InputError("the residual has NaN or infinite entries")
+        if status == 3:
+            return w, unit
+        _check(status)
+        return w, None
 
-
-def enter(spec: CodebookSpec, residual: Tensor, together: bool) -> tuple[Tensor, Tensor | None]:
-    """See ddcm_fast.codebook.reference.enter; in one pass."""
-    w = torch.empty_like(residual)
-    unit = residual.new_empty((residual.shape[0], 1), dtype=torch.float32)
-    status = _library().ddcm_cpu_enter(
-        _geometry(spec),
-        residual.data_ptr(),
-        residual.shape[0],
-        together,
-        w.data_ptr(),
-        unit.data_ptr(),
-        torch.get_num_threads(),
-    )
-    if status == 2:
-        raise InputError("the residual has NaN or infinite entries")
-    if status == 3:
-        return w, unit
-    _check(status)
-    return w, None
-
-
-def to_image_order(spec: CodebookSpec, y: Tensor) -> Tensor:
-    """See ddcm_fast.codebook.reference.to_image_order."""
-    z = torch.empty_like(y)
-    _check(
-        _library().ddcm_cpu_to_image_order(
-            _geometry(spec), y.data_ptr(), y.shape[0], z.data_ptr(), torch.get_num_threads()
+    def to_codebook_order(self, spec: CodebookSpec, residual: Tensor) -> Tensor:
+        w = torch.empty_like(residual)
+        threads = torch.get_num_threads()
+        _check(
+            _library().ddcm_cpu_to_codebook_order(
+                _geometry(spec), residual.data_ptr(), residual.shape[0], w.data_ptr(), threads
+            )
         )
-    )
-    return z
+        return w
 
+    def to_image_order(self, spec: CodebookSpec, y: Tensor) -> Tensor:
+        z = torch.empty_like(y)
+        threads = torch.get_num_threads()
+        _check(_library().ddcm_cpu_to_image_order(_geometry(spec), y.data_ptr(), y.shape[0], z.data_ptr(), threads))
+        return z
 
-def _results(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.empty(shape, dtype=torch.int64, device="cpu"),
-        torch.empty(shape, dtype=torch.int8, device="cpu"),
-        torch.empty(shape, dtype=torch.float32, device="cpu"),
-    )
+    def search(self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None) -> Chosen:
+        return self._search(_geometry(spec), spec, w, step, signed, bias)
 
+    def search_range(
+        self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None, first: int, last: int
+    ) -> Chosen:
+        geometry = _Geometry.from_buffer_copy(_geometry(spec).contents)
+        geometry.first, geometry.size = first, last
+        if bias is not None:
+            bias = bias[..., :last].contiguous()  # as many entries a group as the geometry has atoms
+        return self._search(ctypes.pointer(geometry), spec, w, step, signed, bias)
 
-def search(
-    spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See ddcm_fast.codebook.reference.search. A row with NaN or infinite entries gets index -1."""
-    index, sign, score = _results((w.shape[0], spec.groups))
-    _check(
-        _library().ddcm_cpu_search(
-            _geometry(spec),
-            w.data_ptr(),
-            w.shape[0],
-            step.item(),
-            signed,
-            None if bias is None else bias.data_ptr(),
-            bias is not None and bias.dim() == 2,
-            index.data_ptr(),
-            sign.data_ptr(),
-            score.data_ptr(),
-            torch.get_num_threads(),
+    @staticmethod
+    def _search(
+        geometry: ctypes._Pointer[_Geometry],
+        spec: CodebookSpec,
+        w: Tensor,
+        step: Tensor,
+        signed: bool,
+        bias: Tensor | None,
+    ) -> Chosen:
+        index, sign, score = _chosen((w.shape[0], spec.groups))
+        _check(
+            _library().ddcm_cpu_search(
+                *(geometry, w.data_ptr(), w.shape[0], step.item(), signed, *_bias(bias)),
+                *(index.data_ptr(), sign.data_ptr(), score.data_ptr(), torch.get_num_threads()),
+            )
         )
-    )
-    return index, sign, score
+        return index, sign, score
 
-
-def topk(
-    spec: CodebookSpec, w: Tensor, step: Tensor, m: int, signed: bool, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See ddcm_fast.codebook.reference.topk. A row with NaN or infinite entries gets indices -1."""
-    index, sign, score = _results((w.shape[0], spec.groups, m))
-    _check(
-        _library().ddcm_cpu_topk(
-            _geometry(spec),
-            w.data_ptr(),
-            w.shape[0],
-            step.item(),
-            m,
-            signed,
-            None if bias is None else bias.data_ptr(),
-            bias is not None and bias.dim() == 2,
-            index.data_ptr(),
-            sign.data_ptr(),
-            score.data_ptr(),
-            torch.get_num_threads(),
+    def topk(self, spec: CodebookSpec, w: Tensor, step: Tensor, m: int, signed: bool, bias: Tensor | None) -> Chosen:
+        index, sign, score = _chosen((w.shape[0], spec.groups, m))
+        _check(
+            _library().ddcm_cpu_topk(
+                *(_geometry(spec), w.data_ptr(), w.shape[0], step.item(), m, signed, *_bias(bias)),
+                *(index.data_ptr(), sign.data_ptr(), score.data_ptr(), torch.get_num_threads()),
+            )
         )
-    )
-    return index, sign, score
+        return index, sign, score
 
+    def scores(self, spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
+        return self._scores(spec, w, step, None)
 
-def _scores(spec: CodebookSpec, w: Tensor, step: Tensor, norms: Tensor | None) -> Tensor:
-    out = torch.empty((w.shape[0], spec.groups, spec.size), dtype=torch.float32, device="cpu")
-    _check(
-        _library().ddcm_cpu_scores(
-            _geometry(spec),
-            w.data_ptr(),
-            w.shape[0],
-            step.item(),
-            out.data_ptr(),
-            None if norms is None else norms.data_ptr(),
-            torch.get_num_threads(),
+    def scores_and_norms(self, spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        norms = _empty((spec.groups, spec.size))
+        return self._scores(spec, w, step, norms), norms
+
+    def _scores(self, spec: CodebookSpec, w: Tensor, step: Tensor, norms: Tensor | None) -> Tensor:
+        out = _empty((w.shape[0], spec.groups, spec.size))
+        _check(
+            _library().ddcm_cpu_scores(
+                *(_geometry(spec), w.data_ptr(), w.shape[0], step.item(), out.data_ptr()),
+                *(None if norms is None else norms.data_ptr(), torch.get_num_threads()),
+            )
         )
-    )
-    return out
+        return out
 
-
-def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
-    """See ddcm_fast.codebook.reference.scores."""
-    return _scores(spec, w, step, None)
-
-
-def scores_and_norms(spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """See ddcm_fast.codebook.reference.scores_and_norms."""
-    norms = torch.empty((spec.groups, spec.size), dtype=torch.float32, device="cpu")
-    return _scores(spec, w, step, norms), norms
-
-
-def combine(spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:
-    """See ddcm_fast.codebook.reference.combine. Indices outside the codebook are clamped into it."""
-    batch, _, m = index.shape
-    y = torch.empty((batch, spec.dim), dtype=torch.float32, device="cpu")
-    _check(
-        _library().ddcm_cpu_combine(
-            _geometry(spec),
-            index.data_ptr(),
-            coefficient.data_ptr(),
-            batch,
-            m,
-            step.item(),
-            y.data_ptr(),
-            torch.get_num_threads(),
+    def combine(self, spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:
+        """See reference.combine. Indices outside the codebook are clamped into it."""
+        batch, _, m = index.shape
+        y = _empty((batch, spec.dim))
+        _check(
+            _library().ddcm_cpu_combine(
+                *(_geometry(spec), index.data_ptr(), coefficient.data_ptr(), batch, m, step.item()),
+                *(y.data_ptr(), torch.get_num_threads()),
+            )
         )
-    )
-    return y
+        return y

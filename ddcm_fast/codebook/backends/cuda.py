@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 
 from ddcm_fast.codebook import library_cache
+from ddcm_fast.codebook.backends.base import Backend, Chosen, search_by_scores
+from ddcm_fast.codebook.backends.hardware import gpu
 from ddcm_fast.codebook.build import BuildError, cuda_library
 from ddcm_fast.codebook.law import CodebookSpec, gaussian_table
 from ddcm_fast.errors import BackendError
@@ -53,6 +56,7 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "ddcm_scores_workspace": (_INT64, _INT64),
     "ddcm_topk_workspace": (_INT64, _INT64),
     "ddcm_rotate": (_POINTER, _POINTER, _INT64, _INT, _POINTER),
+    "ddcm_enter": (_POINTER, _POINTER, _INT64, _POINTER, _POINTER, _INT64, _POINTER),
     "ddcm_search": (
         *(_POINTER, _INT64, _POINTER, _POINTER, _INT64, _INT, _POINTER, _POINTER),
         *(_POINTER, _POINTER, _POINTER, _POINTER),
@@ -70,102 +74,192 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
 }
 
 
-class Kernels:
-    """The operations of one compiled library on torch tensors.
+# ---- the library -----------------------------------------------------------------------------------------
+
+
+def build(capability: tuple[int, int]) -> Path:
+    """The library for a compute capability, compiled unless it is cached.
+
+    Raises BackendError with a summary when there is no nvcc or it fails.
+    """
+    try:
+        return library_cache.ensure(cuda_library(capability))
+    except BuildError as error:
+        raise BackendError(str(error)) from error
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes = (ctypes.POINTER(_Spec), *arguments)
+        function.restype = _INT64 if name.endswith("_workspace") else _INT
+    library.ddcm_error_string.argtypes = (_INT,)
+    library.ddcm_error_string.restype = ctypes.c_char_p
+    return library
+
+
+@cache
+def _load(capability: tuple[int, int]) -> ctypes.CDLL | str:
+    """The library for a compute capability, or why there is none."""
+    try:
+        return _open(build(capability))
+    except (BackendError, OSError) as error:
+        return str(error)
+
+
+def _check(library: ctypes.CDLL, code: int) -> None:
+    if code != 0:
+        text = library.ddcm_error_string(code).decode()
+        raise BackendError(f"a CUDA kernel could not be started: {text}")
+
+
+def _batches(library: ctypes.CDLL, batch: int, c_spec: _Spec, name: str, *arguments: int) -> Iterator[slice]:
+    """Cut a batch so that each part's workspace stays under the limit, where parts of 8 rows can."""
+    workspace, rows = getattr(library, name), batch
+    while rows > 8 and workspace(c_spec, rows, *arguments) > WORKSPACE_LIMIT:
+        rows = -(-rows // 16) * 8
+    return (slice(b, min(b + rows, batch)) for b in range(0, batch, rows))
+
+
+def _chosen(w: Tensor, shape: tuple[int, ...]) -> Chosen:
+    return (
+        torch.empty(shape, dtype=torch.int64, device=w.device),
+        torch.empty(shape, dtype=torch.int8, device=w.device),
+        torch.empty(shape, dtype=torch.float32, device=w.device),
+    )
+
+
+def _bias(spec: CodebookSpec, bias: Tensor | None) -> tuple[int | None, int]:
+    if bias is None:
+        return None, 0
+    return bias.data_ptr(), 0 if bias.dim() == 1 else spec.size
+
+
+# ---- the backend -----------------------------------------------------------------------------------------
+
+
+class Cuda(Backend):
+    """The operations on the tensors of a GPU.
 
     Args:
-        path: shared library with the C interface of csrc/cuda/driver.h. The host emulation of the kernels
-            has the same interface and takes CPU tensors; the tests use this class for both.
+        path: shared library with the C interface of csrc/cuda/driver.h; None for that of each device's compute
+            capability, built at first use. The host emulation of the kernels has the same interface and takes CPU
+            tensors; the tests use this class for both.
         multiprocessors: overrides the device's count, from which the kernels choose how to cut the work.
         max_cluster: overrides the most blocks of a cluster: MAX_CLUSTER where the device has clusters, else 1.
     """
 
-    def __init__(self, path: Path, multiprocessors: int | None = None, max_cluster: int | None = None) -> None:
-        self._library = ctypes.CDLL(str(path))
+    automatic = ("cuda",)
+    speed = 300
+
+    def __init__(
+        self, path: Path | None = None, multiprocessors: int | None = None, max_cluster: int | None = None
+    ) -> None:
+        self._library = None if path is None else _open(path)
         self._multiprocessors = multiprocessors
         self._max_cluster = max_cluster
         self._tables: dict[torch.device, Tensor] = {}
-        for name, arguments in _SIGNATURES.items():
-            function = getattr(self._library, name)
-            function.argtypes = (ctypes.POINTER(_Spec), *arguments)
-            function.restype = _INT64 if name.endswith("_workspace") else _INT
-        self._library.ddcm_error_string.argtypes = (_INT,)
-        self._library.ddcm_error_string.restype = ctypes.c_char_p
 
-    # ---- operations: shapes as in ddcm_fast.codebook.reference ------------------------------------------------
+    def unavailable(self, device: torch.device) -> str | None:
+        """Why it cannot serve a device, or None. The first call for a GPU compiles the kernels."""
+        if device.type != "cuda":
+            return "it serves CUDA devices only"
+        if torch.version.cuda is None or not torch.cuda.is_available():
+            return "torch sees no CUDA GPU"
+        capability = torch.cuda.get_device_capability(device)
+        if capability < MIN_CAPABILITY:
+            return (
+                f"the GPU has compute capability {capability[0]}.{capability[1]}; "
+                f"the kernels need {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} or later"
+            )
+        library = _load(capability)
+        return library if isinstance(library, str) else None
+
+    def identity(self, device: torch.device) -> str:
+        return f"{Path(self._library_for(device)._name).stem} on {gpu(device)}"
+
+    # ---- operations --------------------------------------------------------------------------------------
+
+    def enter(self, spec: CodebookSpec, residual: Tensor, together: bool) -> tuple[Tensor, Tensor | None]:
+        """See reference.enter; one norm, and the rotation."""
+        peaks = torch.linalg.vector_norm(residual, math.inf, dim=(0, 1) if together else 1)
+        out, unit = torch.empty_like(residual), residual.new_empty(len(residual), 1)
+        library, c_spec = self._library_for(residual.device), self._spec(spec, residual.device)
+        with self._on(residual.device) as stream:
+            _check(
+                library,
+                library.ddcm_enter(
+                    *(c_spec, residual.data_ptr(), peaks.data_ptr(), int(not together)),
+                    *(out.data_ptr(), unit.data_ptr(), len(residual), stream),
+                ),
+            )
+        return out, unit
 
     def to_codebook_order(self, spec: CodebookSpec, residual: Tensor) -> Tensor:
-        """See ddcm_fast.codebook.reference.to_codebook_order."""
         return self._rotate(spec, residual, inverse=False)
 
     def to_image_order(self, spec: CodebookSpec, y: Tensor) -> Tensor:
-        """See ddcm_fast.codebook.reference.to_image_order."""
         return self._rotate(spec, y, inverse=True)
 
-    def search(
-        self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See ddcm_fast.codebook.reference.search; a residual that is not finite gives index -1 and score NaN."""
+    def search(self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None) -> Chosen:
         w = w.contiguous()
-        index, sign, score = self._chosen(w, (len(w), spec.groups))
+        index, sign, score = _chosen(w, (len(w), spec.groups))
         c_spec = self._spec(spec, w.device)
-        bias_at, bias_stride = self._bias(spec, bias)
+        bias_at, bias_stride = _bias(spec, bias)
+        library = self._library_for(w.device)
         with self._on(w.device) as stream:
             tables = self._table(w.device)
-            for rows in self._batches(len(w), c_spec, "ddcm_search_workspace"):
+            for rows in _batches(library, len(w), c_spec, "ddcm_search_workspace"):
                 part = w[rows]
-                size = self._library.ddcm_search_workspace(c_spec, len(part))
+                size = library.ddcm_search_workspace(c_spec, len(part))
                 workspace = torch.empty(size, dtype=torch.uint8, device=w.device)
-                self._check(
-                    self._library.ddcm_search(
+                _check(
+                    library,
+                    library.ddcm_search(
                         *(c_spec, part.data_ptr(), len(part), step.data_ptr(), bias_at, bias_stride),
                         *(signed, tables.data_ptr(), workspace.data_ptr()),
                         *(index[rows].data_ptr(), sign[rows].data_ptr(), score[rows].data_ptr()),
                         stream,
-                    )
+                    ),
                 )
         return index, sign, score
 
-    def topk(
-        self, spec: CodebookSpec, w: Tensor, step: Tensor, m: int, signed: bool, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See ddcm_fast.codebook.reference.topk; a residual that is not finite gives index -1 and score NaN."""
+    def search_range(
+        self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None, first: int, last: int
+    ) -> Chosen:
+        def scores(a: int, b: int) -> Tensor:
+            return self._scores(spec, w, step, a, b - a, None)
+
+        return search_by_scores(scores, spec, signed, bias, first, last, len(w))
+
+    def topk(self, spec: CodebookSpec, w: Tensor, step: Tensor, m: int, signed: bool, bias: Tensor | None) -> Chosen:
         w = w.contiguous()
-        index, sign, score = self._chosen(w, (len(w), spec.groups, m))
+        index, sign, score = _chosen(w, (len(w), spec.groups, m))
         c_spec = self._spec(spec, w.device)
-        bias_at, bias_stride = self._bias(spec, bias)
+        bias_at, bias_stride = _bias(spec, bias)
+        library = self._library_for(w.device)
         with self._on(w.device) as stream:
             tables = self._table(w.device)
-            for rows in self._batches(len(w), c_spec, "ddcm_topk_workspace", m):
+            for rows in _batches(library, len(w), c_spec, "ddcm_topk_workspace", m):
                 part = w[rows]
-                size = self._library.ddcm_topk_workspace(c_spec, len(part), m)
+                size = library.ddcm_topk_workspace(c_spec, len(part), m)
                 workspace = torch.empty(size, dtype=torch.uint8, device=w.device)
-                self._check(
-                    self._library.ddcm_topk(
+                _check(
+                    library,
+                    library.ddcm_topk(
                         *(c_spec, part.data_ptr(), len(part), step.data_ptr(), m, bias_at, bias_stride),
                         *(signed, tables.data_ptr(), workspace.data_ptr()),
                         *(index[rows].data_ptr(), sign[rows].data_ptr(), score[rows].data_ptr()),
                         stream,
-                    )
+                    ),
                 )
         return index, sign, score
 
-    def scores(
-        self,
-        spec: CodebookSpec,
-        w: Tensor,
-        step: Tensor,
-        first: int = 0,
-        count: int | None = None,
-    ) -> Tensor:
-        """See ddcm_fast.codebook.reference.scores; (B, G, count) of the atoms first .. first + count - 1.
-
-        For the hadamard kind, first must be a multiple of the spec's hadamard_n.
-        """
-        return self._scores(spec, w, step, first, spec.size - first if count is None else count, None)
+    def scores(self, spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
+        return self._scores(spec, w, step, 0, spec.size, None)
 
     def scores_and_norms(self, spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """See ddcm_fast.codebook.reference.scores_and_norms."""
         norms = torch.empty(spec.groups, spec.size, device=w.device, dtype=torch.float32)
         return self._scores(spec, w, step, 0, spec.size, norms), norms
 
@@ -175,59 +269,56 @@ class Kernels:
         w = w.contiguous()
         out = torch.empty(len(w), spec.groups, count, device=w.device, dtype=torch.float32)
         c_spec = self._spec(spec, w.device)
+        library = self._library_for(w.device)
         with self._on(w.device) as stream:
             tables = self._table(w.device)
-            for rows in self._batches(len(w), c_spec, "ddcm_scores_workspace", count):
+            for rows in _batches(library, len(w), c_spec, "ddcm_scores_workspace", count):
                 part = w[rows]
                 squares = norms.data_ptr() if norms is not None and rows.start == 0 else None
-                size = self._library.ddcm_scores_workspace(c_spec, len(part), count)
+                size = library.ddcm_scores_workspace(c_spec, len(part), count)
                 workspace = torch.empty(size, dtype=torch.uint8, device=w.device)
-                self._check(
-                    self._library.ddcm_scores(
+                _check(
+                    library,
+                    library.ddcm_scores(
                         *(c_spec, part.data_ptr(), len(part), step.data_ptr(), first, count),
                         *(tables.data_ptr(), workspace.data_ptr(), out[rows].data_ptr(), squares, stream),
-                    )
+                    ),
                 )
         return out
 
-    def combine(
-        self, spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor
-    ) -> Tensor:
-        """See ddcm_fast.codebook.reference.combine; indices are clamped into range."""
+    def combine(self, spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:
         index, coefficient = index.contiguous(), coefficient.contiguous()
         batch, _, m = index.shape
         y = torch.empty(batch, spec.dim, device=index.device, dtype=torch.float32)
+        library = self._library_for(index.device)
         with self._on(index.device) as stream:
             table = self._table(index.device).data_ptr()
-            self._check(
-                self._library.ddcm_combine(
+            _check(
+                library,
+                library.ddcm_combine(
                     *(self._spec(spec, index.device), index.data_ptr(), coefficient.data_ptr()),
                     *(batch, m, step.data_ptr(), table, y.data_ptr(), stream),
-                )
+                ),
             )
         return y
 
     # ---- helpers ---------------------------------------------------------------------------------------
 
+    def _library_for(self, device: torch.device) -> ctypes.CDLL:
+        if self._library is not None:
+            return self._library
+        library = _load(torch.cuda.get_device_capability(device))
+        if isinstance(library, str):
+            raise BackendError(f"backend 'cuda' cannot serve {device}: {library}")
+        return library
+
     def _rotate(self, spec: CodebookSpec, x: Tensor, inverse: bool) -> Tensor:
         x = x.contiguous()
         out = torch.empty_like(x)
+        library, c_spec = self._library_for(x.device), self._spec(spec, x.device)
         with self._on(x.device) as stream:
-            c_spec = self._spec(spec, x.device)
-            self._check(
-                self._library.ddcm_rotate(
-                    c_spec, x.data_ptr(), out.data_ptr(), len(x), inverse, stream
-                )
-            )
+            _check(library, library.ddcm_rotate(c_spec, x.data_ptr(), out.data_ptr(), len(x), inverse, stream))
         return out
-
-    @staticmethod
-    def _chosen(w: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        return (
-            torch.empty(shape, dtype=torch.int64, device=w.device),
-            torch.empty(shape, dtype=torch.int8, device=w.device),
-            torch.empty(shape, dtype=torch.float32, device=w.device),
-        )
 
     def _spec(self, spec: CodebookSpec, device: torch.device) -> _Spec:
         count, cluster = self._multiprocessors, self._max_cluster
@@ -236,19 +327,6 @@ class Kernels:
             count = properties.multi_processor_count if count is None else count
             cluster = (MAX_CLUSTER if properties.major >= 9 else 1) if cluster is None else cluster
         return _Spec(spec.kind_number, count, cluster, spec.dim, spec.size, spec.groups, spec.seed)
-
-    @staticmethod
-    def _bias(spec: CodebookSpec, bias: Tensor | None) -> tuple[int | None, int]:
-        if bias is None:
-            return None, 0
-        return bias.data_ptr(), 0 if bias.dim() == 1 else spec.size
-
-    def _batches(self, batch: int, c_spec: _Spec, name: str, *arguments: int) -> Iterator[slice]:
-        """Cut a batch so that each part's workspace stays under the limit, where parts of 8 rows can."""
-        workspace, rows = getattr(self._library, name), batch
-        while rows > 8 and workspace(c_spec, rows, *arguments) > WORKSPACE_LIMIT:
-            rows = -(-rows // 16) * 8
-        return (slice(b, min(b + rows, batch)) for b in range(0, batch, rows))
 
     def _table(self, device: torch.device) -> Tensor:
         """T as int16, then as float16 bits: what struct ddcm::Tables expects."""
@@ -266,96 +344,3 @@ class Kernels:
             return
         with torch.cuda.device(device):
             yield torch.cuda.current_stream(device).cuda_stream
-
-    def _check(self, code: int) -> None:
-        if code != 0:
-            text = self._library.ddcm_error_string(code).decode()
-            raise BackendError(f"a CUDA kernel could not be started: {text}")
-
-
-# ---- loading ---------------------------------------------------------------------------------------------
-
-
-def build(capability: tuple[int, int]) -> Path:
-    """The library for a compute capability, compiled unless it is cached.
-
-    Raises BackendError with a summary when there is no nvcc or it fails.
-    """
-    try:
-        return library_cache.ensure(cuda_library(capability))
-    except BuildError as error:
-        raise BackendError(str(error)) from error
-
-
-@cache
-def _kernels(capability: tuple[int, int]) -> Kernels | str:
-    """The kernels for a compute capability, or why there are none."""
-    try:
-        return Kernels(build(capability))
-    except (BackendError, OSError) as error:
-        return str(error)
-
-
-def unavailable(device: torch.device) -> str | None:
-    """Why the cuda backend cannot serve a device. The first call for a GPU compiles the kernels."""
-    if device.type != "cuda":
-        return "it serves CUDA devices only"
-    if torch.version.cuda is None or not torch.cuda.is_available():
-        return "torch sees no CUDA GPU"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < MIN_CAPABILITY:
-        return (
-            f"the GPU has compute capability {capability[0]}.{capability[1]}; "
-            f"the kernels need {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} or later"
-        )
-    kernels = _kernels(capability)
-    return kernels if isinstance(kernels, str) else None
-
-
-def _for(tensor: Tensor) -> Kernels:
-    kernels = _kernels(torch.cuda.get_device_capability(tensor.device))
-    if isinstance(kernels, str):
-        raise BackendError(f"backend 'cuda' cannot serve {tensor.device}: {kernels}")
-    return kernels
-
-
-# ---- the backend's face ------------------------------------------------------------------------------------
-
-
-def to_codebook_order(spec: CodebookSpec, residual: Tensor) -> Tensor:
-    """See ddcm_fast.codebook.reference.to_codebook_order."""
-    return _for(residual).to_codebook_order(spec, residual)
-
-
-def to_image_order(spec: CodebookSpec, y: Tensor) -> Tensor:
-    """See ddcm_fast.codebook.reference.to_image_order."""
-    return _for(y).to_image_order(spec, y)
-
-
-def search(
-    spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See ddcm_fast.codebook.reference.search; a residual that is not finite gives index -1 and score NaN."""
-    return _for(w).search(spec, w, step, signed, bias)
-
-
-def topk(
-    spec: CodebookSpec, w: Tensor, step: Tensor, m: int, signed: bool, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See ddcm_fast.codebook.reference.topk; a residual that is not finite gives index -1 and score NaN."""
-    return _for(w).topk(spec, w, step, m, signed, bias)
-
-
-def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
-    """See ddcm_fast.codebook.reference.scores."""
-    return _for(w).scores(spec, w, step)
-
-
-def scores_and_norms(spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """See ddcm_fast.codebook.reference.scores_and_norms."""
-    return _for(w).scores_and_norms(spec, w, step)
-
-
-def combine(spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:
-    """See ddcm_fast.codebook.reference.combine; indices are clamped into range."""
-    return _for(index).combine(spec, index, coefficient, step)

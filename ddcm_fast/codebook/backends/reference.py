@@ -1,4 +1,4 @@
-"""The reference backend: `ddcm_fast.codebook.reference` behind the backends' common face."""
+"""The reference backend: `ddcm_fast.codebook.reference` on any device."""
 
 from __future__ import annotations
 
@@ -6,44 +6,54 @@ import torch
 from torch import Tensor
 
 from ddcm_fast.codebook import reference
+from ddcm_fast.codebook.backends.base import Backend, Chosen, search_by_scores
 from ddcm_fast.codebook.law import CodebookSpec
 
-#: A step counts modulo 2^32, as it does where kernels read it.
-_MODULUS = 2**32
 
-to_codebook_order = reference.to_codebook_order
-to_image_order = reference.to_image_order
-
-
-def unavailable(device: torch.device) -> str | None:
-    """It runs wherever torch does."""
-    return None
+def _number(step: Tensor) -> int:
+    """A step counts modulo 2^32, as it does where kernels read it."""
+    return int(step) % 2**32
 
 
-def search(
-    spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See ddcm_fast.codebook.reference.search."""
-    return reference.search(spec, w, int(step) % _MODULUS, signed, bias)
+class Reference(Backend):
+    """The law in plain torch; wherever torch runs, slowly."""
 
+    speed = 0
 
-def topk(
-    spec: CodebookSpec, w: Tensor, step: Tensor, m: int, signed: bool, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See ddcm_fast.codebook.reference.topk."""
-    return reference.topk(spec, w, int(step) % _MODULUS, m, signed, bias)
+    def unavailable(self, device: torch.device) -> str | None:
+        return None
 
+    def asked(self, device: torch.device) -> bool:
+        """The known answers are its own."""
+        return False
 
-def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
-    """See ddcm_fast.codebook.reference.scores."""
-    return reference.scores(spec, w, int(step) % _MODULUS)
+    def to_codebook_order(self, spec: CodebookSpec, residual: Tensor) -> Tensor:
+        return reference.to_codebook_order(spec, residual)
 
+    def to_image_order(self, spec: CodebookSpec, y: Tensor) -> Tensor:
+        return reference.to_image_order(spec, y)
 
-def scores_and_norms(spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """See ddcm_fast.codebook.reference.scores_and_norms."""
-    return reference.scores_and_norms(spec, w, int(step) % _MODULUS)
+    def search(self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None) -> Chosen:
+        return reference.search(spec, w, _number(step), signed, bias)
 
+    def search_range(
+        self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None, first: int, last: int
+    ) -> Chosen:
+        number = _number(step)
 
-def combine(spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:
-    """See ddcm_fast.codebook.reference.combine."""
-    return reference.combine(spec, index, coefficient, int(step) % _MODULUS)
+        def scores(a: int, b: int) -> Tensor:
+            return reference.scores(spec, w, number, a, b)
+
+        return search_by_scores(scores, spec, signed, bias, first, last, len(w))
+
+    def topk(self, spec: CodebookSpec, w: Tensor, step: Tensor, m: int, signed: bool, bias: Tensor | None) -> Chosen:
+        return reference.topk(spec, w, _number(step), m, signed, bias)
+
+    def scores(self, spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
+        return reference.scores(spec, w, _number(step))
+
+    def scores_and_norms(self, spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        return reference.scores_and_norms(spec, w, _number(step))
+
+    def combine(self, spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:
+        return reference.combine(spec, index, coefficient, _number(step))
