@@ -24,7 +24,7 @@ from ddcm_fast.codec.limits import Limits
 from ddcm_fast.codec.rate import Control, Paced
 from ddcm_fast.errors import ConfigError, FormatError, InputError
 from ddcm_fast.models.loading import as_model
-from ddcm_fast.sampling.autocast import without_autocast
+from ddcm_fast.sampling.autocast import no_autocast
 from ddcm_fast.sampling.choosers import Blind, Chooser, Draw, Replay, toward
 from ddcm_fast.sampling.condition import Condition, ConditionHash, ConditionLike, Edit, as_condition, one_each, settle
 from ddcm_fast.sampling.graphs import StepGraphs, require_gpu
@@ -47,9 +47,8 @@ def _using_model(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatena
     """All of an operation inside `model.using()`: header, fingerprint and pictures are of the same weights."""
 
     @wraps(method)
-    @without_autocast
     def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self.model.using():
+        with no_autocast(), self.model.using():
             return method(self, *args, **kwargs)
 
     return run

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -15,15 +15,22 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
+@contextmanager
+def no_autocast() -> Iterator[None]:
+    """Computing in the dtypes that are named, whatever torch.autocast is around."""
+    with ExitStack() as stack:
+        for device_type in _DEVICE_TYPES:
+            if torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        yield
+
+
 def without_autocast(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """The function, computing in the dtypes it names whatever torch.autocast its caller is in."""
+    """The function, in `no_autocast`."""
 
     @wraps(function)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with ExitStack() as stack:
-            for device_type in _DEVICE_TYPES:
-                if torch.is_autocast_enabled(device_type):
-                    stack.enter_context(torch.autocast(device_type, enabled=False))
+        with no_autocast():
             return function(*args, **kwargs)
 
     return run

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddcm_fast.sampling.autocast import without_autocast
+from ddcm_fast.sampling.autocast import no_autocast
 from ddcm_fast.sampling.choosers import Chooser, StepContext
 from ddcm_fast.sampling.graphs import StepGraphs
 from ddcm_fast.sampling.model import DiffusionModel
@@ -30,8 +30,6 @@ class Sample:
     letters: list[Tensor]
 
 
-@without_autocast
-@torch.inference_mode()
 def sample(
     model: DiffusionModel,
     steps: Sequence[Step],
@@ -59,7 +57,7 @@ def sample(
     """
     letters: list[Tensor] = []
     hide = None if progress is None else not progress
-    with model.using():
+    with no_autocast(), torch.inference_mode(), model.using():
         x = initial_state(model, steps[0], noise.to(model.device, torch.float32))
         work = [model.cost(step.t, x.shape) for step in steps]
         bar = tqdm(total=sum(work), disable=hide, desc=description, leave=False, bar_format=_BAR)
@@ -79,4 +77,4 @@ def sample(
                 letters.append(choice)
             bar.update(work[step.index])
         bar.close()
-    return Sample(x if graphs is None else graphs.state(), letters)
+        return Sample(x if graphs is None else graphs.state(), letters)
