@@ -97,7 +97,7 @@ def _speed(name: str, device: torch.device) -> float:
     """Entries of noise searched a second, for one residual."""
     size = _REFERENCE_SIZE if name == "reference" else _SIZE
     book = Codebook(_KIND, _DIM, size, backend=name)
-    residual = torch.ones(1, _DIM, device=device)
+    residual = torch.ones(1, _DIM, dtype=torch.float32, device=device)
     count, start = -1, 0.0  # the first search is not timed
     while count < 1 or time.perf_counter() - start < _SECONDS:
         book.search(residual, 0)[2].sum().item()  # waits for the device

@@ -251,7 +251,7 @@ def test_last_atoms_of_the_largest_codebook(kernels: cuda.Cuda, kind: str) -> No
     """Atoms near 2^32: K * D is far beyond 2^32 and every index product needs 64 bits."""
     spec = CodebookSpec(kind, 4097, 2**32, 1, SEED)
     w, count = residual(spec, 2), 70
-    scores = kernels.scores(spec, w, torch.tensor(1), first=2**32 - count, count=count)
+    scores = kernels.scores_of_range(spec, w, torch.tensor(1), 2**32 - count, count)
     atoms = torch.arange(2**32 - count, 2**32).view(-1, 1)
     y = reference.entries(spec, atoms, 1)[:, 0, : spec.dim].double()
     exact = w.double() @ y.T
@@ -267,7 +267,7 @@ def test_last_atoms_of_the_largest_codebook(kernels: cuda.Cuda, kind: str) -> No
 def test_last_pairs_of_the_largest_hadamard_codebook(kernels: cuda.Cuda) -> None:
     spec = CodebookSpec("hadamard", 100, 2**32, 1, SEED)
     w, n = residual(spec, 1), spec.hadamard_n
-    scores = kernels.scores(spec, w, torch.tensor(1), first=2**32 - n, count=n)
+    scores = kernels.scores_of_range(spec, w, torch.tensor(1), 2**32 - n, n)
     y = reference.entries(spec, torch.arange(2**32 - n, 2**32).view(-1, 1), 1)[:, 0].double()
     exact = w.double() @ y.T
     assert (scores[0] - exact).abs().max() <= 3e-7 * w.norm() * spec.dim**0.5
@@ -428,7 +428,7 @@ def test_workspace_stays_small(kernels: cuda.Cuda, kind: str) -> None:
         assert library.ddcm_search_workspace(spec, batch) < 64 << 20
         assert library.ddcm_topk_workspace(spec, batch, 1024) < 64 << 20
     spec = kernels._spec(CodebookSpec(kind, 16384, 4096, 1), torch.device("cpu"))
-    parts = list(kernels._batches(256, spec, "ddcm_search_workspace"))
+    parts = list(cuda.batches(library, 256, spec, "ddcm_search_workspace"))
     assert parts[0].start == 0 and parts[-1].stop == 256
     assert all(a.stop == b.start for a, b in pairwise(parts))
     rows = parts[0].stop
@@ -445,6 +445,6 @@ def test_batches_in_parts(kernels: cuda.Cuda, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_unavailable_says_why() -> None:
-    assert "CUDA devices only" in str(cuda.unavailable(torch.device("cpu")))
+    assert "CUDA devices only" in str(cuda.Cuda().unavailable(torch.device("cpu")))
     if not torch.cuda.is_available():
-        assert "no CUDA GPU" in str(cuda.unavailable(torch.device("cuda")))
+        assert "no CUDA GPU" in str(cuda.Cuda().unavailable(torch.device("cuda")))

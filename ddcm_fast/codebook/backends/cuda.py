@@ -114,7 +114,7 @@ def _check(library: ctypes.CDLL, code: int) -> None:
         raise BackendError(f"a CUDA kernel could not be started: {text}")
 
 
-def _batches(library: ctypes.CDLL, batch: int, c_spec: _Spec, name: str, *arguments: int) -> Iterator[slice]:
+def batches(library: ctypes.CDLL, batch: int, c_spec: _Spec, name: str, *arguments: int) -> Iterator[slice]:
     """Cut a batch so that each part's workspace stays under the limit, where parts of 8 rows can."""
     workspace, rows = getattr(library, name), batch
     while rows > 8 and workspace(c_spec, rows, *arguments) > WORKSPACE_LIMIT:
@@ -210,7 +210,7 @@ class Cuda(Backend):
         library = self._library_for(w.device)
         with self._on(w.device) as stream:
             tables = self._table(w.device)
-            for rows in _batches(library, len(w), c_spec, "ddcm_search_workspace"):
+            for rows in batches(library, len(w), c_spec, "ddcm_search_workspace"):
                 part = w[rows]
                 size = library.ddcm_search_workspace(c_spec, len(part))
                 workspace = torch.empty(size, dtype=torch.uint8, device=w.device)
@@ -229,7 +229,7 @@ class Cuda(Backend):
         self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None, first: int, last: int
     ) -> Chosen:
         def scores(a: int, b: int) -> Tensor:
-            return self._scores(spec, w, step, a, b - a, None)
+            return self.scores_of_range(spec, w, step, a, b - a, None)
 
         return search_by_scores(scores, spec, signed, bias, first, last, len(w))
 
@@ -241,7 +241,7 @@ class Cuda(Backend):
         library = self._library_for(w.device)
         with self._on(w.device) as stream:
             tables = self._table(w.device)
-            for rows in _batches(library, len(w), c_spec, "ddcm_topk_workspace", m):
+            for rows in batches(library, len(w), c_spec, "ddcm_topk_workspace", m):
                 part = w[rows]
                 size = library.ddcm_topk_workspace(c_spec, len(part), m)
                 workspace = torch.empty(size, dtype=torch.uint8, device=w.device)
@@ -257,22 +257,23 @@ class Cuda(Backend):
         return index, sign, score
 
     def scores(self, spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
-        return self._scores(spec, w, step, 0, spec.size, None)
+        return self.scores_of_range(spec, w, step, 0, spec.size, None)
 
     def scores_and_norms(self, spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         norms = torch.empty(spec.groups, spec.size, device=w.device, dtype=torch.float32)
-        return self._scores(spec, w, step, 0, spec.size, norms), norms
+        return self.scores_of_range(spec, w, step, 0, spec.size, norms), norms
 
-    def _scores(
-        self, spec: CodebookSpec, w: Tensor, step: Tensor, first: int, count: int, norms: Tensor | None
+    def scores_of_range(
+        self, spec: CodebookSpec, w: Tensor, step: Tensor, first: int, count: int, norms: Tensor | None = None
     ) -> Tensor:
+        """Scores (B, G, count) of the atoms from `first` on; `norms` (G, count), if given, takes their squared norms."""
         w = w.contiguous()
         out = torch.empty(len(w), spec.groups, count, device=w.device, dtype=torch.float32)
         c_spec = self._spec(spec, w.device)
         library = self._library_for(w.device)
         with self._on(w.device) as stream:
             tables = self._table(w.device)
-            for rows in _batches(library, len(w), c_spec, "ddcm_scores_workspace", count):
+            for rows in batches(library, len(w), c_spec, "ddcm_scores_workspace", count):
                 part = w[rows]
                 squares = norms.data_ptr() if norms is not None and rows.start == 0 else None
                 size = library.ddcm_scores_workspace(c_spec, len(part), count)
