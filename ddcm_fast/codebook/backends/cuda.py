@@ -266,7 +266,7 @@ class Cuda(Backend):
     def scores_of_range(
         self, spec: CodebookSpec, w: Tensor, step: Tensor, first: int, count: int, norms: Tensor | None = None
     ) -> Tensor:
-        """Scores (B, G, count) of the atoms from `first` on; `norms` (G, count), if given, takes their squared norms."""
+        """Scores (B, G, count) of the atoms from `first` on; `norms` (G, count), if given, takes squared norms."""
         w = w.contiguous()
         out = torch.empty(len(w), spec.groups, count, device=w.device, dtype=torch.float32)
         c_spec = self._spec(spec, w.device)
