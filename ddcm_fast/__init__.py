@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ddcm_fast.codec.codec import Codec, Encoded
     from ddcm_fast.codec.config import PRESETS, CodecConfig, preset
     from ddcm_fast.codec.limits import Limits
+    from ddcm_fast.codec.scheduler import DDCMScheduler
     from ddcm_fast.errors import DDCMError
     from ddcm_fast.models.loading import load_model
     from ddcm_fast.sampling.condition import Condition
@@ -24,6 +25,7 @@ __all__ = [
     "CodecConfig",
     "Condition",
     "DDCMError",
+    "DDCMScheduler",
     "DiffusionModel",
     "Encoded",
     "Limits",
@@ -41,6 +43,7 @@ __getattr__, __dir__ = exports(
         "ddcm_fast.codec.codec": ("Codec", "Encoded"),
         "ddcm_fast.codec.config": ("PRESETS", "CodecConfig", "preset"),
         "ddcm_fast.codec.limits": ("Limits",),
+        "ddcm_fast.codec.scheduler": ("DDCMScheduler",),
         "ddcm_fast.errors": ("DDCMError",),
         "ddcm_fast.models.loading": ("load_model",),
         "ddcm_fast.sampling.condition": ("Condition",),

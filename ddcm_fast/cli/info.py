@@ -43,14 +43,16 @@ def _facts(header: container.Header, data: bytes, payload: bytes) -> dict[str, A
         "fingerprint": header.fingerprint.hex(),
         "bytes": len(data),
         "header_bytes": len(data) - len(payload),
-        "bpp": 8 * len(data) / (header.width * header.height),
+        "bpp": None if header.model == container.PIPELINE else 8 * len(data) / (header.width * header.height),
     }
 
 
 def _describe(header: container.Header, data: bytes, payload: bytes) -> None:
-    say(f"image      {header.width}x{header.height}")
-    bpp = 8 * len(data) / (header.width * header.height)
-    say(f"size       {len(data)} bytes, {bpp:.4f} bpp ({len(data) - len(payload)} bytes of header)")
+    rate = ""
+    if header.model != container.PIPELINE:  # whose pictures' size no file says
+        say(f"image      {header.width}x{header.height}")
+        rate = f", {8 * len(data) / (header.width * header.height):.4f} bpp"
+    say(f"size       {len(data)} bytes{rate} ({len(data) - len(payload)} bytes of header)")
     say(f"model      {header.model} (fingerprint {header.fingerprint.hex()}), {header.dtype}")
     for field in dataclasses.fields(header.config):
         value = getattr(header.config, field.name)

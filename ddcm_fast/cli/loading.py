@@ -36,8 +36,10 @@ def load_for(args: argparse.Namespace, name: str, dtype: str) -> DiffusionModel:
 
     Whether it is the file's is decided by the fingerprint.
     """
+    from ddcm_fast.codec.container import refuse_pipelines
     from ddcm_fast.models.loading import require_builtin
 
+    refuse_pipelines(name)
     if args.model is None:
         require_builtin(name)
     return load(args, args.model or name, dtype)

@@ -114,12 +114,7 @@ class CodecConfig(Settings):
         return "atoms" in self.rule_type.parameters
 
     def steps(self, model: DiffusionModel) -> list[Step]:
-        """The schedule's steps for a model, with what is coded in each: the plan that encoder and decoder follow.
-
-        With the rules that share atoms, a step whose share rounds to nothing is worth no bits and is made
-        deterministic: noise there would only have to be undone. The others then share all atoms, but have one at
-        least, so a file can have a few more than `atoms`.
-        """
+        """The schedule's steps for a model, with what is coded in each: the plan that encoder and decoder follow."""
         if self.schedule == "kl":
             timesteps = kl_timesteps(model, self.T, self.stop)
             end = tail_timesteps(self.stop, self.tail)
@@ -133,6 +128,14 @@ class CodecConfig(Settings):
             steps = [
                 dataclasses.replace(step, coded=step.coded and low <= step.t <= high) for step in steps
             ]
+        return self.shared(model, steps)
+
+    def shared(self, model: DiffusionModel, steps: list[Step]) -> list[Step]:
+        """The steps, those of rules that share atoms with their numbers of them.
+
+        A step whose share rounds to nothing is worth no bits and is made deterministic: noise there would only have to
+        be undone. The others then share all atoms, but have one at least, so a file can have a few more than `atoms`.
+        """
         if not self.shares_atoms:
             return steps
         noisy = [step for step in steps if step.coded]

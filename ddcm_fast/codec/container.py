@@ -24,6 +24,8 @@ FileData = Union[bytes, bytearray, memoryview, IO[bytes], "os.PathLike[str]", An
 #: Bytes of magic, version and checksum.
 _START = 8
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
+#: In the place of the model's name, in files that DDCMScheduler replays in a pipeline's call.
+PIPELINE = "DDCMScheduler"
 
 #: Number of a rule whose name stands in the file.
 _NAMED = 15
@@ -133,6 +135,12 @@ def file_bytes(data: FileData) -> bytes:
     except TypeError as error:
         what = type(data).__name__
         raise InputError(f"a file must be given as bytes, a binary stream or a pathlib.Path, not {what}") from error
+
+
+def refuse_pipelines(model: str) -> None:
+    """Raise FormatError if a header's model is not one, but a pipeline's scheduler."""
+    if model == PIPELINE:
+        raise FormatError("the file was made by DDCMScheduler in a pipeline: replay it there (docs/sampler.md)")
 
 
 def _is_container(path: Path) -> bool:

@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from ddcm_fast.codec.config import CodecConfig
-from ddcm_fast.codec.container import DTYPE_NAMES, Header
+from ddcm_fast.codec.container import DTYPE_NAMES, Header, refuse_pipelines
 from ddcm_fast.errors import DDCMWarning, ModelError
 from ddcm_fast.sampling.condition import Condition, ConditionHash
 from ddcm_fast.sampling.information import model_curve
@@ -18,7 +18,7 @@ def make_header(
     model: DiffusionModel, config: CodecConfig, height: int, width: int, stored: Condition | ConditionHash | None
 ) -> Header:
     """The header of a file that a model makes."""
-    return Header(config, model.name, fingerprint(model, config), _dtype_name(model.dtype), width, height, stored)
+    return Header(config, model.name, fingerprint(model, config), dtype_name(model.dtype), width, height, stored)
 
 
 def fingerprint(model: DiffusionModel, config: CodecConfig, dtype: torch.dtype | None = None) -> bytes:
@@ -33,6 +33,7 @@ def fingerprint(model: DiffusionModel, config: CodecConfig, dtype: torch.dtype |
 def check_model(model: DiffusionModel, header: Header) -> None:
     """Raise ModelError for a file of another model; warn (DDCMWarning) where the network is in another dtype."""
     # Of a wider network than the file's the values are known as that one has them, of a narrower one only signs.
+    refuse_pipelines(header.model)
     dtype = file_dtype(header)
     known = model.dtype in (dtype, torch.float32)
     own = fingerprint(model, header.config, dtype if known else None)
@@ -44,9 +45,9 @@ def check_model(model: DiffusionModel, header: Header) -> None:
             + (", the same network with weights of other values" if alike else "")
             + " or a calibration of it that is not the file's; load that model to decode it"
         )
-    if header.dtype != _dtype_name(model.dtype):
+    if header.dtype != dtype_name(model.dtype):
         warnings.warn(
-            f"the file was made with the network in {header.dtype}, this one is in {_dtype_name(model.dtype)}: "
+            f"the file was made with the network in {header.dtype}, this one is in {dtype_name(model.dtype)}: "
             f"the picture will be worse than the encoder's; load the model with dtype={header.dtype!r}",
             DDCMWarning,
             stacklevel=3,
@@ -59,5 +60,5 @@ def file_dtype(header: Header) -> torch.dtype:
     return getattr(torch, header.dtype)
 
 
-def _dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

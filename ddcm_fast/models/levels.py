@@ -45,6 +45,10 @@ class Levels(ABC):
         """The numbers of a timestep, in double precision."""
         return Level(*self.alpha_sigma(t), t)
 
+    def position(self, timestep: float, sigma: float) -> float:
+        """The timestep of these levels for a diffusers scheduler's timestep and the sigma it has there."""
+        return timestep
+
     def scale_input(self, x: Tensor, level: Level) -> Tensor:
         """What the network is given for a state x."""
         return x
@@ -160,7 +164,8 @@ class EDMLevels(Levels):
     grid of sigmas, 0 at sigma_min, so that they read like those of other models; fractions are positions between.
 
     Args:
-        scheduler: EDMEulerScheduler, EDMDPMSolverMultistepScheduler: gives sigma_min, sigma_max, sigma_data, rho.
+        scheduler: EDMEulerScheduler, EDMDPMSolverMultistepScheduler, or CosineDPMSolverMultistepScheduler (Stable
+            Audio), where c_noise is 2 / pi atan(sigma): gives sigma_min, sigma_max, sigma_data, rho.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -172,6 +177,7 @@ class EDMLevels(Levels):
         self._data, self._rho = float(config.get("sigma_data", 0.5)), float(config.get("rho", 7.0))
         self._count = int(config.get("num_train_timesteps", 1000))
         self._exponential = config.get("sigma_schedule", "karras") == "exponential"
+        self._arc = type(scheduler).__name__.startswith("Cosine")
         self._clip = Clip(config)
         self.max_timestep = float(self._count - 1)
 
@@ -186,6 +192,15 @@ class EDMLevels(Levels):
         low, high = self._low ** (1 / self._rho), self._high ** (1 / self._rho)
         return float((low + place * (high - low)) ** self._rho)
 
+    def position(self, timestep: float, sigma: float) -> float:
+        """Where sigma lies in the grid."""
+        if self._exponential:
+            place = math.log(sigma / self._low) / math.log(self._high / self._low)
+        else:
+            low, high = self._low ** (1 / self._rho), self._high ** (1 / self._rho)
+            place = (sigma ** (1 / self._rho) - low) / (high - low)
+        return min(1.0, max(0.0, place)) * (self._count - 1)
+
     def timesteps(self) -> list[float]:
         return [float(t) for t in range(self._count - 1, -1, -1)]
 
@@ -196,7 +211,8 @@ class EDMLevels(Levels):
         out = sigma * self._data / total**0.5
         if self.prediction == "v_prediction":
             out = -out
-        return Level(1.0, sigma, 0.25 * math.log(sigma), total**-0.5, self._data**2 / total, out)
+        time = 2 / math.pi * math.atan(sigma) if self._arc else 0.25 * math.log(sigma)
+        return Level(1.0, sigma, time, total**-0.5, self._data**2 / total, out)
 
     def scale_input(self, x: Tensor, level: Level) -> Tensor:
         """c_in x."""
@@ -206,8 +222,9 @@ class EDMLevels(Levels):
         return self._clip(level.skip * x + level.out * output)
 
     def describe(self) -> dict[str, Any]:
-        return {"edm": [self._low, self._high, self._data, self._rho, self._count, self._exponential],
+        said = {"edm": [self._low, self._high, self._data, self._rho, self._count, self._exponential],
                 "prediction": self.prediction, "clip": self._clip.describe()}  # fmt: skip
+        return {**said, "arc": True} if self._arc else said
 
 
 class ConsistencyLevels(EDMLevels):
@@ -295,7 +312,7 @@ def levels_of(scheduler: Any) -> Levels:
     name = type(scheduler).__name__
     if is_flow(scheduler):
         return FlowLevels(scheduler)
-    if name.startswith("EDM"):
+    if name.startswith("EDM") or name == "CosineDPMSolverMultistepScheduler":
         return EDMLevels(scheduler)
     if name == "CMStochasticIterativeScheduler":
         return ConsistencyLevels(scheduler)
