@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from ddcm_fast import Codec, CodecConfig, Condition, load_model
 from ddcm_fast.errors import ConfigError, ModelError
 from ddcm_fast.models import guided_diffusion as gd
+from ddcm_fast.models.guided_diffusion_network import GuidedClassifier, GuidedUNet, Preset
 
 torch.set_num_threads(1)
 
-TINY = gd.Preset(32, 32, (1, 2, 2), 1, (16, 8), head_width=16)
+TINY = Preset(32, 32, (1, 2, 2), 1, (16, 8), head_width=16)
 VARIANTS = {
     "plain": TINY,
     "classes": dataclasses.replace(TINY, classes=7, cosine=True, qkv_first=True),
@@ -67,7 +68,7 @@ KEYS = {
 def meta(name: str) -> dict[str, Tensor]:
     preset = gd.PRESETS[name]
     with torch.device("meta"):
-        return (gd.GuidedClassifier if preset.classifier else gd.GuidedUNet)(preset).state_dict()
+        return (GuidedClassifier if preset.classifier else GuidedUNet)(preset).state_dict()
 
 
 @pytest.mark.parametrize("name", MILLIONS)
@@ -81,9 +82,9 @@ def test_published_names(name: str) -> None:
     assert {k: tuple(state[k].shape) for k in KEYS[name]} == KEYS[name]
 
 
-def random_network(preset: gd.Preset) -> Any:
+def random_network(preset: Preset) -> Any:
     torch.manual_seed(0)
-    network = (gd.GuidedClassifier if preset.classifier else gd.GuidedUNet)(preset).eval()
+    network = (GuidedClassifier if preset.classifier else GuidedUNet)(preset).eval()
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.05)
     return network
@@ -92,7 +93,7 @@ def random_network(preset: gd.Preset) -> Any:
 class ByNames:
     """The network's arithmetic, read off the names of the weights alone."""
 
-    def __init__(self, state: dict[str, Tensor], preset: gd.Preset) -> None:
+    def __init__(self, state: dict[str, Tensor], preset: Preset) -> None:
         self.s, self.p = state, preset
 
     def norm(self, name: str, x: Tensor) -> Tensor:
@@ -203,7 +204,7 @@ def test_denoiser_by_names(variant: str) -> None:
 
 
 def test_classifier_by_names(tmp_path: Path) -> None:
-    preset = gd.Preset(32, 32, (1, 2, 2), 1, (16, 8), head_width=16, outputs=11, classifier=True)
+    preset = Preset(32, 32, (1, 2, 2), 1, (16, 8), head_width=16, outputs=11, classifier=True)
     network = random_network(preset)
     x, t = torch.randn(2, 3, 32, 32), torch.tensor([3.0, 871.0])
     wanted = ByNames(network.state_dict(), preset)(x, t)
