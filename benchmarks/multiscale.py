@@ -24,8 +24,8 @@ from torch import Tensor
 from ddcm_fast import Codec, load_model, preset
 from ddcm_fast.codec.images import psnr, to_tensor
 from ddcm_fast.models.multiscale import MultiscaleModel
-from ddcm_fast.models.train.photo import centre_crops as held_out_crops
-from ddcm_fast.models.train.photo import load_photos
+from ddcm_fast.models.train.data import centre_crops as held_out_crops
+from ddcm_fast.models.train.data import load_photos
 from ddcm_fast.sampling.information import calibrate
 from ddcm_fast.sampling.model import DiffusionModel
 
@@ -49,7 +49,7 @@ class Meter:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder of images")
-    parser.add_argument("--data", type=Path, required=True, help="tar file of photographs, see models/train.py")
+    parser.add_argument("--data", type=Path, required=True, help="tar file of photographs, as for training")
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     parser.add_argument("--model", default="photo", help="(default: photo)")
     parser.add_argument("--only", nargs="*", help="names of images, without their endings")

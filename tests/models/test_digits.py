@@ -117,7 +117,7 @@ def test_missing_classifier(monkeypatch, tmp_path):
 
 def test_training_writes_a_model_that_loads(tmp_path):
     pytest.importorskip("sklearn")
-    from ddcm_fast.models.train.photo import main
+    from ddcm_fast.models.train.command import main
 
     torch.set_num_threads(1)
     assert main(["digits", "--output", str(tmp_path / "own"), "--steps", "3", "--batch", "8"]) == 0

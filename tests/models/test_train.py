@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddcm_fast.models.train import photo as train
+from ddcm_fast.models.train import command, data, loop, photo
 
 TINY = {
     "_class_name": "UNet2DModel",
@@ -43,10 +43,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     with tarfile.open(folder / "photos.tar", "w") as tar:
         for index in range(12):
-            data = _photo(rng, 96 + 8 * (index % 3), 80)
+            encoded = _photo(rng, 96 + 8 * (index % 3), 80)
             info = tarfile.TarInfo(f"set/{index:02d}.png")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+            info.size = len(encoded)
+            tar.addfile(info, io.BytesIO(encoded))
         tar.addfile(tarfile.TarInfo("set/notes.txt"), io.BytesIO())
     (folder / "eval").mkdir()
     for index in range(3):
@@ -68,18 +68,18 @@ def _args(work: Path, output: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def trained(work: Path) -> Path:
     output = work / "straight"
-    assert train.main(_args(work, output)) == 0
+    assert command.main(_args(work, output)) == 0
     return output
 
 
 def test_resume_continues_exactly(work: Path, trained: Path, capsys: pytest.CaptureFixture) -> None:
     output = work / "resumed"
-    assert train.main(_args(work, output, "--stop-after", "3")) == 0
+    assert command.main(_args(work, output, "--stop-after", "3")) == 0
     assert "stopped and saved at step 3" in capsys.readouterr().out
-    assert train.main(_args(work, output, "--resume")) == 0
+    assert command.main(_args(work, output, "--resume")) == 0
     assert "done: 6 steps" in capsys.readouterr().out
-    one = torch.load(trained / train.STATE_NAME, weights_only=True)
-    two = torch.load(output / train.STATE_NAME, weights_only=True)
+    one = torch.load(trained / loop.STATE_NAME, weights_only=True)
+    two = torch.load(output / loop.STATE_NAME, weights_only=True)
     assert one["step"] == two["step"] == 6
     for part in ("model", "ema"):
         for name, value in one[part].items():
@@ -92,7 +92,7 @@ def test_saved_folder_loads_and_holds_the_average(trained: Path) -> None:
     from diffusers import UNet2DModel
 
     model = UNet2DModel.from_pretrained(trained, local_files_only=True)
-    state = torch.load(trained / train.STATE_NAME, weights_only=True)
+    state = torch.load(trained / loop.STATE_NAME, weights_only=True)
     moved = 0
     for name, value in model.state_dict().items():
         assert value.dtype == torch.float32
@@ -104,9 +104,9 @@ def test_saved_folder_loads_and_holds_the_average(trained: Path) -> None:
 
 def test_init_starts_from_the_weights(work: Path, trained: Path) -> None:
     output = work / "further"
-    assert train.main(_args(work, output, "--init", str(trained), "--lr", "1e-30")) == 0
+    assert command.main(_args(work, output, "--init", str(trained), "--lr", "1e-30")) == 0
     assert "_name_or_path" not in json.loads((output / "config.json").read_text())
-    before, after = train.load_model(trained), train.load_model(output)
+    before, after = photo.load_model(trained), photo.load_model(output)
     for name, value in before.state_dict().items():
         torch.testing.assert_close(value, after.state_dict()[name])
 
@@ -114,38 +114,38 @@ def test_init_starts_from_the_weights(work: Path, trained: Path) -> None:
 def test_evaluate_prints_every_timestep(work: Path, trained: Path, capsys: pytest.CaptureFixture) -> None:
     for target, images in (("eval", 3), ("photos.tar", 3)):
         more = ["--init", str(trained), "--eval-size", "64", "--holdout", "3", "--dtype", "fp32"]
-        assert train.main(["photo", "--evaluate", str(work / target), *more]) == 0
+        assert command.main(["photo", "--evaluate", str(work / target), *more]) == 0
         title, head, _, row = capsys.readouterr().out.strip().splitlines()
         assert f"{images} centre crops of 64 pixels" in title
         cells = [c.strip() for c in head.strip("|").split("|")]
-        assert cells == ["t", *(str(t) for t in train.EVAL_TIMESTEPS)]
+        assert cells == ["t", *(str(t) for t in photo.EVAL_TIMESTEPS)]
         values = [float(c) for c in row.strip("|").split("|")[1:]]
-        assert len(values) == len(train.EVAL_TIMESTEPS)
+        assert len(values) == len(photo.EVAL_TIMESTEPS)
         assert all(0.0 < v < 10.0 for v in values)
 
 
 def test_evaluation_does_not_depend_on_the_batch(work: Path, trained: Path) -> None:
-    crops = train.load_eval_folder(work / "eval", 32)
+    crops = data.load_eval_folder(work / "eval", 32)
     assert crops.shape == (3, 3, 32, 32) and crops.dtype == torch.uint8
-    model = train.load_model(trained)
-    one = train.evaluate(model, crops, dtype="fp32", batch=1)
-    many = train.evaluate(model, crops, dtype="fp32", batch=3)
+    model = photo.load_model(trained)
+    one = photo.evaluate(model, crops, dtype="fp32", batch=1)
+    many = photo.evaluate(model, crops, dtype="fp32", batch=3)
     assert one.mse == pytest.approx(many.mse, rel=1e-5)
 
 
 def test_evaluation_of_a_zero_model_is_the_noise_power(trained: Path) -> None:
-    model = train.load_model(trained)
+    model = photo.load_model(trained)
     for parameter in model.conv_out.parameters():
         torch.nn.init.zeros_(parameter)
     crops = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
-    table = train.evaluate(model, crops, timesteps=(20, 900), dtype="fp32")
+    table = photo.evaluate(model, crops, timesteps=(20, 900), dtype="fp32")
     assert table.mse == pytest.approx((1.0, 1.0), abs=0.03)
 
 
 def test_held_out_photographs_are_not_trained_on(work: Path) -> None:
-    cache = train.load_photos(work / "photos.tar", holdout=3)
+    cache = data.load_photos(work / "photos.tar", holdout=3)
     assert (len(cache.train), len(cache.held_out)) == (9, 3)
-    only = train.load_photos(work / "photos.tar", holdout=3, train=False)
+    only = data.load_photos(work / "photos.tar", holdout=3, train=False)
     assert not only.train
     for kept, again in zip(cache.held_out, only.held_out, strict=True):
         assert torch.equal(kept, again)
@@ -153,15 +153,15 @@ def test_held_out_photographs_are_not_trained_on(work: Path) -> None:
 
 
 def test_short_side_limits_the_cache(work: Path) -> None:
-    cache = train.load_photos(work / "photos.tar", short_side=40, holdout=1)
+    cache = data.load_photos(work / "photos.tar", short_side=40, holdout=1)
     assert all(min(p.shape[:2]) == 40 for p in cache.train)
 
 
 def test_batches_are_crops_of_the_photographs() -> None:
     ramp = torch.arange(64, dtype=torch.uint8).repeat(64, 1)
-    photo = torch.stack([ramp, ramp.T, torch.full_like(ramp, 255)], dim=2)
+    ramps = torch.stack([ramp, ramp.T, torch.full_like(ramp, 255)], dim=2)
     # A quarter of the photograph is too small for a crop, so that share falls back to half.
-    batch = train.sample_batch([photo], 16, 32, (1.0, 1.0, 1.0), torch.Generator().manual_seed(0))
+    batch = data.sample_batch([ramps], 16, 32, (1.0, 1.0, 1.0), torch.Generator().manual_seed(0))
     assert batch.shape == (16, 12, 16, 16)
     image = (torch.nn.functional.pixel_shuffle(batch, 2) + 1) * 127.5
     torch.testing.assert_close(image[:, 2], torch.full((16, 32, 32), 255.0))
@@ -174,48 +174,48 @@ def test_batches_are_crops_of_the_photographs() -> None:
 def test_model_space_keeps_the_norm() -> None:
     crops = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     image = crops.double() / 127.5 - 1.0
-    out = train.to_model(crops)
+    out = data.to_model(crops)
     assert out.shape == (2, 12, 8, 8)
     torch.testing.assert_close(out.double().square().sum(), image.square().sum(), rtol=1e-5, atol=0)
 
 
 def test_timesteps_are_uniform_in_log_snr() -> None:
-    abar = train.alphas_cumprod()
+    abar = photo.alphas_cumprod()
     assert abar.shape == (1000,) and abar[0] == pytest.approx(1 - 1e-4)
-    density = train.timestep_density(abar, (10, 600), 0.0)
+    density = photo.timestep_density(abar, (10, 600), 0.0)
     assert density.sum() == pytest.approx(1.0)
     assert density[:10].sum() == 0.0 == density[601:].sum()
     log_snr = np.log(abar / (1 - abar))
     share = density[20:401].sum()
     assert share == pytest.approx((log_snr[20] - log_snr[400]) / (log_snr[10] - log_snr[600]), 0.02)
-    flat = train.timestep_density(abar, (10, 600), 1.0)
+    flat = photo.timestep_density(abar, (10, 600), 1.0)
     np.testing.assert_allclose(flat, 1e-3)
-    weight = train.loss_weights(abar, 0.25, density)
+    weight = photo.loss_weights(abar, 0.25, density)
     assert (weight * density).sum() == pytest.approx(1.0)
     assert weight[400] > weight[20] > 0.0
-    np.testing.assert_allclose(train.loss_weights(abar, 0.0, density), 1.0)
+    np.testing.assert_allclose(photo.loss_weights(abar, 0.0, density), 1.0)
 
 
 def test_learning_rate_warms_up_and_ends_low() -> None:
-    config = train.TrainConfig(steps=100, lr=1.0, warmup=10, final_lr=0.01)
-    assert train.learning_rate(config, 0, 0.0) == pytest.approx(0.1)
-    assert train.learning_rate(config, 9, 0.0) == pytest.approx(1.0)
-    assert train.learning_rate(config, 99, 1.0) == pytest.approx(0.01)
+    config = photo.TrainConfig(steps=100, lr=1.0, warmup=10, final_lr=0.01)
+    assert loop.learning_rate(config, 0, 0.0) == pytest.approx(0.1)
+    assert loop.learning_rate(config, 9, 0.0) == pytest.approx(1.0)
+    assert loop.learning_rate(config, 99, 1.0) == pytest.approx(0.01)
 
 
 def test_pauses_do_not_count_as_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
-    clock = train._Clock()
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    clock = loop._Clock()
     now[0] = 2.0
     assert clock.tick() == 2.0
     now[0] = 2002.0
-    assert clock.tick() == 2.0 + train.STALL_SECONDS
+    assert clock.tick() == 2.0 + loop.STALL_SECONDS
 
 
 def test_minutes_end_a_run(work: Path, capsys: pytest.CaptureFixture) -> None:
     args = _args(work, work / "timed", "--minutes", "1e-9", "--steps", "100000")
-    assert train.main(args) == 0
+    assert command.main(args) == 0
     out = capsys.readouterr().out
     assert "done: 0 steps" in out or "done: 1 steps" in out
 
@@ -238,23 +238,23 @@ def test_minutes_end_a_run(work: Path, capsys: pytest.CaptureFixture) -> None:
     ],
 )
 def test_user_errors_are_one_line(work: Path, change: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
-    assert train.main(_args(work, work / "errors", *change)) == 2
+    assert command.main(_args(work, work / "errors", *change)) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
 
 
 def test_training_needs_an_end(work: Path, capsys: pytest.CaptureFixture) -> None:
     args = ["photo", "--data", str(work / "photos.tar"), "--output", str(work / "errors")]
-    assert train.main(args) == 2
+    assert command.main(args) == 2
     assert "--steps, --minutes or both" in capsys.readouterr().err
-    assert train.main(["photo"]) == 2
+    assert command.main(["photo"]) == 2
     assert "--data and --output" in capsys.readouterr().err
 
 
 def test_unreadable_archives_are_named(work: Path, capsys: pytest.CaptureFixture) -> None:
     (work / "bad.tar").write_bytes(b"not a tar" * 200)
     args = _args(work, work / "errors", "--data", str(work / "bad.tar"))
-    assert train.main(args) == 2
+    assert command.main(args) == 2
     assert "not a readable tar file" in capsys.readouterr().err
     with tarfile.open(work / "broken.tar", "w") as tar:
         for name in ("a.png", "b.png"):
@@ -262,11 +262,11 @@ def test_unreadable_archives_are_named(work: Path, capsys: pytest.CaptureFixture
             info.size = 4
             tar.addfile(info, io.BytesIO(b"oops"))
     args = _args(work, work / "errors", "--data", str(work / "broken.tar"), "--holdout", "1")
-    assert train.main(args) == 2
+    assert command.main(args) == 2
     assert "cannot decode a.png" in capsys.readouterr().err
 
 
 def test_the_built_in_shape_is_the_shipped_one() -> None:
-    config = json.loads((train.BUILT_IN / "config.json").read_text())
-    for key, value in train.PHOTO_CONFIG.items():
+    config = json.loads((photo.BUILT_IN / "config.json").read_text())
+    for key, value in photo.PHOTO_CONFIG.items():
         assert config[key] == value

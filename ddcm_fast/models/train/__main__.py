@@ -1,5 +1,5 @@
 import sys
 
-from ddcm_fast.models.train.photo import main
+from ddcm_fast.models.train.command import main
 
 sys.exit(main())
