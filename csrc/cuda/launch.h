@@ -27,7 +27,7 @@ struct DeviceLaunch {
     if (shared > 48 * 1024) {
       const cudaError_t error = cudaFuncSetAttribute(
           run_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-      if (error != cudaSuccess) return told(error);
+      if (error != cudaSuccess) return clear_error(error);
     }
     cudaLaunchAttribute attribute{};
     attribute.id = cudaLaunchAttributeClusterDimension;
@@ -39,16 +39,16 @@ struct DeviceLaunch {
     config.stream = static_cast<cudaStream_t>(stream);
     config.attrs = &attribute;
     config.numAttrs = cluster > 1 ? 1 : 0;
-    return told(cudaLaunchKernelEx(&config, run_kernel<Kernel>, kernel));
+    return clear_error(cudaLaunchKernelEx(&config, run_kernel<Kernel>, kernel));
   }
 
   int zero(void* at, int64_t bytes) const {
-    return told(cudaMemsetAsync(at, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)));
+    return clear_error(cudaMemsetAsync(at, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)));
   }
 
   // The runtime keeps an error until it is asked for the last one: whoever asks next, torch or we, would take it for
   // its own.
-  static int told(cudaError_t error) {
+  static int clear_error(cudaError_t error) {
     if (error != cudaSuccess) cudaGetLastError();
     return error;
   }

@@ -1,24 +1,19 @@
 """DDCMScheduler: codebook noise in any diffusers pipeline, whose scheduler it takes the place of.
 
-The noise levels and what a network's output says of x0 are models/levels.py's, the step is sampling/update.py's, the
-files are container.py's. Timesteps come from one of diffusers' own schedulers, the *source*, so that they are those the
-pipeline expects.
+The noise levels and what a network's output says of x0 are models/levels.py's, the step is sampling/update.py's.
+Timesteps come from one of diffusers' own schedulers, the *source*, so that they are those the pipeline expects
+(scheduler_timesteps.py); what is recorded of a run, and its files, are scheduler_run.py's.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
@@ -26,35 +21,22 @@ from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from ddcm_fast.codebook.reference import initial_noise
-from ddcm_fast.codec import container
 from ddcm_fast.codec.config import CodecConfig
-from ddcm_fast.codec.container import DTYPE_NAMES, PIPELINE, FileData, Header
-from ddcm_fast.codec.identity import dtype_name, file_dtype
+from ddcm_fast.codec.container import DTYPE_NAMES, FileData
+from ddcm_fast.codec.identity import dtype_name
 from ddcm_fast.codec.images import ImageLike, to_tensor
 from ddcm_fast.codec.limits import Limits
-from ddcm_fast.errors import ConfigError, DDCMWarning, FormatError, InputError, ModelError
+from ddcm_fast.codec.scheduler_run import CODEBOOK_START, OWN_START, Recorded, Run, read, replayed
+from ddcm_fast.codec.scheduler_timesteps import SOURCES, Timesteps, source_name
+from ddcm_fast.errors import ConfigError, FormatError, InputError
 from ddcm_fast.models.latent import Autoencoder
-from ddcm_fast.models.levels import EDMLevels, levels_of
+from ddcm_fast.models.levels import EDMLevels
 from ddcm_fast.sampling.autocast import without_autocast
-from ddcm_fast.sampling.choosers import Blind, Chooser, Draw, Replay, StepContext, toward
-from ddcm_fast.sampling.model import DiffusionModel, Level, eps_from_x0
+from ddcm_fast.sampling.choosers import Blind, Chooser, Draw, StepContext, toward
+from ddcm_fast.sampling.model import eps_from_x0
 from ddcm_fast.sampling.rules import Rule
-from ddcm_fast.sampling.schedule import Step, plan
+from ddcm_fast.sampling.schedule import Step
 from ddcm_fast.sampling.update import complete
-
-#: diffusers' schedulers that timesteps are taken from; every other supported one is read as one of these.
-_SOURCES = (
-    "DDPMScheduler",
-    "LCMScheduler",
-    "CogVideoXDDIMScheduler",
-    "EDMEulerScheduler",
-    "CosineDPMSolverMultistepScheduler",
-    "CMStochasticIterativeScheduler",
-    "FlowMatchEulerDiscreteScheduler",
-)
-
-_OWN_START, _CODEBOOK_START = 0, 1
-_INSTEAD = "give the pipeline latents=scheduler.initial_latents(shape)"
 
 
 @dataclass
@@ -63,30 +45,6 @@ class StepOutput(BaseOutput):
 
     prev_sample: Tensor
     pred_original_sample: Tensor
-
-
-class _Recorded(NamedTuple):
-    """A file as read: its header, whether x_T is the codebook's, the first step, and the packed letters."""
-
-    header: Header
-    start: int
-    first: int
-    payload: bytes
-
-
-@dataclass
-class _Run:
-    """One run through the timesteps: the steps from the first one taken on, and the letters so far."""
-
-    config: CodecConfig
-    steps: list[Step]
-    rule: Rule
-    chooser: Chooser
-    shape: torch.Size
-    dtype: torch.dtype
-    start: int
-    taken: int = 0
-    letters: list[Tensor] = field(default_factory=list)
 
 
 class _Draws(Blind):
@@ -99,57 +57,6 @@ class _Draws(Blind):
         if batch != len(self._draws):
             raise ConfigError(f"{len(self._draws)} generators for {batch} images; give one, or one an image")
         return torch.cat([draw.letters(rule, step, 1, device) for draw in self._draws])
-
-
-class _PipelineModel(DiffusionModel):
-    """What choosers and schedules see of a pipeline's model: its noise levels. The networks are the pipeline's own."""
-
-    name = PIPELINE
-
-    def __init__(self, source: Any) -> None:
-        self.levels = levels_of(source)
-        self.max_timestep = self.levels.max_timestep
-        self.fresh_noise = self.levels.fresh_noise
-
-    def alpha_sigma(self, t: float) -> tuple[float, float]:
-        return self.levels.alpha_sigma(t)
-
-    def training_timesteps(self) -> list[float]:
-        return self.levels.timesteps()
-
-    def level(self, t: float) -> Level:
-        return self.levels.level(t)
-
-    def _none(self, *_: Any, **__: Any) -> Any:
-        raise ConfigError("a scheduler does not have the pipeline's networks: use what the step's context holds")
-
-    latent_shape = encode = decode = predict = fingerprint = _none
-
-
-def _source_name(config: Mapping[str, Any]) -> str:
-    """Which of _SOURCES stands for a configuration, by what is in it: a scheduler's `config` does not say its class.
-
-    Raises ModelError: none.
-    """
-    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
-        return "FlowMatchEulerDiscreteScheduler"
-    if "sigma_data" in config and "sigma_min" in config:
-        if "clip_denoised" in config:
-            return "CMStochasticIterativeScheduler"
-        known = "solver_order" in config and "algorithm_type" not in config
-        return "CosineDPMSolverMultistepScheduler" if known else "EDMEulerScheduler"
-    if "snr_shift_scale" in config:
-        return "CogVideoXDDIMScheduler"
-    if "original_inference_steps" in config:
-        return "LCMScheduler"
-    if "beta_schedule" in config and config.get("timestep_type", "discrete") == "discrete":
-        return "DDPMScheduler"
-    if "shift" in config:
-        return "FlowMatchEulerDiscreteScheduler"
-    raise ModelError(
-        "this scheduler's configuration is not supported: it must have discrete timesteps and a beta schedule (DDPM, "
-        "DDIM, PNDM, DPM-Solver, UniPC, Euler, LCM, ...), or be of an EDM, consistency or flow matching scheduler"
-    )
 
 
 class DDCMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -184,7 +91,7 @@ class DDCMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers] + [
-        n for n in _SOURCES if n not in KarrasDiffusionSchedulers.__members__
+        n for n in SOURCES if n not in KarrasDiffusionSchedulers.__members__
     ]
     order = 1
 
@@ -200,47 +107,41 @@ class DDCMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         source: str = "DDPMScheduler",
     ) -> None:
         self._settings = CodecConfig(rule=rule, kind=kind, K=K, M=M, C=C, atoms=atoms, T=1, seed=seed)
-        if source not in _SOURCES:
-            raise ConfigError(f"unknown source {source!r}: choose one of {', '.join(_SOURCES)}")
+        if source not in SOURCES:
+            raise ConfigError(f"unknown source {source!r}: choose one of {', '.join(SOURCES)}")
         own = ("K", "kind", "seed", "rule", "M", "C", "atoms")
         self.register_to_config(source=source, **{name: getattr(self._settings, name) for name in own})
         self.backend = "auto"
         self.limits = Limits()
         self.num_inference_steps: int | None = None
         self._chooser: Chooser | None = None
-        self._recorded: list[_Recorded] = []
-        self._run: _Run | None = None
-        self._places: dict[float, int] = {}
+        self._recorded: list[Recorded] = []
+        self._run: Run | None = None
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """See ConfigMixin.from_config: another scheduler's configuration, with settings of this one."""
+        """A scheduler with another one's configuration and settings of this one; arguments as of ConfigMixin's."""
         if isinstance(config, Mapping):
             # Values that were defaults of the other class need not be those of the source.
             config = {key: value for key, value in config.items() if key != "_use_default_values"}
             if "source" not in config:
-                kwargs.setdefault("source", _source_name(config))
+                kwargs.setdefault("source", source_name(config))
         made: Any = super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
         (made[0] if return_unused_kwargs else made).set_source()
         return made
 
     def set_source(self) -> None:
         """Take up the configuration as it is now; from_config does it."""
-        for name in ("_source", "_model"):
-            self.__dict__.pop(name, None)
-        self._model  # noqa: B018  (raises what is wrong with the configuration)
+        self.__dict__.pop("_timesteps", None)
+        self._timesteps  # noqa: B018  (raises what is wrong with the configuration)
 
     @cached_property
+    def _timesteps(self) -> Timesteps:
+        return Timesteps(self.config)
+
+    @property
     def _source(self) -> Any:
-        config = dict(self.config)
-        kind = getattr(diffusers, config["source"])
-        # Of those that name no clipping none do any.
-        given = {"clip_sample": False, **config, "shift": config.get("flow_shift") or config.get("shift") or 1.0}
-        return kind(**{key: given[key] for key in inspect.signature(kind.__init__).parameters if key in given})
-
-    @cached_property
-    def _model(self) -> _PipelineModel:
-        return _PipelineModel(self._source)
+        return self._timesteps.source
 
     # ---- what pipelines ask of a scheduler -------------------------------------------------------
 
@@ -256,10 +157,7 @@ class DDCMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def sigmas(self) -> Tensor:
-        if hasattr(self._source, "sigmas"):
-            return self._source.sigmas
-        levels = [self._model.alpha_sigma(float(t)) for t in self.timesteps]
-        return torch.tensor([sigma / alpha for alpha, sigma in levels] + [0.0], dtype=torch.float32, device="cpu")
+        return self._timesteps.sigmas
 
     @property
     def init_noise_sigma(self) -> float | Tensor:
@@ -285,39 +183,23 @@ class DDCMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Raises ConfigError: arguments that the source does not take, or timesteps that do not decrease.
         """
         given = dict(more, num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas, mu=mu)
-        given = {key: value for key, value in given.items() if value is not None}
-        unknown = sorted(given.keys() - inspect.signature(self._source.set_timesteps).parameters.keys())
-        if unknown:
-            raise ConfigError(f"set_timesteps takes no {unknown[0]} with the timesteps of {self.config['source']}")
-        self._source.set_timesteps(device=device, **given)
+        self._timesteps.set(device, **given)
         self.num_inference_steps = len(self.timesteps)
         self._run = None
-        names = self.timesteps.tolist()
-        sigmas = self._source.sigmas.tolist() if hasattr(self._source, "sigmas") else names
-        position = self._model.levels.position
-        pairs = zip(names, sigmas[: len(names)], strict=True)
-        self._plan = plan(self._model, [position(t, sigma) for t, sigma in pairs])
-        self._places = {t: place for place, t in enumerate(names)}
-
-    def _place(self, timestep: Any) -> int:
-        try:
-            return self._places[float(timestep)]
-        except KeyError:
-            raise ConfigError(f"timestep {timestep} is not one of the {len(self._places)} that are set") from None
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """What the network is given for a state; the sample itself but with EDM and consistency models."""
-        if timestep is None or not self._places:
+        if timestep is None or not self._timesteps.plan:
             return sample
-        levels = self._model.levels
-        return levels.scale_input(sample, levels.level(self._plan[self._place(timestep)].t))
+        levels = self._timesteps.model.levels
+        return levels.scale_input(sample, levels.level(self._timesteps.step(timestep).t))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha_t x0 + sigma_t noise, (B, ...) of one timestep for all or one each, in the samples' dtype."""
-        names = torch.as_tensor(timesteps).flatten().tolist()
-        if isinstance(self._model.levels, EDMLevels):
-            names = [self._plan[self._place(t)].t for t in names]
-        numbers = torch.tensor([self._model.alpha_sigma(t) for t in names], dtype=torch.float32, device="cpu")
+        names = torch.as_tensor(timesteps, dtype=torch.float64, device="cpu").flatten().tolist()
+        if isinstance(self._timesteps.model.levels, EDMLevels):
+            names = [self._timesteps.step(t).t for t in names]
+        numbers = torch.tensor([self._timesteps.model.alpha_sigma(t) for t in names], dtype=torch.float32, device="cpu")
         numbers = numbers.to(original_samples.device).view(-1, 2, *[1] * (original_samples.dim() - 1))
         noisy = numbers[:, 0] * original_samples.float() + numbers[:, 1] * noise.float()
         return noisy.to(original_samples.dtype)
@@ -348,14 +230,14 @@ class DDCMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ConfigError: a timestep that does not follow the last one. InputError: NaN in what is followed (on a GPU
             `to_bytes` says so). LimitError: a search beyond the limits. FormatError: a file of another run.
         """
-        place = self._place(timestep)
+        place = self._timesteps.step(timestep).index
         x = sample.float()
         run = self._run
         if run is None or place == run.steps[0].index:
             run = self._run = self._begin(place, sample, model_output.dtype, generator)
         if run.taken == len(run.steps) or place != run.steps[run.taken].index or sample.shape != run.shape:
             raise ConfigError("the steps of a run must follow one another, for one batch; call set_timesteps anew")
-        step, levels = run.steps[run.taken], self._model.levels
+        step, levels = run.steps[run.taken], self._timesteps.model.levels
         output = model_output.float()
         if output.shape[1] == 2 * x.shape[1]:
             output = output[:, : x.shape[1]]
@@ -363,7 +245,7 @@ class DDCMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         x0_hat = levels.x0(x, output, level)
         following = run.steps[run.taken + 1] if run.taken + 1 < len(run.steps) else None
         eps_hat = eps_from_x0(x, x0_hat, level.alpha, level.sigma)
-        context = StepContext(self._model, run.rule, step, x, x0_hat, eps_hat, None, following)
+        context = StepContext(self._timesteps.model, run.rule, step, x, x0_hat, eps_hat, None, following)
         x, choice = complete(context, run.chooser, step)
         run.taken += 1
         if choice is not None:
@@ -381,7 +263,7 @@ class DDCMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self._choosing(chooser, [])
 
     @contextmanager
-    def _choosing(self, chooser: Chooser | None, recorded: list[_Recorded]) -> Iterator[DDCMScheduler]:
+    def _choosing(self, chooser: Chooser | None, recorded: list[Recorded]) -> Iterator[DDCMScheduler]:
         before = self._chooser, self._recorded
         self._chooser, self._recorded = chooser, recorded
         try:
@@ -418,19 +300,10 @@ class DDCMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             FormatError: not a readable .ddcm file, or not of one run of a scheduler. LimitError: beyond the limits.
             ConfigError, at the first step: other timesteps, shapes or latents than the file's.
         """
-        recorded = [self._read(one) for one in (files if isinstance(files, (list, tuple)) else [files])]
+        recorded = [read(one, self.limits) for one in (files if isinstance(files, (list, tuple)) else [files])]
         if len({(r.header, r.start, r.first) for r in recorded}) != 1:
             raise FormatError("these are not the files of one run: replay those that one call's `files` returned")
         return self._choosing(None, recorded)
-
-    def _read(self, data: FileData) -> _Recorded:
-        header, payload = container.read(container.file_bytes(data))
-        if header.model != PIPELINE:
-            raise FormatError(f"the file was made with model {header.model!r}: decode it with Codec or ddcm decompress")
-        self.limits.check("payload", len(payload))
-        if len(payload) < 3 or payload[0] not in (_OWN_START, _CODEBOOK_START):
-            raise FormatError("the payload of a scheduler's file is missing or impossible: the file is corrupt")
-        return _Recorded(header, payload[0], int.from_bytes(payload[1:3], "big"), payload[3:])
 
     def initial_latents(
         self, shape: Sequence[int], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -440,21 +313,22 @@ class DDCMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         one = initial_noise(math.prod(shape[1:]), seed, device).view(1, *shape[1:])
         return one.repeat(shape[0], *[1] * (len(shape) - 1)).to(dtype)
 
-    def _begin(self, place: int, sample: Tensor, dtype: torch.dtype, generator: Any) -> _Run:
+    def _begin(self, place: int, sample: Tensor, dtype: torch.dtype, generator: Any) -> Run:
         """A run whose first step has a place among the timesteps."""
         if dtype_name(dtype) not in DTYPE_NAMES:
             raise InputError(f"the network's output is {dtype}; it must be one of {', '.join(DTYPE_NAMES)}")
-        steps, dim, batch = self._plan[place:], sample[0].numel(), len(sample)
+        steps, dim, batch = self._timesteps.plan[place:], sample[0].numel(), len(sample)
         expected = self.initial_latents(sample.shape, sample.device, sample.dtype)
         drawn = torch.equal(sample, expected) or torch.equal(sample, expected * self.init_noise_sigma)
-        start = _CODEBOOK_START if place == 0 and drawn else _OWN_START
+        start = CODEBOOK_START if place == 0 and drawn else OWN_START
+        fingerprint = self._timesteps.fingerprint(sample.shape)
         config = self._recorded[0].header.config if self._recorded else replace(self._settings, T=len(steps))
         try:
-            steps = config.shared(self._model, steps)
+            steps = config.shared(self._timesteps.model, steps)
             rule = config.make_rule(steps, dim, self.backend)
             chooser = self._chooser
             if self._recorded:
-                chooser = self._replayed(rule, steps, place, sample, start, dtype)
+                chooser = replayed(self._recorded, fingerprint, rule, steps, sample, start, dtype)
         except ConfigError as error:
             if not self._recorded:
                 raise
@@ -465,31 +339,7 @@ class DDCMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             chooser = Draw(generator if generator is not None else torch.default_generator)
         if not isinstance(chooser, Blind):
             self.limits.check_search(config, dim, batch, self.backend, sample.device)
-        return _Run(config, steps, rule, chooser, sample.shape, dtype, start)
-
-    def _replayed(
-        self, rule: Rule, steps: list[Step], place: int, sample: Tensor, start: int, dtype: torch.dtype
-    ) -> Chooser:
-        """The chooser of files, for a run that fits them."""
-        header, was, first, _ = self._recorded[0]
-        copies, rest = divmod(len(sample), len(self._recorded))
-        if rest:
-            raise ConfigError(f"{len(self._recorded)} files for {len(sample)} images; give one an image")
-        alike = first == place and header.fingerprint == self._fingerprint(sample.shape)
-        if not alike or len(steps) < header.config.T:
-            raise ConfigError("its timesteps, noise levels or latents' shape are not this call's")
-        if was == _CODEBOOK_START and start != was:
-            raise ConfigError(f"it begins with the codebook's own latents: {_INSTEAD}")
-        if file_dtype(header) != dtype:
-            warnings.warn(
-                f"the file was made with a network in {header.dtype}, this one is in {dtype}: the picture will differ",
-                DDCMWarning,
-                stacklevel=4,
-            )
-        coded = [step for step in steps[: header.config.T] if step.coded]
-        rows = [rule.read(one.payload, coded) for one in self._recorded]
-        letters = [torch.tensor(own, dtype=torch.int64, device="cpu") for own in zip(*rows, strict=True)]
-        return Replay([own.repeat(copies, 1) for own in letters])
+        return Run(config, steps, rule, chooser, fingerprint, sample.shape, dtype, start)
 
     # ---- the file --------------------------------------------------------------------------------
 
@@ -509,30 +359,6 @@ class DDCMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Raises:
             ConfigError: no step was taken. InputError: a prediction was NaN or infinite.
         """
-        run = self._run
-        if run is None or run.taken == 0:
+        if self._run is None or self._run.taken == 0:
             raise ConfigError("no step was taken yet: call the pipeline, then ask for its file")
-        if run.start == _OWN_START:
-            warnings.warn(
-                f"the run began with latents of the pipeline's own, which its file does not hold: replay it with the "
-                f"same ones (the same generator or image), or {_INSTEAD}",
-                DDCMWarning,
-                stacklevel=3,
-            )
-        steps = run.steps[: run.taken]
-        rows = [letters.tolist() for letters in run.letters]
-        if any(min(row, default=0) < 0 for batch in rows for row in batch):
-            raise InputError("a prediction of the run is NaN or infinite; load the pipeline with dtype float32")
-        coded = [step for step in steps if step.coded]
-        header = Header(
-            replace(run.config, T=run.taken), PIPELINE, self._fingerprint(run.shape), dtype_name(run.dtype), 1, 1
-        )
-        before = bytes([run.start, *steps[0].index.to_bytes(2, "big")])
-        payloads = (run.rule.write([batch[b] for batch in rows], coded) for b in range(run.shape[0]))
-        return [container.write(header, before + payload) for payload in payloads]
-
-    def _fingerprint(self, shape: torch.Size) -> bytes:
-        """4 bytes of the noise levels, the timesteps and the shape of an image's latents."""
-        timesteps = [f"{step.t:.6g}" for step in self._plan]
-        said = json.dumps([self._model.levels.describe(), timesteps, list(shape[1:])])
-        return hashlib.sha256(said.encode()).digest()[:4]
+        return self._run.files()

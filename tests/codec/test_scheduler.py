@@ -215,14 +215,15 @@ def test_a_step_is_diffusers(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     for place in range(7):
         x, output = (torch.randn(2, 3, 4, 4, generator=seeded(10 * place + i)) for i in range(2))
         # Euler's states are those of variance exploding.
-        scale = ours._model.alpha_sigma(ours._plan[place].t)[0] if name == "euler-ancestral" else 1.0
-        after = ours._plan[place].alpha_s if name == "euler-ancestral" else 1.0
+        steps = ours._timesteps
+        scale = steps.model.alpha_sigma(steps.plan[place].t)[0] if name == "euler-ancestral" else 1.0
+        after = steps.plan[place].alpha_s if name == "euler-ancestral" else 1.0
         if name in ("edm-sde", "cosine-sde"):
             given = ours.scale_model_input(x, ours.timesteps[place])
             torch.testing.assert_close(given, theirs.scale_model_input(x, theirs.timesteps[place]))
         ours._run = None
         mine = ours.step(output, ours.timesteps[place], x, generator=seeded(place))
-        noise.append(ours._run.rule.noise(ours._run.letters[0], ours._plan[place]).view_as(x))
+        noise.append(ours._run.rule.noise(ours._run.letters[0], steps.plan[place]).view_as(x))
         t = theirs.timesteps[place]
         if name == "cosine-sde":
             theirs.noise_sampler = lambda *a: noise[-1]

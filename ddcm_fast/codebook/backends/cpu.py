@@ -151,7 +151,6 @@ class Cpu(Backend):
         return f"{Path(_library()._name).stem} {instruction_set()} on {processor()}"
 
     def enter(self, spec: CodebookSpec, residual: Tensor, together: bool) -> tuple[Tensor, Tensor | None]:
-        """See reference.enter; in one pass."""
         batch = residual.shape[0]
         w, unit = torch.empty_like(residual), _empty((batch, 1))
         threads = torch.get_num_threads()
@@ -239,7 +238,7 @@ class Cpu(Backend):
         return out
 
     def combine(self, spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:
-        """See reference.combine. Indices outside the codebook are clamped into it."""
+        # Indices outside the codebook are clamped into it.
         batch, _, m = index.shape
         y = _empty((batch, spec.dim))
         _check(
