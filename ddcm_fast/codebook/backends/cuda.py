@@ -182,7 +182,7 @@ class Cuda(Backend):
     # ---- operations --------------------------------------------------------------------------------------
 
     def enter(self, spec: CodebookSpec, residual: Tensor, together: bool) -> tuple[Tensor, Tensor | None]:
-        # The rotation scales by each row's power of two, found from its peak.
+        # The rotation also scales, by powers of two found from the peaks.
         peaks = torch.linalg.vector_norm(residual, math.inf, dim=(0, 1) if together else 1)
         out, unit = torch.empty_like(residual), residual.new_empty(len(residual), 1)
         library, c_spec = self._library_for(residual.device), self._spec(spec, residual.device)
