@@ -98,6 +98,7 @@ class Lent:
         self._values = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._swaps: list[tuple[dict[str, Any], str, Tensor, Tensor]] | None = None
         self._training: list[nn.Module] = []
+        self._wanting: list[nn.Parameter] = []
 
     @property
     def in_use(self) -> bool:
@@ -189,7 +190,7 @@ class Lent:
 
     @contextmanager
     def lend(self) -> Iterator[None]:
-        """While inside, the networks are in evaluation mode, in the parts' dtypes and over aligned memory.
+        """While inside, the networks are in evaluation mode, frozen, in the parts' dtypes and over aligned memory.
 
         Weights that do not serve as they are get replaced by copies in their modules, and put back at the end:
         optimizers, ties and views of theirs keep what they hold. May be entered again inside.
@@ -214,8 +215,14 @@ class Lent:
         self._training = [module for module in self._modules if module.training]
         for module in self._training:
             module.training = False
+        # torch's matmul takes another way, which rounds differently, for weights that want gradients, recorded or not.
+        self._wanting = [t for part in self._parts() for t in part.module.parameters() if t.requires_grad and t.is_leaf]
+        for tensor in self._wanting:
+            tensor.requires_grad_(False)
 
     def _give_back(self) -> None:
+        for tensor in self._wanting:
+            tensor.requires_grad_(True)
         for module in self._training:
             module.training = True
         for part in self._parts():

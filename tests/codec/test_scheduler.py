@@ -244,7 +244,8 @@ def test_steps_are_the_codecs() -> None:
     with scheduler.using(Draw(4)), torch.no_grad():
         for t in scheduler.timesteps:
             x = scheduler.step(pipe.unet(x, t).sample, t, x).prev_sample
-    torch.testing.assert_close(x[0].clamp(-1, 1), coded.reconstruction, atol=1e-5, rtol=1e-5)
+    # The codec evaluates the network in channels-last order, which rounds differently, and five steps add that up.
+    torch.testing.assert_close(x[0].clamp(-1, 1), coded.reconstruction, atol=1e-4, rtol=1e-4)
     _, codec_payload = container.read(coded.data)
     _, payload = container.read(scheduler.to_bytes())
     assert payload[3:] == codec_payload
