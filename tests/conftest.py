@@ -3,12 +3,16 @@
 import importlib.util
 import os
 import random
+import signal
 
 import numpy as np
 import pytest
 import torch
 
 THREADS = torch.get_num_threads()
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background; tests of Ctrl-C send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _round_interpreted_products_once() -> None:
