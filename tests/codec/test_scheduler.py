@@ -236,6 +236,7 @@ def test_a_step_is_diffusers(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_steps_are_the_codecs() -> None:
     pipe = build("ddpm")
+    pipe.unet.to(memory_format=torch.channels_last)  # as the codec evaluates it: another order rounds differently
     codec = Codec(pipe, CodecConfig(T=5, K=64, kind="sign", seed=9))
     (coded,) = codec.generate(1, 16, 16, seed=4)
     scheduler = with_codebook(pipe, K=64, kind="sign", seed=9)
@@ -244,8 +245,7 @@ def test_steps_are_the_codecs() -> None:
     with scheduler.using(Draw(4)), torch.no_grad():
         for t in scheduler.timesteps:
             x = scheduler.step(pipe.unet(x, t).sample, t, x).prev_sample
-    # The codec evaluates the network in channels-last order, which rounds differently, and five steps add that up.
-    torch.testing.assert_close(x[0].clamp(-1, 1), coded.reconstruction, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(x[0].clamp(-1, 1), coded.reconstruction, atol=1e-5, rtol=1e-5)
     _, codec_payload = container.read(coded.data)
     _, payload = container.read(scheduler.to_bytes())
     assert payload[3:] == codec_payload
