@@ -48,3 +48,8 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         text in said for text in ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC")
     )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type's name where it has none: for messages of one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

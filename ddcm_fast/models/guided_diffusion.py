@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddcm_fast.errors import ModelError, out_of_memory
+from ddcm_fast.errors import ModelError, first_line, out_of_memory
 from ddcm_fast.models.guided_diffusion_network import GuidedClassifier, GuidedUNet, Preset
 from ddcm_fast.models.levels import levels_of
 from ddcm_fast.models.names import short_name
@@ -147,8 +147,7 @@ def _load_into(
     except Exception as error:  # torch.load raises whatever the pickle machinery does
         if out_of_memory(error):
             raise
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise ModelError(f"{path} does not hold the weights of this configuration: {first}") from error
+        raise ModelError(f"{path} does not hold the weights of this configuration: {first_line(error)}") from error
     return network.to(device, dtype).eval().requires_grad_(False)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ddcm_fast.errors import DDCMError, MissingExtraError, ModelError, out_of_memory
+from ddcm_fast.errors import DDCMError, MissingExtraError, ModelError, first_line, out_of_memory
 from ddcm_fast.models import guided_diffusion
 from ddcm_fast.models.gaussian_field import GaussianField
 from ddcm_fast.models.multiscale import multiscale
@@ -207,10 +207,6 @@ def _load(
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _load_pipeline(
     name: str, device: torch.device, dtype: torch.dtype | None, compiled: bool, trust: bool, options: dict[str, Any]
 ) -> DiffusionModel:
@@ -264,8 +260,8 @@ def _not_loaded(name: str, error: Exception, trust: bool = True) -> Exception:
     if out_of_memory(error):
         return error
     if isinstance(error, ImportError):
-        return MissingExtraError(f"model {name!r} needs more packages: {_first_line(error)}")
-    said = f"cannot load model {name!r}: {_first_line(error)}"
+        return MissingExtraError(f"model {name!r} needs more packages: {first_line(error)}")
+    said = f"cannot load model {name!r}: {first_line(error)}"
     if not trust and "safetensors" in said and isinstance(error, OSError):
         said += "; pickled weights (.bin, .ckpt) can run code and are loaded only with --trust (trust=True in Python)"
     return ModelError(said)

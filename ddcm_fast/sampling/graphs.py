@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddcm_fast.errors import ConfigError, ModelError
+from ddcm_fast.errors import ConfigError, ModelError, first_line
 from ddcm_fast.sampling.choosers import Blind, Chooser, StepContext, Toward
 from ddcm_fast.sampling.model import DiffusionModel, Level
 from ddcm_fast.sampling.rules import RULES, Rule
@@ -43,8 +43,8 @@ def cuda_graph(work: Work, pool: Any) -> Work:
         with torch.cuda.graph(graph, pool=pool):
             work()
     except RuntimeError as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise ModelError(f"this step cannot be captured in a CUDA graph; leave cuda_graph out: {first}") from error
+        said = f"this step cannot be captured in a CUDA graph; leave cuda_graph out: {first_line(error)}"
+        raise ModelError(said) from error
     return graph.replay
 
 

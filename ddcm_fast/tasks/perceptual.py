@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 from ddcm_fast.codec.codec import Codec, Encoded
 from ddcm_fast.codec.config import CodecConfig
 from ddcm_fast.codec.images import MAX_PIXELS_TO_CUT, ImageLike, to_srgb, to_tensor
-from ddcm_fast.errors import ConfigError, InputError, MissingExtraError, ModelError, out_of_memory
+from ddcm_fast.errors import ConfigError, InputError, MissingExtraError, ModelError, first_line, out_of_memory
 from ddcm_fast.sampling.autocast import without_autocast
 from ddcm_fast.sampling.choosers import Chooser, StepContext, seeded
 from ddcm_fast.sampling.model import DiffusionModel
@@ -116,8 +116,8 @@ def restore_blind(
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if out_of_memory(error):
             raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"the restorer cannot take an image of {y.shape[3]}x{y.shape[2]} pixels: {first}") from error
+        size = f"{y.shape[3]}x{y.shape[2]}"
+        raise InputError(f"the restorer cannot take an image of {size} pixels: {first_line(error)}") from error
     if not isinstance(estimate, Tensor):
         raise InputError(f"the restorer returned {type(estimate).__name__}; it must return an image tensor")
     estimate = to_tensor(estimate.float().clamp(-1, 1), model.channels)
@@ -192,10 +192,9 @@ def load_restorer(path: str | Path, device: torch.device | str = "cpu", trust: b
     except Exception as error:  # torch raises many types for a foreign file
         if out_of_memory(error):
             raise
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{path} is neither a torch.export file (.pt2) nor TorchScript: {first}; save the restorer with "
-            "torch.export.save or torch.jit.save"
+            f"{path} is neither a torch.export file (.pt2) nor TorchScript: {first_line(error)}; save the restorer "
+            "with torch.export.save or torch.jit.save"
         ) from error
 
 

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 
-from ddcm_fast.models.train.errors import TrainError, first_line
+from ddcm_fast.errors import first_line
+from ddcm_fast.models.train.errors import TrainError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 

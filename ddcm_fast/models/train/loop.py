@@ -22,8 +22,9 @@ import torch
 from tqdm import tqdm
 
 from ddcm_fast import files
+from ddcm_fast.errors import first_line
 from ddcm_fast.models.train.data import centre_crops, load_photos, sample_batch
-from ddcm_fast.models.train.errors import TrainError, first_line
+from ddcm_fast.models.train.errors import TrainError
 from ddcm_fast.models.train.photo import (
     WEIGHTS_NAME,
     Denoiser,

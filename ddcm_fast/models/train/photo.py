@@ -30,8 +30,9 @@ import numpy as np
 import torch
 
 from ddcm_fast import files
+from ddcm_fast.errors import first_line
 from ddcm_fast.models.train.data import to_model
-from ddcm_fast.models.train.errors import TrainError, first_line
+from ddcm_fast.models.train.errors import TrainError
 
 Denoiser = Any
 """A ``diffusers.UNet2DModel``; diffusers' classes are untyped."""
