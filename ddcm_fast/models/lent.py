@@ -98,7 +98,7 @@ class Lent:
         self._values = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._swaps: list[tuple[dict[str, Any], str, Tensor, Tensor]] | None = None
         self._training: list[nn.Module] = []
-        self._wanting: list[nn.Parameter] = []
+        self._wanting: list[Tensor] = []
 
     @property
     def in_use(self) -> bool:
@@ -216,7 +216,7 @@ class Lent:
         for module in self._training:
             module.training = False
         # torch's matmul takes another way, which rounds differently, for weights that want gradients, recorded or not.
-        self._wanting = [t for part in self._parts() for t in part.module.parameters() if t.requires_grad and t.is_leaf]
+        self._wanting = [tensor for tensor in self._tensors if tensor.requires_grad and tensor.is_leaf]
         for tensor in self._wanting:
             tensor.requires_grad_(False)
 
@@ -299,7 +299,7 @@ def _swaps(part: Part) -> Iterator[tuple[dict[str, Any], str, Tensor, Tensor]]:
                     with torch.inference_mode(False), torch.no_grad():
                         copy = tensor.detach().to(part.dtype if cast else tensor.dtype).clone(memory_format=order)
                     if isinstance(tensor, nn.Parameter):
-                        copy = nn.Parameter(copy, tensor.requires_grad)
+                        copy = nn.Parameter(copy, requires_grad=False)
                     copies[id(tensor)] = copy
                 yield held, name, tensor, copies[id(tensor)]
 
