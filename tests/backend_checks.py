@@ -9,6 +9,7 @@ small cases.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -254,6 +255,43 @@ COMPARISONS: dict[str, Callable[[Any, Answers, str], None]] = {
     "norms": check_norms,
     "combine": check_combine,
 }
+
+
+#: (D, G, B, bits of a letter, of memory): fewer states than a vector has lanes, as many, more; several rows; threads
+#: that share a group's states; more scores than are held at once.
+TRELLISES = [
+    *[(70, 8, 2, 1, 1), (70, 9, 1, 1, 2), (500, 12, 3, 4, 4), (64, 1, 2, 3, 7), (900, 5, 2, 8, 8)],
+    *[(3000, 20, 2, 4, 8), (3000, 6, 1, 5, 11), (600, 7, 1, 2, 16), (2000, 300, 1, 4, 9)],
+]
+
+
+def check_trellis(backend: Any, kind: str, shape: tuple[int, int, int, int, int], device: str) -> None:
+    """The letters of the best path: the reference's, but where another one's sum is the same within rounding."""
+    dim, groups, batch, letter_bits, memory = shape
+    case = Case(kind, dim, 1 << (memory + letter_bits - 1), groups, batch)
+    answer = make_answers(case, device)
+    found = backend.trellis_search(case.spec, answer.w, step_tensor(answer.step, device), letter_bits)
+    assert found.shape == (batch, groups) and found.dtype == torch.int64 and found.device == answer.w.device
+    best = reference.best_path(answer.scores, letter_bits)
+    sums = [_path_sum(answer.scores, letters, letter_bits, memory) for letters in (found, best)]
+    assert ((sums[0] - sums[1]).abs() <= answer.tolerance.sum(1)[:, 0]).all(), "not the best path"
+    bad = answer.w.clone()
+    bad[-1, dim // 2] = math.nan
+    letters = backend.trellis_search(case.spec, bad, step_tensor(answer.step, device), letter_bits)
+    assert (letters[-1] == -1).any() and torch.equal(letters[:-1], found[:-1]), "letters of a NaN"
+
+
+def _path_sum(scores: Tensor, letters: Tensor, letter_bits: int, memory: int) -> Tensor:
+    """The sum of a path's scores (B,), walked as the definition says."""
+    state = torch.zeros_like(letters[:, 0])
+    total = torch.zeros_like(scores[:, 0, 0])
+    for g in range(letters.shape[1]):
+        letter = letters[:, g]
+        assert ((letter >= 0) & (letter < 1 << letter_bits)).all(), "no letter"
+        atom = (state << (letter_bits - 1)) + (letter >> 1)
+        total += scores[:, g].gather(-1, atom[:, None])[:, 0] * (1 - 2 * (letter & 1))
+        state = ((state << letter_bits) | letter) & ((1 << memory) - 1)
+    return total
 
 
 # ---- comparisons that need no answers --------------------------------------------------------------------

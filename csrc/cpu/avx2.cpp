@@ -116,6 +116,12 @@ struct Simd {
   }
   static U select_u(uint32_t bits, U a, U b) { return _mm256_blendv_epi8(b, a, expand(bits)); }
   static F gather(const float* x, U position) { return _mm256_i32gather_ps(x, position, 4); }
+  static F permute(F x, U position) { return _mm256_permutevar8x32_ps(x, position); }
+  static void keep_larger(F x, U at, F& best, U& best_at) {
+    const F larger = _mm256_cmp_ps(x, best, _CMP_GT_OQ);
+    best = _mm256_blendv_ps(best, x, larger);
+    best_at = _mm256_blendv_epi8(best_at, at, _mm256_castps_si256(larger));
+  }
   static U advance(U position, U stride, U dim) {
     const U sum = _mm256_add_epi32(position, stride);
     return _mm256_min_epu32(sum, _mm256_sub_epi32(sum, dim));

@@ -138,6 +138,12 @@ struct Simd {
     return _mm512_mask_blend_epi32(static_cast<__mmask16>(bits), b, a);
   }
   static F gather(const float* x, U position) { return _mm512_i32gather_ps(position, x, 4); }
+  static F permute(F x, U position) { return _mm512_permutexvar_ps(position, x); }
+  static void keep_larger(F x, U at, F& best, U& best_at) {
+    const __mmask16 larger = _mm512_cmp_ps_mask(x, best, _CMP_GT_OQ);
+    best = _mm512_mask_mov_ps(best, larger, x);
+    best_at = _mm512_mask_mov_epi32(best_at, larger, at);
+  }
   static U advance(U position, U stride, U dim) {
     const U sum = _mm512_add_epi32(position, stride);
     return _mm512_min_epu32(sum, _mm512_sub_epi32(sum, dim));

@@ -69,6 +69,11 @@ void search(const Geometry& g, const float* w, int64_t batch, uint32_t step, con
 void topk(const Geometry& g, const float* w, int64_t batch, uint32_t step, int64_t m, const Ranking& ranking,
           const Chosen& chosen, int threads);
 
+// trellis.cpp. The letters (B, G) of the best path through a trellis (ddcm_fast.codebook.reference.trellis_search); K is
+// a power of two, 2^(memory + letter_bits - 1), memory from letter_bits. A row with NaN or infinite entries gets -1.
+void trellis_search(const Geometry& g, const float* w, int64_t batch, uint32_t step, int letter_bits,
+                    int64_t* letters, int threads);
+
 // combine.cpp. Weighted sums of atoms (section 6): index, coefficient (B, G, m) -> y (B, D). Indices outside the
 // codebook are clamped into it.
 void combine(const Geometry& g, const int64_t* index, const float* coefficient, int64_t batch, int64_t m,

@@ -82,6 +82,11 @@ DDCM_API int ddcm_cpu_topk(const Geometry* g, const float* w, int64_t batch, uin
   });
 }
 
+DDCM_API int ddcm_cpu_trellis_search(const Geometry* g, const float* w, int64_t batch, uint32_t step, int letter_bits,
+                                     int64_t* letters, int threads) {
+  return status_of([&] { trellis_search(*g, w, batch, step, letter_bits, letters, threads); });
+}
+
 DDCM_API int ddcm_cpu_combine(const Geometry* g, const int64_t* index, const float* coefficient, int64_t batch,
                               int64_t m, uint32_t step, float* y, int threads) {
   return status_of([&] { combine(*g, index, coefficient, batch, m, step, y, threads); });

@@ -60,6 +60,10 @@ DDCM_API int ddcm_cpu_topk(const ddcm::Geometry* g, const float* w, int64_t batc
                            int is_signed, const float* bias, int bias_per_group, int64_t* index, int8_t* sign,
                            float* score, int threads);
 
+// The letters (B, G) of the best path through a trellis of letter_bits, 1 to 8: see driver.h.
+DDCM_API int ddcm_cpu_trellis_search(const ddcm::Geometry* g, const float* w, int64_t batch, uint32_t step,
+                                     int letter_bits, int64_t* letters, int threads);
+
 // Weighted sums of atoms (section 6): index, coefficient (B, G, m) -> y (B, D). Indices outside the codebook are
 // clamped into it.
 DDCM_API int ddcm_cpu_combine(const ddcm::Geometry* g, const int64_t* index, const float* coefficient, int64_t batch,

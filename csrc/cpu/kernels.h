@@ -39,6 +39,18 @@ struct ScoreTask {
   void* scratch;       // scratch_bytes() bytes, 64 byte aligned, the calling thread's own
 };
 
+// One group's step through a trellis of 2^memory states (trellis.cpp): from state (high, low), high of letter_bits bits,
+// a letter leads to the state (low, letter).
+struct PathTask {
+  const float* scores;  // of atom state * 2^(letter_bits - 1) + letter / 2
+  const float* metric;  // of the best path to each state, and 16 more floats that may be read
+  float* next;          // out: of the best path to each state after this group
+  uint8_t* origin;      // out: high of the state that this path came from; the lowest of equals
+  int letter_bits;
+  int memory;
+  int64_t first, last;  // of the pairs of new states (2 i, 2 i + 1) to make; first a multiple of 64
+};
+
 struct Best {
   float value;  // score + bias (or |score| + bias); -inf if no value exceeded -inf
   int index;    // within the chunk; the lowest index of equal values
@@ -61,6 +73,9 @@ struct Kernels {
   // `value`; returns how many. Values that are NaN count as -inf.
   int (*filter)(const float* scores, const float* bias, int count, bool is_signed, float threshold,
                 int* position, float* value);
+
+  // Extends the best paths by one group: + score for an even letter, - score for an odd one.
+  void (*extend_paths)(const PathTask& task);
 
   // Words of the calls (block .. block + count - 1, atom, step, stream): out[call * 4 + word].
   void (*block_words)(Key key, uint32_t block, int64_t count, uint32_t atom, uint32_t step,

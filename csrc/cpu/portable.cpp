@@ -148,6 +148,16 @@ struct Simd {
   static F gather(const float* x, const U& position) {
     return each<F>([&](int l) { return x[position.v[l]]; });
   }
+  static F permute(const F& x, const U& position) {
+    return each<F>([&](int l) { return x.v[position.v[l]]; });
+  }
+  static void keep_larger(const F& x, const U& at, F& best, U& best_at) {
+    for (int l = 0; l < 8; ++l) {
+      if (!(x.v[l] > best.v[l])) continue;
+      best.v[l] = x.v[l];
+      best_at.v[l] = at.v[l];
+    }
+  }
   static U advance(const U& position, const U& stride, const U& dim) {
     return each<U>([&](int l) {
       const uint32_t sum = position.v[l] + stride.v[l];

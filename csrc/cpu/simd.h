@@ -15,6 +15,8 @@
 //   above(a, b)                bit l: a[l] > b[l]; at_least(a, b): a[l] >= b[l]
 //   select(bits, a, b)         lane l: bit l ? a : b; select_u the same for U
 //   gather(x, position)        x[position[l]]
+//   permute(x, position)       lane l <- lane position[l]
+//   keep_larger(x, at, best, best_at)  where x > best: best = x, best_at = at
 //   advance(position, stride, dim)  (position + stride) mod dim, unsigned, sums below 2^32
 //
 // Lanes are atoms in the score kernels and neighbouring coordinates everywhere else.
@@ -33,6 +35,7 @@ constexpr int L = Simd::lanes;
 #include "hadamard_simd.h"
 #include "search_simd.h"
 #include "select_simd.h"
+#include "trellis_simd.h"
 #include "combine_simd.h"
 #include "rotate_simd.h"
 
@@ -55,7 +58,7 @@ void scores(const ScoreTask& task) {
 }
 
 constexpr Kernels make_kernels(const char* name) {
-  return Kernels{name,      scratch_bytes, scores,       argmax,    filter,
+  return Kernels{name,      scratch_bytes, scores,       argmax,    filter,     extend_paths,
                  block_words, flip, add_signs, add_gaussians, gaussian_integers, add_hadamard,
                  transform, scale, gather};
 }

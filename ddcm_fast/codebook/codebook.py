@@ -104,6 +104,19 @@ class Codebook:
         r, m = self._residual(residual), integer("m", m, 1, MAX_TOPK)
         return ops.topk(r, self._step(step, r.device), self._bias(bias), m, self.signed, self._text(r.device))
 
+    def trellis_search(self, residual: Tensor, step: int | Tensor, letter_bits: int) -> Tensor:
+        """The letters of the path through a trellis of this codebook's atoms that has the largest score.
+
+        The groups' atoms are chosen together: group g's is named by its letter of `letter_bits` bits, 1 to 8, and by
+        the `memory` bits of letters before it, K = 2^(memory + letter_bits - 1): atom
+        state * 2^(letter_bits - 1) + letter // 2, with the sign - for odd letters (rule `trellis`; Viterbi 1967).
+
+        residual as `search`. Returns letters (B, G) int64. Raises ConfigError if K is no such power of two, or the
+        memory less than a letter's bits or more than 16.
+        """
+        r = self._residual(residual)
+        return ops.trellis_search(r, self._step(step, r.device), letter_bits, self._text(r.device))
+
     def scores(self, residual: Tensor, step: int | Tensor) -> Tensor:
         """All scores <z_k, residual> of each group, unsigned: (B, G, K) float32."""
         r = self._residual(residual)

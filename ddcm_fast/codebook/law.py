@@ -28,6 +28,9 @@ MAX_SIZE = 2**32
 MAX_STEP = 2**32 - 1
 MAX_TOPK = 1024
 
+#: Of a trellis: bits of a letter, and of a state.
+MAX_LETTER_BITS, MAX_MEMORY = 8, 16
+
 # Philox streams (docs/noise-law.md, section 2).
 STREAM_INITIAL = 0
 STREAM_GAUSSIAN = 1

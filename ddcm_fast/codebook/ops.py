@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ddcm_fast.codebook import backends
-from ddcm_fast.codebook.law import MAX_STEP, MAX_TOPK, CodebookSpec
+from ddcm_fast.codebook.law import MAX_LETTER_BITS, MAX_MEMORY, MAX_STEP, MAX_TOPK, CodebookSpec
 from ddcm_fast.errors import ConfigError, InputError
 
 _LIBRARY = torch.library.Library("ddcm_fast", "DEF")
@@ -117,6 +117,15 @@ def _check_range(first: int, last: int, spec: CodebookSpec) -> None:
         raise ConfigError(
             f"atoms {first} to {last} are no range of this codebook's {spec.size}, "
             f"which begins at a multiple of {spec.atoms_made_together}"
+        )
+
+
+def _check_trellis(letter_bits: int, size: int) -> None:
+    memory = size.bit_length() - letter_bits
+    if not 1 <= letter_bits <= MAX_LETTER_BITS or size & (size - 1) or not letter_bits <= memory <= MAX_MEMORY:
+        raise ConfigError(
+            f"K is {size}, letter_bits {letter_bits}; a trellis takes K = 2^(memory + letter_bits - 1), "
+            f"letters of 1 to {MAX_LETTER_BITS} bits and a memory from a letter's bits to {MAX_MEMORY}"
         )
 
 
@@ -232,6 +241,14 @@ def scores_and_norms(residual: Tensor, step: Tensor, codebook: str) -> tuple[Ten
     return (out if unit is None else out.mul_(unit.unsqueeze(-1))), norms
 
 
+@_op("Tensor residual, Tensor step, int letter_bits", "Tensor")
+def trellis_search(residual: Tensor, step: Tensor, letter_bits: int, codebook: str) -> Tensor:
+    """The letters (B, G) int64 of the best path through a trellis of atoms (`reference.best_path`)."""
+    _check_trellis(letter_bits, _read(codebook)[1].size)
+    spec, backend, w, _, _ = _enter(residual, step, None, codebook)
+    return backend.trellis_search(spec, w, step, letter_bits)
+
+
 @_op("Tensor index, Tensor coefficient, Tensor step", "Tensor")
 def combine(index: Tensor, coefficient: Tensor, step: Tensor, codebook: str) -> Tensor:
     """Weighted sums of atoms: index int64 and coefficient float32 (B, G, M) -> z (B, D) float32."""
@@ -312,6 +329,13 @@ def _(residual: Tensor, step: Tensor, codebook: str) -> tuple[Tensor, Tensor]:
     spec = _check_enter(residual, step, None, codebook)
     out = residual.new_empty((residual.shape[0], spec.groups, spec.size), dtype=torch.float32)
     return out, residual.new_empty((spec.groups, spec.size), dtype=torch.float32)
+
+
+@_shape("trellis_search")
+def _(residual: Tensor, step: Tensor, letter_bits: int, codebook: str) -> Tensor:
+    spec = _check_enter(residual, step, None, codebook)
+    _check_trellis(letter_bits, spec.size)
+    return residual.new_empty((residual.shape[0], spec.groups), dtype=torch.int64)
 
 
 @_shape("combine")

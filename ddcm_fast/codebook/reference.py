@@ -312,6 +312,46 @@ def search(
     return index[..., 0], sign[..., 0], score[..., 0]
 
 
+def best_path(scores: Tensor, letter_bits: int) -> Tensor:
+    """The path through a trellis with the largest sum of scores, by the Viterbi algorithm.
+
+    A path has a letter of `letter_bits` bits a group. The state before a group is the last `memory` bits of the letters
+    before it, 0 at the start; the letter adds the score of atom state * 2^(letter_bits - 1) + letter // 2, with the
+    sign - if it is odd.
+
+    scores (B, G, K) floating point, K = 2^(memory + letter_bits - 1). Returns letters (B, G) int64, -1 where the sum is
+    not finite. Of equal paths into a state the one whose forgotten letter is lower.
+    """
+    batch, groups, size = scores.shape
+    # A state is (high, low), high the letter that the next state forgets; the last axis is a letter without sign.
+    high = 1 << letter_bits
+    scores = scores.view(batch, groups, high, size >> (2 * letter_bits - 1), high // 2)
+    metric = scores.new_full((batch, high, scores.shape[3], 1), -math.inf)
+    metric[:, 0, 0] = 0
+    metrics = [metric]  # of the best path to each state, before each group
+    for g in range(groups):
+        plus = (metric + scores[:, g]).amax(1)
+        minus = (metric - scores[:, g]).amax(1)
+        metric = torch.stack((plus, minus), -1).view_as(metric)  # (low, letter) is the new state
+        metrics.append(metric)
+    # Backwards. Finding the predecessors on one path again is cheaper than storing everyone's.
+    rows = torch.arange(batch, device=scores.device, dtype=torch.int64)
+    best, state = metrics[-1].flatten(1).max(1)
+    letters = []
+    for g in range(groups - 1, -1, -1):
+        letter, low = state & (high - 1), state >> letter_bits
+        sign = (1 - 2 * (letter & 1))[:, None]
+        paths = metrics[g][rows, :, low, 0] + sign * scores[rows, g, :, low, letter >> 1]
+        state = paths.argmax(1) * scores.shape[3] + low
+        letters.append(letter)
+    return torch.where(best.isfinite()[:, None], torch.stack(letters[::-1], dim=1), -1)
+
+
+def trellis_search(spec: CodebookSpec, w: Tensor, step: int, letter_bits: int) -> Tensor:
+    """`best_path` of the scores of w (B, D): letters (B, G) int64."""
+    return best_path(torch.cat([s for _, s in _score_chunks(spec, w, step)], dim=-1), letter_bits)
+
+
 def norms(spec: CodebookSpec, step: int, device: torch.device | str = "cpu") -> Tensor:
     """Squared norm of every atom of each group: (G, K) float32."""
     lengths = [spec.group_start(g + 1) - spec.group_start(g) for g in range(spec.groups)]

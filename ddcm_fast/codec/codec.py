@@ -40,7 +40,7 @@ _SINGLE = (Image.Image, np.ndarray, Tensor, os.PathLike)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-DEFAULT_PRESET = "product"
+DEFAULT_PRESET = "trellis"
 
 
 def _using_model(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:

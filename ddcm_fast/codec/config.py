@@ -169,13 +169,13 @@ PRESETS: dict[str, tuple[CodecConfig, str]] = {
     ),
     "product": (
         CodecConfig(rule="product", kind="hadamard", K=65536, atoms=1000, T=25, schedule="kl", stop=100, tail=1),
-        "many signed atoms a step, each of K for its own group of coordinates; the best pictures for the bits",
+        "many signed atoms a step, each of K for its own group of coordinates, chosen independently",
     ),
     "trellis": (
         CodecConfig(
-            rule="trellis", kind="hadamard", K=4096, C=4, atoms=4000, T=25, schedule="kl", stop=100, tail=1
+            rule="trellis", kind="hadamard", K=131072, C=5, atoms=3200, T=16, schedule="kl", stop=100, tail=1
         ),
-        "product with its groups chosen together by the Viterbi algorithm; better still, the search takes longer",
+        "many atoms a step, chosen together by the Viterbi algorithm; the best pictures for the bits",
     ),
     "turbo": (
         CodecConfig(rule="threshold", kind="sign", K=16384, atoms=1500, T=20, schedule="kl", stop=100, tail=3),

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import torch
 
+from ddcm_fast.codebook import backends
 from ddcm_fast.codebook.codebook import Codebook
 from ddcm_fast.codec.config import CodecConfig
 from ddcm_fast.errors import LimitError
@@ -83,7 +84,9 @@ class Limits:
             dim: entries of a state. batch: images coded together. backend, device: of the codebook.
         """
         cost = config.rule_type.search_cost(config, dim)
-        self.check("memory", batch * (4 * _STATE_COPIES * dim + 8 * cost.numbers))
+        holds = backends.load(backends.resolve(backend, device)).holds_scores
+        numbers = cost.numbers + (cost.scores if holds else 0)
+        self.check("memory", batch * (4 * _STATE_COPIES * dim + 8 * numbers))
         entries, seconds = float(batch) * cost.entries, batch * cost.operations * _OPERATION
         if entries > _FEW_ENTRIES.get(device.type, _FEW_ENTRIES["cuda"]):
             seconds += entries / _entries_per_second(config.kind, min(dim, _TRIAL_DIM), backend, device)

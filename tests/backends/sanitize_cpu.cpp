@@ -84,6 +84,15 @@ void check(int kind, int64_t dim, int64_t size, int64_t groups, int64_t batch, i
       }
     }
   }
+  for (const int bits : {1, 3, 8}) {  // a trellis of the largest memory, up to 8 bits, that has `size` atoms or fewer
+    int memory = 8;
+    while (memory >= bits && (int64_t{1} << (memory + bits - 1)) > size) --memory;
+    if (memory < bits) continue;
+    ddcm::Geometry trellis;
+    ddcm_cpu_geometry(kind, dim, int64_t{1} << (memory + bits - 1), groups, 3, &trellis);
+    Array<int64_t> letters(batch * groups);
+    expect(ddcm_cpu_trellis_search(&trellis, w, batch, step, bits, letters, threads), 0, "trellis_search");
+  }
   for (const int64_t m : {0, 1, 3}) {
     Array<int64_t> index(batch * groups * m);
     Array<float> coefficient(batch * groups * m);

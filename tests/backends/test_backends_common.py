@@ -11,6 +11,7 @@ from backend_checks import (
     LARGE_CASES,
     SEED,
     STEP,
+    TRELLISES,
     Case,
     answers,
     backends_here,
@@ -19,6 +20,7 @@ from backend_checks import (
     check_planted,
     check_rotation,
     check_scores,
+    check_trellis,
     step_tensor,
 )
 
@@ -54,6 +56,13 @@ def equal_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 def test_grid(backend, case, compare):
     name, device = backend
     compare(backends.load(name), answers(case), device)
+
+
+@pytest.mark.parametrize("shape", TRELLISES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_trellis(backend, kind, shape):
+    name, device = backend
+    check_trellis(backends.load(name), kind, shape, device)
 
 
 # ---- big numbers ---------------------------------------------------------------------------------

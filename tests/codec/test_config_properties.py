@@ -119,7 +119,9 @@ def test_search_cost_follows_the_settings() -> None:
     assert cost("product", 1024, K=4096, kind="gaussian", atoms=80).entries == base.entries
     assert cost("pursuit", 1024, K=4096, M=3, kind="gaussian").entries == 3 * base.entries
     trellis = cost("trellis", 10000, atoms=1000)
-    assert trellis.numbers == 100 * 4096 and math.isclose(trellis.operations, 2 * 10 * trellis.numbers)
+    states, atoms = 100 * 2**12, 100 * 2**16
+    assert trellis.numbers == states // 8 and trellis.scores == atoms
+    assert math.isclose(trellis.operations, 10 * atoms)
 
 
 def test_numpys_integers_are_integers() -> None:

@@ -117,11 +117,18 @@ def test_limits_hold_for_what_is_made_too() -> None:
 )
 def test_endless_searches_ask_first(config: CodecConfig, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddcm_fast.codec.limits._entries_per_second", lambda *_: 1e10)
-    codec = Codec(FIELD, config)
+    codec = Codec(FIELD, config, backend="reference")
     image = torch.zeros(3, 128, 128)
     for target in ({}, {"bpp": 1.0}):
         with pytest.raises(LimitError, match=says):
             codec.encode(image, **target)
+
+
+def test_a_trellis_holds_scores_only_where_the_backend_does() -> None:
+    config, cpu = preset("trellis", K=2**20, C=4, atoms=6400, T=16), torch.device("cpu")
+    Limits(memory=1 << 28).check_search(config, 12288, 1, "cpu", cpu)
+    with pytest.raises(LimitError, match="--max-memory"):
+        Limits(memory=1 << 28).check_search(config, 12288, 1, "reference", cpu)
 
 
 def test_ordinary_searches_are_not_even_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,10 +28,12 @@ class Backend(ABC):
     for the device, a row that is not finite gets index -1, sign +1 and score NaN, and indices are clamped.
 
     Attributes:
+        holds_scores: whether trellis_search keeps all scores at once, G K of them a row.
         automatic: types of the devices that `auto` may choose this backend for.
         speed: `auto` tries the largest first. The built-in backends have 300 (cuda), 200 (triton), 100 (cpu) and 0.
     """
 
+    holds_scores: bool = True
     automatic: tuple[str, ...] = ()
     speed: int = 50
 
@@ -83,6 +85,10 @@ class Backend(ABC):
     @abstractmethod
     def scores_and_norms(self, spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """`scores` and the squared norms of all atoms: (B, G, K), (G, K) float32."""
+
+    def trellis_search(self, spec: CodebookSpec, w: Tensor, step: Tensor, letter_bits: int) -> Tensor:
+        """The letters (B, G) int64 of the best path; see reference.trellis_search."""
+        return reference.best_path(self.scores(spec, w, step), letter_bits)
 
     @abstractmethod
     def combine(self, spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:

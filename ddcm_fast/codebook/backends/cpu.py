@@ -53,6 +53,7 @@ _SIGNATURES = {
     "scores": (_G, _P, c_int64, c_uint32, _P, _P, c_int),
     "search": (_G, _P, c_int64, c_uint32, c_int, _P, c_int, _P, _P, _P, c_int),
     "topk": (_G, _P, c_int64, c_uint32, c_int64, c_int, _P, c_int, _P, _P, _P, c_int),
+    "trellis_search": (_G, _P, c_int64, c_uint32, c_int, _P, c_int),
     "combine": (_G, _P, _P, c_int64, c_int64, c_uint32, _P, c_int),
 }
 
@@ -136,6 +137,8 @@ def _bias(bias: Tensor | None) -> tuple[int | None, bool]:
 
 class Cpu(Backend):
     """The operations on tensors in host memory. A row with NaN or infinite entries gets index -1."""
+
+    holds_scores = False
 
     automatic = ("cpu",)
     speed = 100
@@ -236,6 +239,16 @@ class Cpu(Backend):
             )
         )
         return out
+
+    def trellis_search(self, spec: CodebookSpec, w: Tensor, step: Tensor, letter_bits: int) -> Tensor:
+        letters = _empty((w.shape[0], spec.groups), torch.int64)
+        _check(
+            _library().ddcm_cpu_trellis_search(
+                *(_geometry(spec), w.data_ptr(), w.shape[0], step.item(), letter_bits),
+                *(letters.data_ptr(), torch.get_num_threads()),
+            )
+        )
+        return letters
 
     def combine(self, spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:
         # Indices outside the codebook are clamped into it.

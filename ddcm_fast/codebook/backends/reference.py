@@ -55,5 +55,8 @@ class Reference(Backend):
     def scores_and_norms(self, spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         return reference.scores_and_norms(spec, w, _number(step))
 
+    def trellis_search(self, spec: CodebookSpec, w: Tensor, step: Tensor, letter_bits: int) -> Tensor:
+        return reference.trellis_search(spec, w, _number(step), letter_bits)
+
     def combine(self, spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:
         return reference.combine(spec, index, coefficient, _number(step))

@@ -37,11 +37,12 @@ Plan = Callable[[], Sequence[Step]]
 
 class SearchCost(NamedTuple):
     """What choosing an image's symbols takes: `entries` of noise made, and `numbers` of 8 bytes held at once beside the
-    state, on which `operations` are done."""
+    state, on which `operations` are done; `scores` more numbers where the backend holds them (Backend.holds_scores)."""
 
     entries: int
     numbers: int = 0
     operations: int = 0
+    scores: int = 0
 
 
 class Settings:

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from ddcm_fast.codebook.codebook import Codebook
+from ddcm_fast.codebook.law import MAX_LETTER_BITS, MAX_MEMORY
 from ddcm_fast.errors import ConfigError
-from ddcm_fast.sampling.rules.base import ATOMS, Grouped, Parameter, Plan, Rule, SearchCost, Settings
+from ddcm_fast.sampling.rules.base import ATOMS, Grouped, Parameter, Plan, Rule, SearchCost, Settings, search_entries
 from ddcm_fast.sampling.schedule import Step
-
-MAX_LETTER_BITS, MAX_MEMORY = 8, 16
 
 
 class Trellis(Grouped):
@@ -31,8 +30,9 @@ class Trellis(Grouped):
     codebook is unsigned and has 2^(memory + b - 1) atoms: atom state * 2^(b - 1) + letter // 2, with the sign - for odd
     letters.
 
-    The encoder takes all scores from one search and then, group after group, keeps for each of the 2^memory states the
-    best path that ends there: 2^(memory + b) additions a group. It needs 4 G 2^(memory + b - 1) bytes an image.
+    The encoder keeps, group after group, the best path to each of the 2^memory states: 2^(memory + b) additions a
+    group (`Codebook.trellis_search`). The cpu backend holds a byte a group and state for it, the others all scores,
+    4 G 2^(memory + b - 1) bytes an image.
 
     Args:
         kind, dim, seed, backend: as Codebook.
@@ -48,7 +48,6 @@ class Trellis(Grouped):
         "C": Parameter(1, MAX_LETTER_BITS, "bits of a letter, K = 2^(memory + C)"),
         "atoms": ATOMS,
     }
-    held, worked = 1, 2  # scores, and the paths' metrics
 
     def __init__(
         self,
@@ -96,42 +95,18 @@ class Trellis(Grouped):
 
     @classmethod
     def search_cost(cls, settings: Settings, dim: int) -> SearchCost:
-        """K counts atoms and signs."""
-        cost = super().search_cost(settings, dim)
-        return cost._replace(entries=cost.entries // 2)
+        """K counts atoms and signs. A byte for each group and state says where its best path came from."""
+        groups = min(dim, max(1, settings.atoms // settings.T))
+        atoms, states = settings.K // 2, 1 << _memory(settings)
+        operations = settings.T * groups * settings.K // 2
+        return SearchCost(search_entries(settings, dim, groups) // 2, groups * states // 8, operations, groups * atoms)
 
     def radix(self, step: Step) -> int:
         return 1 << self._bits
 
     def choose(self, direction: Tensor, step: Step) -> Tensor:
         """The letters of the path with the largest <z, direction>; -1 where that is not finite."""
-        scores = self.codebook(step).scores(direction, step.at)
-        batch, groups = scores.shape[:2]
-        # A state is (high, low), high the letter that the next state forgets; the last axis is a letter without sign.
-        high = 1 << self._bits
-        scores = scores.view(batch, groups, high, -1, high // 2)
-        metric = scores.new_full((*scores.shape[0:1], *scores.shape[2:4], 1), -torch.inf)
-        metric[:, 0, 0] = 0
-        metrics = [metric]  # of the best path to each state, before each group
-        for g in range(groups):
-            plus = (metric + scores[:, g]).amax(1)
-            minus = (metric - scores[:, g]).amax(1)
-            metric = torch.stack((plus, minus), -1).view_as(metric)  # (low, letter) is the new state
-            metrics.append(metric)
-        return self._trace_back(scores, metrics)
-
-    def _trace_back(self, scores: Tensor, metrics: list[Tensor]) -> Tensor:
-        """Letters (B, G) of the best path; finding its predecessors again is cheaper than storing everyone's."""
-        rows = torch.arange(len(scores), device=scores.device, dtype=torch.int64)
-        best, state = metrics[-1].flatten(1).max(1)
-        letters = []
-        for g in range(scores.shape[1] - 1, -1, -1):
-            letter, low = state & ((1 << self._bits) - 1), state >> self._bits
-            sign = (1 - 2 * (letter & 1))[:, None]
-            paths = metrics[g][rows, :, low, 0] + sign * scores[rows, g, :, low, letter >> 1]
-            state = paths.argmax(1) * scores.shape[3] + low
-            letters.append(letter)
-        return torch.where(best.isfinite()[:, None], torch.stack(letters[::-1], dim=1), -1)
+        return self.codebook(step).trellis_search(direction, step.at, self._bits)
 
     def noise(self, letters: Tensor, step: Step) -> Tensor:
         state = torch.zeros_like(letters)
