@@ -13,7 +13,7 @@ scene = Image.radial_gradient("L").resize((64, 64)).convert("RGB")  # so that th
 picture = Image.open(sys.argv[1]) if len(sys.argv) > 1 else scene
 bpp = float(sys.argv[2]) if len(sys.argv) > 2 else 0.5
 
-codec = Codec.from_preset(load_model("photo"), "product", progress=None)
+codec = Codec(load_model("photo"), progress=None)
 coded = codec.encode(picture, bpp=bpp)[0]
 print(f"{picture.width}x{picture.height}: {len(coded.data)} bytes, {coded.bpp:.3f} bits a pixel")
 
