@@ -36,6 +36,10 @@ class MissingExtraError(DDCMError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
 
 
+class SomeFailedError(DDCMError, RuntimeError):
+    """A run over many went to its end, and some of them failed; the command line exits with status 3."""
+
+
 class DDCMWarning(UserWarning):
     """Something that works but differs from what the user may expect; the command line prints it."""
 

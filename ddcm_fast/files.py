@@ -19,6 +19,7 @@ import secrets
 import socket
 import stat
 import sys
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,8 @@ MAX_FILE = 1 << 26
 #: The longest image file that is read; the largest picture takes 192 MiB uncompressed in 32 bits a channel.
 MAX_IMAGE_FILE = 1 << 28
 
-_PART = ".ddcm-"  # what the names of unfinished files begin with
+#: What the names of unfinished files begin with; then come the machine's number and the process's.
+_PART = ".ddcm-"
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,32 @@ def _identity(path: Path, state: os.stat_result | None) -> object:
 def _create(folder: Path) -> tuple[int, Path]:
     """A new, empty file in a folder, with the mode that new files get there."""
     while True:
-        path = folder / f"{_PART}{secrets.token_hex(8)}"
+        path = folder / f"{_PART}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
         with contextlib.suppress(FileExistsError):
             return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), path
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def sweep(folder: Path) -> None:
+    """Remove, from a folder and those in it, unfinished files of processes of this machine that are no more."""
+    for path in folder.rglob(f"{_PART}{_machine()}-*"):
+        number = path.name.split("-")[-2]
+        if number.isdecimal() and not _lives(int(number)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or no number of a process
+        return True
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -22,6 +22,8 @@ _EPILOG = f"""examples:
   ddcm compress photo.jpg photo.ddcm --psnr 30   as small as 30 dB allow
   ddcm decompress photo.ddcm early.png --first 30%
   ddcm compress photo.jpg small.ddcm --preset ddcm -T 200 -K 65536
+  ddcm compress photos/ "scans/*.tif" coded/     many into a folder; the same command goes on after an interruption
+  ddcm decompress coded/ decoded/
   ddcm compress - - < photo.jpg | ddcm decompress - early.png        "-" is standard input or output
 
 An input is never overwritten; an existing file is replaced only by one of its own kind, or with --force.

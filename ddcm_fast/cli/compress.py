@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ddcm_fast.cli import many
 from ddcm_fast.cli.arguments import (
     add_coding,
     add_common,
@@ -19,6 +20,8 @@ from ddcm_fast.cli.arguments import (
     rate_of,
     settings_of,
 )
+from ddcm_fast.cli.compress_many import add_options
+from ddcm_fast.cli.compress_many import run as many_run
 from ddcm_fast.cli.loading import load, make_codec
 from ddcm_fast.cli.pictures import is_image_ending, read_image
 from ddcm_fast.cli.terminal import tell
@@ -30,13 +33,19 @@ from ddcm_fast.files import STDIN, STDOUT, Outputs
 
 def add_parser(commands: Any) -> None:
     """The subcommand `compress`."""
-    p = commands.add_parser("compress", description="Compress an image.")
-    p.add_argument(
-        "input",
-        type=path_or(STDIN),
-        help="an image file (PNG, JPEG, WebP, TIFF, AVIF, ...), coded as it shows in sRGB, transparency over white",
+    p = commands.add_parser(
+        "compress",
+        description="Compress an image, or many into one folder. Results that are there already are not made again.",
     )
-    p.add_argument("output", type=path_or(STDOUT), help="the .ddcm file to write")
+    inputs = p.add_argument(
+        "inputs",
+        nargs="+",
+        type=path_or(STDIN),
+        metavar="input",
+        help="an image file (PNG, JPEG, WebP, TIFF, AVIF, ...), coded as it shows in sRGB, transparency over white; or "
+        "many: files, folders, patterns, .tar archives",
+    )
+    p.add_argument("output", type=path_or(STDOUT), help="the .ddcm file to write; a folder, if the images are many")
     add_rate(p)
     p.add_argument("--mask", type=Path, help="a grey image of the same size: bits go where it is bright")
     add_condition(p).add_argument(
@@ -45,12 +54,22 @@ def add_parser(commands: Any) -> None:
         help="only a hash of it travels in the file: decompress must be given it again",
     )
     add_coding(p)
+    add_options(p, inputs)
     add_json(p, "size, quality and time")
     add_common(p)
     p.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
+    if many.is_many(args):
+        many_run(args)
+        return
+    many.refuse_options(args)
+    (args.input,) = args.inputs
+    _one(args)
+
+
+def _one(args: argparse.Namespace) -> None:
     from ddcm_fast.codebook import backends
     from ddcm_fast.codec.images import psnr, to_tensor
 

@@ -6,7 +6,17 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-from ddcm_fast.cli.arguments import add_common, add_condition, condition_of, limits_of, path_or, progress, share
+from ddcm_fast.cli import many
+from ddcm_fast.cli.arguments import (
+    add_common,
+    add_condition,
+    condition_of,
+    limits_of,
+    path_or,
+    progress,
+    share,
+)
+from ddcm_fast.cli.decompress_many import run as many_run
 from ddcm_fast.cli.loading import load_for, make_codec
 from ddcm_fast.cli.pictures import OUTPUT_HELP, image_bytes, image_kind, image_name
 from ddcm_fast.cli.terminal import tell
@@ -19,19 +29,38 @@ if TYPE_CHECKING:
 
 def add_parser(commands: Any) -> None:
     """The subcommand `decompress`."""
-    p = commands.add_parser("decompress", description="Decompress a file.")
-    p.add_argument("input", type=path_or(STDIN), help="a .ddcm file")
-    p.add_argument("output", type=path_or(STDOUT), help=OUTPUT_HELP)
+    p = commands.add_parser(
+        "decompress",
+        description="Decompress a file, or many into one folder. Results that are there already are not made again.",
+    )
+    p.add_argument(
+        "inputs",
+        nargs="+",
+        type=path_or(STDIN),
+        metavar="input",
+        help="a .ddcm file; or many: files, folders, patterns, .tar archives",
+    )
+    p.add_argument("output", type=path_or(STDOUT), help=f"{OUTPUT_HELP}; a folder, if the files are many")
     p.add_argument("--format", help="of the image where no ending says it, as in webp (default: png)")
     p.add_argument("--model", help="the file's model, if it is not built in: a folder or hub id")
     p.add_argument("--ignore-checksum", action="store_true", help="decode a damaged or cut file as it is")
     p.add_argument("--first", type=share, default=1.0, help="decode only this part of the file, as in 30%%")
     add_condition(p)
+    many.add_many(p)
     add_common(p)
     p.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
+    if many.is_many(args):
+        many_run(args)
+        return
+    many.refuse_options(args)
+    (args.input,) = args.inputs
+    _one(args)
+
+
+def _one(args: argparse.Namespace) -> None:
     name = image_name(args.output, args.format)
     outputs = Outputs([args.input], args.force)
     outputs.add(args.output, image_kind(name))

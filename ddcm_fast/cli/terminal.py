@@ -12,14 +12,15 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-from ddcm_fast.errors import DDCMError, out_of_memory
+from ddcm_fast.errors import DDCMError, SomeFailedError, out_of_memory
 from ddcm_fast.files import STDOUT
 
 #: Exit statuses, see EXIT_HELP.
-MISTAKE, BUG, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
+MISTAKE, SOME_FAILED, BUG, INTERRUPTED, CLOSED_PIPE = 2, 3, 70, 130, 141
 
-EXIT_HELP = f"""Exit status: 0 done, {MISTAKE} something to mend (one line on standard error says what), {BUG} a bug of
-ddcm itself (DDCM_DEBUG=1 prints the traceback), {INTERRUPTED} interrupted, {CLOSED_PIPE} the output was closed."""
+EXIT_HELP = f"""Exit status: 0 done, {MISTAKE} something to mend (one line on standard error says what),
+{SOME_FAILED} some of many images failed (the manifest says which), {BUG} a bug of ddcm itself (DDCM_DEBUG=1 prints the
+traceback), {INTERRUPTED} interrupted, {CLOSED_PIPE} the output was closed."""
 
 
 def printable(text: str) -> str:
@@ -98,6 +99,9 @@ def guarded(action: Callable[[], None]) -> int:
 
 
 def _fail(error: Exception) -> int:
+    if isinstance(error, SomeFailedError):
+        complain(str(error))
+        return SOME_FAILED
     if isinstance(error, DDCMError):
         complain(str(error))
     elif out_of_memory(error):

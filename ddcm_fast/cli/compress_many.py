@@ -1,0 +1,145 @@
+"""`ddcm compress` of many images into one folder."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from ddcm_fast.cli import many
+from ddcm_fast.cli.arguments import condition_of, rate_of, settings_of
+from ddcm_fast.cli.loading import load, make_codec
+from ddcm_fast.cli.pictures import is_image_ending
+from ddcm_fast.cli.terminal import tell
+from ddcm_fast.codec import container
+from ddcm_fast.codec.config import CodecConfig, preset
+from ddcm_fast.codec.images import MAX_PIXELS
+from ddcm_fast.files import MAX_IMAGE_FILE
+
+if TYPE_CHECKING:
+    from ddcm_fast.bulk.run import Work
+    from ddcm_fast.bulk.sources import Item
+    from ddcm_fast.codec.codec import Codec
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compress what the arguments name, or with --dry-run say what that would take."""
+    many.check(args, {"--mask": args.mask})
+    config = preset(args.preset, **settings_of(args))
+    items = _items(args)
+    if args.dry_run:
+        _foretell(args, items, config)
+    elif args.engine == "ray":
+        from ddcm_fast.cli.on_ray import run as on_ray
+
+        on_ray(args)
+    else:
+        many.run(args, items, lambda: _make(args, config), ".ddcm", container.FILE)
+
+
+def _items(args: argparse.Namespace) -> list[Item]:
+    from ddcm_fast.bulk.sources import dataset, distinct, find
+
+    items = [] if args.dataset is None else dataset(args.dataset, args.split)
+    return distinct(items + find(args.inputs, is_image_ending, "images", MAX_IMAGE_FILE))
+
+
+def _make(args: argparse.Namespace, config: CodecConfig) -> tuple[Work, str]:
+    model = load(args, args.model)
+    codec = make_codec(args, model, config)
+    codec.progress = False  # the bar is over the images
+    how = {"rate": rate_of(args, config), "embed": not args.withhold_condition, "condition": condition_of(args)}
+    digest = many.settings(
+        model=model.fingerprint().hex(), dtype=model.dtype, config=dataclasses.asdict(config), **how
+    )
+    return lambda content: _compress(args, codec, config, content), digest
+
+
+def _compress(
+    args: argparse.Namespace, codec: Codec, config: CodecConfig, content: bytes
+) -> tuple[bytes, dict[str, Any]]:
+    from ddcm_fast.codec.images import load_image, psnr, to_tensor
+
+    image = load_image(io.BytesIO(content), MAX_PIXELS if args.max_pixels is None else args.max_pixels)
+    rate = rate_of(args, config)
+    embed = not args.withhold_condition
+    coded = codec.encode(image, condition_of(args), embed, bpp=rate.get("bpp"), psnr=rate.get("psnr"))[0]
+    quality = psnr(to_tensor(image, codec.model.channels)[0], coded.reconstruction.cpu())
+    facts = {"width": image.width, "height": image.height, "bpp": round(coded.bpp, 6)}
+    return coded.data, facts | {"psnr": round(quality, 4) if math.isfinite(quality) else None}
+
+
+# ---- before it is done ---------------------------------------------------------------------------
+
+_LOOKED_AT = 200  # images whose sizes stand for all
+
+
+def _foretell(args: argparse.Namespace, items: list[Item], config: CodecConfig) -> None:
+    """Say how many there are, and about how many bytes and hours they take: by one image of middling size."""
+    from ddcm_fast.bulk.manifest import Manifest
+    from ddcm_fast.bulk.run import to_do
+    from ddcm_fast.bulk.sources import shard
+
+    rank, workers = many.worker(args)
+    mine = shard(items[: args.limit], rank, workers)
+    work, digest = _make(args, config)
+    remaining = to_do(mine, Manifest(args.output, rank, workers), digest, args.retry_failed)
+    facts: dict[str, Any] = {"images": len(mine), "to_do": len(remaining), "bytes": 0.0, "hours": 0.0}
+    sizes = sorted(_sizes(remaining[:: max(1, len(remaining) // _LOOKED_AT)]), key=lambda pair: pair[0])
+    if sizes:
+        pixels, item = sizes[len(sizes) // 2]
+        total = sum(size for size, _ in sizes) / len(sizes) * len(remaining)
+        content = item.read()
+        work(content)  # the first one also warms up
+        start = time.perf_counter()
+        data, _ = work(content)
+        seconds = time.perf_counter() - start
+        facts |= {"bytes": len(data) * total / pixels, "hours": seconds * total / pixels / 3600}
+    tell(
+        f"{args.output}: {facts['to_do']} of {facts['images']} images to do, about {facts['bytes']:.3g} bytes and "
+        f"{facts['hours']:.3g} hours for one worker, going by {sizes[len(sizes) // 2][1].origin if sizes else 'none'}",
+        args,
+        facts,
+    )
+
+
+def _sizes(items: list[Item]) -> list[tuple[int, Item]]:
+    """(pixels, item) of those that can be read, from their headers."""
+    from PIL import Image
+
+    found = []
+    for item in items:
+        try:
+            with Image.open(io.BytesIO(item.read())) as image:
+                found.append((image.width * image.height, item))
+        except Exception:  # it will be noted when its turn comes
+            continue
+    return found
+
+
+class _Dataset(argparse.Action):
+    """--dataset: with it, and after it, there need be no other inputs."""
+
+    def __init__(self, *words: Any, inputs: argparse.Action, **how: Any) -> None:
+        super().__init__(*words, **how)
+        self._inputs = inputs
+
+    def __call__(self, _: Any, args: argparse.Namespace, value: Any, __: Any = None) -> None:
+        self._inputs.nargs = "*"
+        setattr(args, self.dest, value)
+
+
+def add_options(parser: argparse.ArgumentParser, inputs: argparse.Action) -> None:
+    """The options of many images; `inputs` is the positional argument."""
+    group = many.add_many(parser)
+    group.add_argument(
+        "--dataset",
+        action=_Dataset,
+        inputs=inputs,
+        help="a Hugging Face data set, its folder or hub id, instead of inputs: --dataset NAME OUTPUT (needs datasets)",
+    )
+    group.add_argument("--split", help="of the data set, as in train")
+    group.add_argument("--dry-run", action="store_true", help="say how many images, bytes and hours, and do nothing")

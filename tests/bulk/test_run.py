@@ -1,0 +1,128 @@
+"""A run over many: what is done once, what is done again, and what a bad item or a killed run leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddcm_fast.bulk.manifest import Manifest, digest
+from ddcm_fast.bulk.run import Count, run, to_do
+from ddcm_fast.bulk.sources import Item
+from ddcm_fast.errors import InputError
+from ddcm_fast.files import TEXT, sweep
+
+
+class Calls:
+    """Work that turns its item into capitals, but for those that begin with "bad"."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __call__(self, content: bytes) -> tuple[bytes, dict[str, Any]]:
+        self.seen.append(content.decode())
+        if content.startswith(b"bad"):
+            raise ValueError("it is bad\nand this is a second line")
+        return content.upper(), {"length": len(content)}
+
+
+def items(*texts: str) -> list[Item]:
+    def reader(text: str) -> Callable[[], bytes]:
+        return text.encode
+
+    return [Item(f"in/{i}", f"item {i}", reader(text)) for i, text in enumerate(texts)]
+
+
+def go(folder: Path, given: list[Item], settings: str = "s", rank: int = 0, workers: int = 1, **how: Any) -> Any:
+    work = Calls()
+    manifest = Manifest(folder, rank, workers)
+    return work.seen, run(given, work, folder, ".txt", TEXT, settings, manifest, progress=False, **how)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "ddcm-manifest.jsonl").read_text().splitlines()]
+
+
+def test_a_bad_item_is_a_line_and_the_run_goes_on(tmp_path: Path) -> None:
+    seen, count = go(tmp_path, items("one", "bad two", "three"))
+    assert seen == ["one", "bad two", "three"] and count == Count(2, 0, 1, 8)
+    assert (tmp_path / "in/0.txt").read_text() == "ONE" and not (tmp_path / "in/1.txt").exists()
+    first, bad, _ = lines(tmp_path)
+    assert first["status"] == "done" and first["sha256"] == digest(b"ONE") and first["length"] == 3
+    assert bad["status"] == "failed" and bad["error"] == "it is bad"
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    given = items("one", "bad two", "three")
+    go(tmp_path, given)
+    seen, count = go(tmp_path, given)
+    assert seen == [] and count == Count(0, 2, 1, 0)
+    seen, count = go(tmp_path, given, retry_failed=True)
+    assert seen == ["bad two"] and count == Count(0, 2, 1, 0)
+    seen, count = go(tmp_path, items("one", "now good", "three"))
+    assert seen == ["now good"] and count == Count(1, 2, 0, 8)
+
+
+def test_the_manifest_is_not_trusted(tmp_path: Path) -> None:
+    given = items("one", "two", "three", "four")
+    go(tmp_path, given)
+    (tmp_path / "in/0.txt").unlink()
+    (tmp_path / "in/1.txt").write_text("TWo")
+    (tmp_path / "in/3.txt").write_text("")
+    assert [item.name for item in to_do(given, Manifest(tmp_path), "s")] == ["in/0", "in/1", "in/3"]
+    seen, _ = go(tmp_path, given)
+    assert seen == ["one", "two", "four"] and (tmp_path / "in/1.txt").read_text() == "TWO"
+    seen, _ = go(tmp_path, given, settings="others")
+    assert len(seen) == 4
+
+
+def test_a_torn_line_is_done_again(tmp_path: Path) -> None:
+    given = items("one", "two")
+    go(tmp_path, given)
+    path = tmp_path / "ddcm-manifest.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    seen, _ = go(tmp_path, given)
+    assert seen == ["two"]
+    whole = path.read_bytes()
+    path.write_bytes(b'\xff\xfe\n[1]\n{"name": 3}\nnull\n' + whole)
+    seen, _ = go(tmp_path, given)
+    assert seen == []
+
+
+def test_workers_see_each_others_work(tmp_path: Path) -> None:
+    given = items("one", "two", "three")
+    go(tmp_path, given[::2], rank=0, workers=2)
+    go(tmp_path, given[1::2], rank=1, workers=2)
+    names = {path.name for path in tmp_path.glob("*.jsonl")}
+    assert names == {"ddcm-manifest-0-of-2.jsonl", "ddcm-manifest-1-of-2.jsonl"}
+    seen, count = go(tmp_path, given)
+    assert seen == [] and count.skipped == 3
+
+
+def test_an_output_of_another_kind_ends_the_run(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/1.txt").write_bytes(b"\xff\xfe years of work")
+    with pytest.raises(InputError, match="not text"):
+        go(tmp_path, items("one", "two", "three"))
+    assert (tmp_path / "in/1.txt").read_bytes() == b"\xff\xfe years of work"
+    seen, _ = go(tmp_path, items("one", "two", "three"), force=True)
+    assert seen == ["two", "three"]
+
+
+def test_only_dead_processes_unfinished_files_are_swept(tmp_path: Path) -> None:
+    from ddcm_fast import files
+
+    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    dead = tmp_path / "deep" / f".ddcm-{files._machine()}-{int(child.stdout)}-0123abcd"
+    dead.parent.mkdir()
+    kept = [tmp_path / name for name in (f".ddcm-{files._machine()}-{os.getpid()}-0", ".ddcm-00-1-0", ".ddcm-x")]
+    for path in (dead, *kept):
+        path.write_text("half")
+    sweep(tmp_path)
+    assert not dead.exists() and all(path.exists() for path in kept)
