@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from backend_checks import GPU_LARGE_CASES, Case
+from backend_checks import Case
 from building import COMPILER
 from test_cuda_emulation import library  # noqa: F401  (a fixture)
 
@@ -23,6 +23,10 @@ sys.path.insert(0, str(SCRIPT.parent))
 
 import gpu_check  # noqa: E402
 import sass  # noqa: E402
+from gpu import baselines, checks, measurements  # noqa: E402
+from gpu import report as reports  # noqa: E402
+from gpu.parts import PARTS, named  # noqa: E402
+from gpu.report import Report  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
@@ -33,16 +37,74 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.strip() == "gpu_check needs a CUDA GPU that torch can use; there is none here"
 
 
-def test_dry_run_needs_neither_the_package_nor_diffusers(tmp_path: Path) -> None:
-    """From a plain checkout, another directory, with diffusers made unimportable."""
+def test_rehearsal_needs_neither_the_package_nor_diffusers(tmp_path: Path) -> None:
+    """From a plain checkout, another directory, with diffusers made unimportable; run again it replaces its results."""
     (tmp_path / "diffusers.py").write_text("raise ImportError('not here')")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "DDCM_BACKEND": "", "TRITON_INTERPRET": "0"}
-    command = [sys.executable, str(SCRIPT), "--output", str(tmp_path / "out"), "--device", "cpu", "--quick"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "checks passed" in done.stdout.splitlines()[-1]
-    written = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
-    assert written["passed"] and len(written["checks"]) > 50 and not written["errors"]
+    command = [sys.executable, str(SCRIPT), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    counts = []
+    for _ in range(2):
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "checks passed" in done.stdout.splitlines()[-1]
+        written = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
+        assert written["passed"] and not written["errors"] and {c["part"] for c in written["checks"]} == {
+            f"quick cpu {kind}" for kind in gpu_check.KINDS
+        }
+        counts.append(len(written["checks"]))
+    assert counts[0] == counts[1] > 50
+
+
+PROGRAMS = {
+    "hang": "import time; time.sleep(100)",
+    "crash": "import os; os.abort()",
+    "well": "import json, sys; json.dump({'checks': [{'backend': 'cuda', 'what': 'it', 'ok': True}], "
+    "'measurements': [], 'errors': [], 'skipped': []}, open(sys.argv[1], 'w'))",
+}
+
+
+class Broken(gpu_check.Driver):
+    """A driver whose parts are small programs: one part hangs, one is killed as by an illegal access, one is well."""
+
+    def _start(self, part: gpu_check.Part, limit: float) -> subprocess.Popen[bytes]:
+        self.parts.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-c", PROGRAMS[part.name], str(self._report(part))]
+        return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+
+
+def test_a_part_that_hangs_or_crashes_ends_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    driver = Broken(tmp_path, "cuda")
+    parts = [gpu_check.Part("hang", 1), gpu_check.Part("crash", 60), gpu_check.Part("well", 60)]
+    driver.run("check", [parts, [gpu_check.Part("well", 60, title="again")]])
+    written = json.loads((tmp_path / "gpu_check.json").read_text())
+    errors = {e["section"]: e["error"] for e in written["errors"]}
+    assert errors == {"hang": "the part took more than 1 s", "crash": "the part was ended by signal SIGABRT"}
+    assert [c["part"] for c in written["checks"]] == ["well", "again"] and not written["passed"]
+    assert "hang: the part took more than 1 s" in capsys.readouterr().out
+
+
+def test_a_stage_ends_with_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gpu_check.BUDGET, "measure", 0.0)
+    driver = Broken(tmp_path, "cuda")
+    driver.run("measure", gpu_check.stage_measure())
+    assert len(driver.data["skipped"]) == len(gpu_check.stage_measure()) and not driver.data["errors"]
+
+
+def test_every_part_has_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "find_sanitizer", lambda: "/opt/compute-sanitizer")
+    parts = [part for stage in (gpu_check.stage_check("cuda"), gpu_check.stage_measure()) for g in stage for part in g]
+    called: list[tuple[object, ...]] = []
+    for name, function in list(PARTS.items()):
+        count = function.__code__.co_argcount
+        monkeypatch.setitem(
+            PARTS, name, lambda *given, name=name, count=count: called.append((name, len(given) == count))
+        )
+    for part in parts:
+        named(part.name)(None, "cuda")
+    assert all(right for _, right in called) and {name for name, _ in called} == PARTS.keys() - {"model"}
+    assert len({part.label for part in parts}) == len(parts)
+    for kind in gpu_check.KINDS:
+        assert any(part.by and part.name == f"memcheck {kind}" for part in parts)
 
 
 @pytest.fixture
@@ -52,20 +114,21 @@ def emulated(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F
     monkeypatch.setattr(kernels, "unavailable", lambda device: None)
     monkeypatch.setattr(kernels, "asked", lambda device: False)
     monkeypatch.setattr(backends, "load", lambda name: kernels)
-    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu_check, "timed", lambda run, limit=0.0, repeats=0: (run(), (1e-3, 7))[1])
-    monkeypatch.setattr(gpu_check, "graphed", lambda run: run)
-    monkeypatch.setattr(gpu_check, "issue_bound", lambda kind: 1e12)
+    for module in (measurements, baselines):
+        monkeypatch.setattr(module, "DEVICE", "cpu")
+        monkeypatch.setattr(module, "timed", lambda run, limit=0.0, repeats=0: (run(), (1e-3, 7))[1])
+    monkeypatch.setattr(measurements, "graphed", lambda run: run)
+    monkeypatch.setattr(measurements, "issue_bound", lambda kind: 1e12)
 
 
 @needs_compiler
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("kind", gpu_check.KINDS)
 def test_checks_pass_on_the_emulated_kernels(tmp_path: Path, kind: str) -> None:
-    report = gpu_check.Report(tmp_path, 600)
-    gpu_check.check_shape(report, "cuda", kind, (77, 50, 3, 2), "cpu")
-    gpu_check.check_large(report, "cuda", Case(kind, 200, 90, 2), "cpu")
-    gpu_check.check_kind(report, "cuda", kind, "cpu")
+    report = Report(tmp_path / "gpu_check.json", 600)
+    checks.check_shape(report, "cuda", kind, (77, 50, 3, 2), "cpu")
+    checks.check_large(report, "cuda", Case(kind, 200, 90, 2), "cpu")
+    checks.check_kind(report, "cuda", kind, "cpu")
     assert len(report.data["checks"]) == 9 and not report.failures()
 
 
@@ -75,8 +138,8 @@ def test_checks_fail_on_wrong_kernels(tmp_path: Path, monkeypatch: pytest.Monkey
     module = backends.load("cuda")
     right = module.search
     monkeypatch.setattr(module, "search", lambda *a: (right(*a)[0] * 0, *right(*a)[1:]))
-    report = gpu_check.Report(tmp_path, 600)
-    gpu_check.check_shape(report, "cuda", "sign", (30, 50, 1, 1), "cpu")
+    report = Report(tmp_path / "gpu_check.json", 600)
+    checks.check_shape(report, "cuda", "sign", (30, 50, 1, 1), "cpu")
     assert {c["what"].split()[0] for c in report.failures()} == {"search"}
     assert [c["reason"] for c in report.failures()] == ["not the best atoms"]
 
@@ -92,61 +155,34 @@ def test_measurements_run(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(cuda, "build", lambda capability: library)
-    report = gpu_check.Report(tmp_path, 600)
+    report = Report(tmp_path / "gpu_check.json", 600)
     for kind in gpu_check.KINDS:
-        report.guard(kind, lambda k=kind: gpu_check.measure_search(report, "cuda", k, 64, 50, 2))
-    report.guard("others", lambda: gpu_check.measure_others(report, "cuda", 8, 1030, (100,)))
-    report.guard("clusters", lambda: gpu_check.measure_clusters(report, (64, 50, 40)))
-    report.guard("baselines", lambda: gpu_check.measure_torch_baselines(report, 40, 30))
-    report.guard("chunks", lambda: gpu_check.measure_torch_baselines(report, 2000, 3, False))
+        report.guard(kind, lambda k=kind: measurements.measure_search(report, "cuda", k, 64, 50, 2))
+    report.guard("others", lambda: measurements.measure_others(report, "cuda", 8, 1030, (100,)))
+    report.guard("clusters", lambda: measurements.measure_clusters(report, (64, 50, 40)))
+    report.guard("baselines", lambda: baselines.measure_torch_baselines(report, 40, 30))
+    report.guard("chunks", lambda: baselines.measure_torch_baselines(report, 2000, 3, False))
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    report.guard("compiled", lambda: gpu_check.measure_compiled_baseline(report, 40, 30))
-    report.guard("broken", lambda: gpu_check.compile_library("no_such.cu", tmp_path))
-    report.data["reach"] = gpu_check.reach(report)
-    text = gpu_check.summary(report)
+    report.guard("compiled", lambda: baselines.measure_compiled_baseline(report, 40, 30))
+    report.guard("broken", lambda: baselines.compile_library("no_such.cu", tmp_path))
+    report.data["reach"] = reports.reach(report.data)
+    text = reports.summary(report.data)
     assert [e["section"] for e in report.data["errors"]] == ["broken"]
     assert len(report.data["measurements"]) == 3 + 15 + 4 + 2 + 6 + 2 + 1
     assert "not measured" in text and "of issue bound" in text and "section broken" in text
     json.loads((tmp_path / "gpu_check.json").read_text())
 
 
-def test_every_section_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole run on a GPU, its sections replaced by a list of their names and cases."""
-    called: list[tuple[str, ...]] = []
-    properties = SimpleNamespace(name="mock", multi_processor_count=132)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
-    monkeypatch.setattr(backends, "why_not", lambda name, device: None)
-    names = [n for n in vars(gpu_check) if n.startswith(("check_", "measure_"))]
-    for name in [*set(names) - {"check_backend", "measure_backend", "measure_baselines"}, "count_instructions"]:
-        monkeypatch.setattr(
-            gpu_check, name, lambda report, *case, name=name: called.append((name, *map(str, case)))
-        )
-    report = gpu_check.Report(tmp_path, 600)
-    gpu_check.run(report, "cuda", False)
-    assert not report.data["errors"] and not report.data["skipped"]
-    order = [(name, *case[:1]) for name, *case in called]
-    baselines = order.index(("measure_bounds",))
-    assert order.index(("count_instructions",)) < order.index(("measure_search", "cuda")) < baselines
-    assert baselines < order.index(("check_shape", "triton")) < order.index(("measure_search", "triton"))
-    for name in ("clusters", "torch_baselines", "curand_baseline", "compiled_baseline", "sign_b1"):
-        assert any(n == f"measure_{name}" for n, *_ in order)
-    searched = {tuple(case) for name, *case in called if name == "measure_search"}
-    for kind in gpu_check.KINDS:
-        for batch in ("1", "8", "64", "256"):
-            assert ("cuda", kind, "16384", "16384", batch) in searched
-    assert sum(name == "check_large" for name, *_ in called) == 2 * len(GPU_LARGE_CASES) - 1
-
-
 def test_missing_curand_header_skips_its_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = tmp_path / "nvcc"
     failing.write_text("#!/bin/sh\necho 'fatal error: curand_kernel.h: No such file or directory' >&2\nexit 1\n")
     failing.chmod(0o755)
-    monkeypatch.setattr(gpu_check, "nvcc", lambda: [str(failing)])
+    monkeypatch.setattr(baselines, "nvcc", lambda: [str(failing)])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    report = gpu_check.Report(tmp_path, 600)
-    report.guard("c", lambda: gpu_check.measure_curand_baseline(report, 40, 30))
+    report = Report(tmp_path / "gpu_check.json", 600)
+    report.guard("c", lambda: baselines.measure_curand_baseline(report, 40, 30))
     assert not report.data["errors"] and "curand_kernel.h" in report.data["skipped"][0]["reason"]
-    assert "skipped baseline (c" in gpu_check.summary(report)
+    assert "skipped baseline (c" in reports.summary(report.data)
 
 
 def test_triton_gets_its_configurations_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,27 +197,29 @@ def test_triton_gets_its_configurations_back(monkeypatch: pytest.MonkeyPatch) ->
     for module in (search_gaussian, search_sign):
         monkeypatch.setattr(module, "large_kernel", pruned)
         monkeypatch.setattr(module, "small_kernel", free)
-    with gpu_check.one_configuration():
+    with checks.one_configuration():
         assert pruned.early_config_prune(pruned.configs, {}, B=1) == [2]
         assert free.early_config_prune(free.configs, {}, B=1) == [1]
     assert pruned.early_config_prune is prune and free.early_config_prune is None
 
 
 def test_reach_reads_the_names_that_are_measured(tmp_path: Path) -> None:
-    report = gpu_check.Report(tmp_path, 600)
+    report = Report(tmp_path / "gpu_check.json", 600)
     large = "K=1048576 D=36864 B=1"
     report.measure("cuda gaussian K=16384 D=16384 B=1", 1e-3, entries_per_s=2e12, peak_bytes=5)
-    report.measure(f"cuda sign {large}", 2e-3, entries_per_s=2e13, peak_bytes=6)
-    report.measure(f"cuda hadamard {large}", 1e-4, peak_bytes=7)
+    report.measure(f"cuda sign {large}", 1e-3, entries_per_s=4e13, peak_bytes=6)
+    report.measure(f"cuda hadamard {large}", 3e-5, peak_bytes=7)
+    report.measure("cuda sign K=16384 D=16384 B=256", 1e-3)
+    report.measure("baseline (randn + GEMM, bfloat16) K=16384 D=16384 B=256", 4e-3)
     report.measure("cuda rotation to codebook D=262144", 1e-5, peak_bytes=7)
     for dtype in ("float16", "float32"):
         report.measure(f"baseline (a) {dtype} K=16384 D=16384", 4e-3)
-    rows = gpu_check.reach(report)
-    assert all(row["met"] for row in rows) and len(rows) == 7
+    rows = reports.reach(report.data)
+    assert all(row["met"] for row in rows) and len(rows) == 8
 
 
 def test_time_runs_out(tmp_path: Path) -> None:
-    report = gpu_check.Report(tmp_path, 0.0)
+    report = Report(tmp_path / "gpu_check.json", 0.0)
     report.guard("late", lambda: pytest.fail("must not run"))
     assert "out of time" in report.data["skipped"][0]["reason"] and not report.data["errors"]
 
@@ -193,14 +231,14 @@ def test_curand_headers_of_wheels_are_found(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "nvidia" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "nvidia", raising=False)
-    assert f"-I{headers}" in gpu_check.curand_includes()
+    assert f"-I{headers}" in baselines.curand_includes()
 
 
 @pytest.mark.skipif(sass.find_nvcc() is None, reason="no nvcc")
-@pytest.mark.parametrize("source", ["sign_b1.cu", "curand_baseline.cu"])
+@pytest.mark.parametrize("source", ["sign_b1.cu", "curand_baseline.cu", "rates.cu"])
 def test_baselines_compile(tmp_path: Path, source: str) -> None:
     try:
-        cubin = sass.compile_cubin(90, tmp_path, SCRIPT.parent / source, gpu_check.curand_includes())
+        cubin = sass.compile_cubin(90, tmp_path, SCRIPT.parent / source, baselines.curand_includes())
     except subprocess.CalledProcessError as error:
         if "curand_kernel.h" in error.stderr and "No such file" in error.stderr:
             pytest.skip("the cuRAND headers are not here")
