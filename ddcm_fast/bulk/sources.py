@@ -12,8 +12,9 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ddcm_fast.errors import InputError, MissingExtraError, first_line
 from ddcm_fast.files import read
@@ -27,11 +28,13 @@ class Item:
         name: relative, with "/" between its parts and without its ending: what its result is called.
         origin: where it came from, for messages.
         read: its content. Raises InputError.
+        file: the file that it is, or is in; None where that is not known.
     """
 
     name: str
     origin: str
     read: Callable[[], bytes]
+    file: Path | None = None
 
 
 def is_many(path: Path) -> bool:
@@ -43,10 +46,11 @@ def find(inputs: Sequence[Path], wanted: Callable[[str], bool], what: str, most:
     """The items of files, folders (with those in them), patterns such as "photos/*.jpg" and tar archives.
 
     Of a folder the files whose ending (with its dot, as it is written) is `wanted`, named by their way from the folder;
-    of a tar archive alike, below the archive's own name; a file by its name. `what` says in messages what is wanted,
-    `most` is the longest content in bytes.
+    of a tar archive alike, below the archive's own name; a file by its name; what a pattern finds by its way from the
+    last folder before the first wildcard. What begins with a dot is passed over. `what` says in messages what is
+    wanted, `most` is the longest content in bytes.
 
-    Raises InputError: an input that is not there or holds nothing, or two items of one name.
+    Raises InputError: an input that is not there, cannot be read or holds nothing, or two items of one name.
     """
     items: list[Item] = []
     for path in inputs:
@@ -75,12 +79,16 @@ def _is_pattern(path: Path) -> bool:
 
 def _of(path: Path, wanted: Callable[[str], bool], most: int) -> Iterator[Item]:
     if _is_pattern(path):
+        top = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
         for name in sorted(glob.glob(str(path), recursive=True)):
-            if not Path(name).is_dir():
-                yield from _of(Path(name), wanted, most)
+            found = Path(name)
+            if found.suffix.lower() == ".tar":
+                yield from _members(found, wanted, most)
+            elif not found.is_dir():
+                yield _file(found, top, most)
     elif path.is_dir():
-        for folder, folders, files in os.walk(path):
-            folders.sort()
+        for folder, folders, files in os.walk(path, onerror=_unreadable):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(files):
                 if wanted(Path(name).suffix) and not name.startswith("."):
                     yield _file(Path(folder) / name, path, most)
@@ -92,8 +100,12 @@ def _of(path: Path, wanted: Callable[[str], bool], most: int) -> Iterator[Item]:
         raise InputError(f"cannot read {path}: No such file or directory")
 
 
+def _unreadable(error: OSError) -> NoReturn:
+    raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
 def _file(path: Path, top: Path, most: int) -> Item:
-    return Item(path.relative_to(top).with_suffix("").as_posix(), str(path), lambda: read(path, most))
+    return Item(path.relative_to(top).with_suffix("").as_posix(), str(path), lambda: read(path, most), path)
 
 
 def _members(path: Path, wanted: Callable[[str], bool], most: int) -> Iterator[Item]:
@@ -108,7 +120,7 @@ def _members(path: Path, wanted: Callable[[str], bool], most: int) -> Iterator[I
         if not parts or ".." in parts or not wanted(Path(parts[-1]).suffix) or parts[-1].startswith("."):
             continue
         inside = Path(*parts).with_suffix("").as_posix()
-        yield Item(f"{path.stem}/{inside}", f"{path}: {name}", _slice(path, offset, size, most))
+        yield Item(f"{path.stem}/{inside}", f"{path}: {name}", _slice(path, offset, size, most), path)
 
 
 def _slice(path: Path, offset: int, size: int, most: int) -> Callable[[], bytes]:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from ddcm_fast.cli import many
 from ddcm_fast.cli.arguments import condition_of, rate_of, settings_of
 from ddcm_fast.cli.loading import load, make_codec
-from ddcm_fast.cli.pictures import is_image_ending
 from ddcm_fast.cli.terminal import tell
 from ddcm_fast.codec import container
 from ddcm_fast.codec.config import CodecConfig, preset
+from ddcm_fast.codec.identity import fingerprint
 from ddcm_fast.codec.images import MAX_PIXELS
+from ddcm_fast.codec.rate import positive
 from ddcm_fast.files import MAX_IMAGE_FILE
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def run(args: argparse.Namespace) -> None:
     """Compress what the arguments name, or with --dry-run say what that would take."""
     many.check(args, {"--mask": args.mask})
     config = preset(args.preset, **settings_of(args))
+    for name, value in rate_of(args, config).items():
+        positive(value, name)
     items = _items(args)
     if args.dry_run:
         _foretell(args, items, config)
@@ -42,9 +45,10 @@ def run(args: argparse.Namespace) -> None:
 
 def _items(args: argparse.Namespace) -> list[Item]:
     from ddcm_fast.bulk.sources import dataset, distinct, find
+    from ddcm_fast.codec.images import is_reading_ending
 
     items = [] if args.dataset is None else dataset(args.dataset, args.split)
-    return distinct(items + find(args.inputs, is_image_ending, "images", MAX_IMAGE_FILE))
+    return distinct(items + find(args.inputs, is_reading_ending, "images", MAX_IMAGE_FILE))
 
 
 def _make(args: argparse.Namespace, config: CodecConfig) -> tuple[Work, str]:
@@ -53,7 +57,7 @@ def _make(args: argparse.Namespace, config: CodecConfig) -> tuple[Work, str]:
     codec.progress = False  # the bar is over the images
     how = {"rate": rate_of(args, config), "embed": not args.withhold_condition, "condition": condition_of(args)}
     digest = many.settings(
-        model=model.fingerprint().hex(), dtype=model.dtype, config=dataclasses.asdict(config), **how
+        model=fingerprint(model, config).hex(), dtype=model.dtype, config=dataclasses.asdict(config), **how
     )
     return lambda content: _compress(args, codec, config, content), digest
 

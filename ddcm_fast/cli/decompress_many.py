@@ -45,5 +45,5 @@ def _make(args: argparse.Namespace, name: str) -> tuple[Work, str]:
         image = codecs[key].decompress(content, args.ignore_checksum, condition_of(args), args.first)
         return image_bytes(image, name), {"width": image.width, "height": image.height}
 
-    how = {"model": args.model, "dtype": args.dtype, "device": args.device, "condition": condition_of(args)}
+    how = {"model": args.model, "dtype": args.dtype, "condition": condition_of(args)}
     return work, many.settings(name=name, first=args.first, ignore=args.ignore_checksum, **how)

@@ -28,7 +28,9 @@ def run(args: argparse.Namespace) -> None:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         count = args.actors or gpus or _FEW
         remote = ray.remote(num_gpus=1 if gpus else 0, num_cpus=1, max_retries=3)(shard)
-        answers = [remote.remote(vars(args), i, count) for i in range(count)]
+        # The actors may stand in another folder.
+        options = vars(args) | {"inputs": [path.absolute() for path in args.inputs], "output": args.output.absolute()}
+        answers = [remote.remote(options, i, count) for i in range(count)]
         try:
             said = ray.get(answers)
         except ray.exceptions.RayError as error:

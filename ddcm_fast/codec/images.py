@@ -82,6 +82,12 @@ def load_image(
         raise InputError(f"cannot read {name} as an image: {error}") from error
 
 
+def is_reading_ending(ending: str) -> bool:
+    """Whether files with this ending, dot included, are in a format that is read."""
+    Image.init()
+    return Image.registered_extensions().get(ending.lower()) in _READ
+
+
 def _read_stream(file: IO[bytes]) -> bytes:
     try:
         data = file.read(MAX_IMAGE_FILE + 1)

@@ -149,11 +149,11 @@ class Control:
 
     def at_rate(self, bpp: float) -> Encoded:
         """The largest file of at most `bpp` bits a pixel. Raises ConfigError: there is none."""
-        return self._sized(_finite(bpp, "bpp") * self._pixels)
+        return self._sized(positive(bpp, "bpp") * self._pixels)
 
     def at_quality(self, psnr: float) -> Encoded:
         """A file of about that PSNR in dB, see search_psnr. Raises ConfigError: there is none."""
-        goal = _finite(psnr, "psnr")
+        goal = positive(psnr, "psnr")
         first = bits_for_stop(self.model, self._curve, self._dim, mse_to_stop(self._curve, goal)) + 400
 
         def attempt(file_bits: float) -> tuple[Encoded, float]:
@@ -283,7 +283,7 @@ def mse_to_stop(curve: InformationCurve, psnr: float) -> float:
     return curve.t[0] if goal < curve.mse[0] else curve.t[-1]
 
 
-def _finite(value: float, name: str) -> float:
+def positive(value: float, name: str) -> float:
     """A positive, finite rate or quality. Raises ConfigError otherwise."""
     if not (math.isfinite(value) and value > 0):
         raise ConfigError(f"{name} is {value}; it must be a positive number")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def found(*inputs: Path, most: int = 100) -> list[Item]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Pictures in folders, by their bytes: each holds its own name."""
-    for name in ("b.png", "a.PNG", "deep/er/c.png", "deep/d.png", "deep/notes.txt", ".hidden.png"):
+    for name in ("b.png", "a.PNG", "deep/er/c.png", "deep/d.png", "deep/notes.txt", ".hidden.png", ".cache/e.png"):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -40,11 +41,22 @@ def test_a_folder_keeps_its_structure(folder: Path) -> None:
 
 def test_files_and_patterns(folder: Path) -> None:
     assert names(found(folder / "deep" / "d.png", folder / "*.png")) == ["d", "b"]
-    assert sorted(names(found(folder / "**" / "*.png"))) == ["b", "c", "d"]
+    assert names(found(folder / "**" / "*.png")) == ["b", "deep/d", "deep/er/c"]
+    assert names(found(folder / "d*" / "*.png")) == ["deep/d"]
     (folder / "odd[1].png").write_text("there")
     assert names(found(folder / "odd[1].png")) == ["odd[1]"]  # a file of that name is no pattern
     assert is_many(folder) and is_many(folder / "*.png") and is_many(Path("x.tar"))
     assert not is_many(folder / "b.png") and not is_many(folder / "odd[1].png") and not is_many(Path("none.png"))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_cannot_be_read_is_not_passed_over(folder: Path) -> None:
+    (folder / "deep").chmod(0)
+    try:
+        with pytest.raises(InputError, match="Permission denied"):
+            found(folder)
+    finally:
+        (folder / "deep").chmod(0o755)
 
 
 def test_a_tar_archive_is_read_by_place(tmp_path: Path) -> None:
