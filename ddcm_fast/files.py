@@ -204,6 +204,7 @@ class Outputs:
     def __init__(self, inputs: Iterable[Path | None] = (), force: bool = False, folder: Path | None = None) -> None:
         self._force, self._folder = force, folder
         self._kinds: dict[Path, Kind] = {}
+        self._tried: set[Path] = set()  # folders where a file could be made
         self._owners = {_identity(path, _state(path)): (path, "input") for path in inputs if path is not None}
         if folder is not None and (state := _state(folder)) is not None and not stat.S_ISDIR(state.st_mode):
             raise InputError(f"{folder} is a file; name a folder")
@@ -277,9 +278,11 @@ class Outputs:
             longest = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
             if any(len(os.fsencode(part)) > longest for part in target.relative_to(folder).parts):
                 raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-            handle, part = _create(folder)
-            os.close(handle)
-            os.unlink(part)
+            if folder not in self._tried:
+                handle, part = _create(folder)
+                os.close(handle)
+                os.unlink(part)
+                self._tried.add(folder)
         except OSError as error:
             raise InputError(f"cannot write {path}: {_said(error)}") from error
 

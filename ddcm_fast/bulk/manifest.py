@@ -1,7 +1,8 @@
 """What a run over many has done: a line of JSON an item, beside the results.
 
 Nothing in it is trusted. An item counts as done if its content, the settings and the result's bytes are still those of
-the line. Each worker appends to a file of its own and reads them all, so workers need no lock, on one machine or many.
+the line. The line is on the disk before the result has its name, so that a file without a line is somebody else's. Each
+worker appends to a file of its own and reads them all, so workers need no lock, on one machine or many.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ class Manifest:
             if line.get("status") == FAILED:
                 held = line
         return held
+
+    def knows(self, output: str) -> bool:
+        """Whether a result of this name was made, or begun, by a run into this folder; `output` has its ending."""
+        name = output.rpartition(".")[0]
+        return any(line.get("output") == output for line in self._lines.get(name, []))
 
     def add(self, line: dict[str, Any]) -> None:
         """Append a line, on the disk when this returns. Raises InputError."""

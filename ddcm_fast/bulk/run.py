@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ddcm_fast.bulk.manifest import DONE, FAILED, Manifest, digest
 from ddcm_fast.bulk.sources import Item
-from ddcm_fast.errors import first_line
+from ddcm_fast.errors import InputError, first_line
 from ddcm_fast.files import Kind, Outputs, sweep
 
 _log = logging.getLogger(__name__)
@@ -45,24 +45,51 @@ def to_do(items: Sequence[Item], manifest: Manifest, settings: str, retry_failed
     return out
 
 
-def run(
+def plan(
     items: Sequence[Item],
-    work: Work,
+    inputs: Iterable[Item],
     folder: Path,
     ending: str,
     kind: Kind,
+    manifest: Manifest,
+    force: bool = False,
+) -> Outputs:
+    """Check every result's place before the work.
+
+    Args:
+        items: whose results are wanted; an item's is folder/NAME + ending. inputs: of all workers, never overwritten.
+        folder: of the results, which may be made.
+        kind: of file that a result may replace, if the manifest knows it; force: whatever is there.
+
+    Raises InputError: a place that cannot be written, or what is there must stay.
+    """
+    files = {item.file for item in inputs if item.file is not None and item.file.exists()}
+    outputs = Outputs(files, force, folder)
+    for item in items:
+        output = f"{item.name}{ending}"
+        path = folder / output
+        outputs.add(path, kind)
+        if not force and path.exists() and path.stat().st_size and not manifest.knows(output):
+            raise InputError(f"{path} was there before; name another folder, or replace it with --force")
+    return outputs
+
+
+def run(
+    items: Sequence[Item],
+    work: Work,
+    outputs: Outputs,
+    folder: Path,
+    ending: str,
     settings: str,
     manifest: Manifest,
     retry_failed: bool = False,
-    force: bool = False,
     progress: bool | None = None,
 ) -> Count:
     """Do what is not done yet.
 
     Args:
         work: its errors give the item up and are noted, whatever they are; KeyboardInterrupt ends the run.
-        folder: of the results, made if need be; an item's is folder/NAME + ending, written whole or not at all.
-        kind: of file that a result may replace; force: whatever is there.
+        outputs: of `plan`; folder, ending: as there. The folder is made if need be, results are there whole or not.
         settings: a digest of all that the results depend on beside the items.
         retry_failed: try again what failed before with the same content and settings.
         progress: a bar over the items: True, False, or None for "if standard error is a terminal".
@@ -92,10 +119,8 @@ def run(
             manifest.add(line | {"status": FAILED, "error": first_line(error)})
             failed += 1
             continue
-        outputs = Outputs(force=force, folder=folder)
-        outputs.add(folder / output, kind)
-        outputs.write(folder / output, data)
         line |= {"status": DONE, "output": output, "bytes": len(data), "sha256": digest(data)}
-        manifest.add(line | {"seconds": round(time.perf_counter() - start, 3), **facts})
+        manifest.add(line | {"seconds": round(time.perf_counter() - start, 3), **facts})  # first: see manifest
+        outputs.write(folder / output, data)
         done, size = done + 1, size + len(data)
     return Count(done, skipped, failed, size)

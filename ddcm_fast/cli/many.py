@@ -115,12 +115,12 @@ def run(
 
     rank, workers = worker(args)
     device(args)
-    mine = shard(items[: args.limit], rank, workers)
-    work, digest = make()
+    chosen = items[: args.limit]
+    mine = shard(chosen, rank, workers)
     manifest = Manifest(args.output, rank, workers)
-    count = bulk.run(
-        *(mine, work, args.output, ending, kind, digest, manifest, args.retry_failed, args.force, progress(args))
-    )
+    outputs = bulk.plan(mine, chosen, args.output, ending, kind, manifest, args.force)
+    work, digest = make()
+    count = bulk.run(*(mine, work, outputs, args.output, ending, digest, manifest, args.retry_failed, progress(args)))
     facts = {"output": str(args.output), "images": len(mine), **count.__dict__}
     text = f"{args.output}: {count.done} done, {count.skipped} were there, {count.failed} failed, {count.bytes} bytes"
     if getattr(args, "json", False):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ddcm_fast.bulk.manifest import Manifest, digest
-from ddcm_fast.bulk.run import Count, run, to_do
+from ddcm_fast.bulk.run import Count, plan, run, to_do
 from ddcm_fast.bulk.sources import Item
 from ddcm_fast.errors import InputError
 from ddcm_fast.files import TEXT, sweep
@@ -39,10 +39,19 @@ def items(*texts: str) -> list[Item]:
     return [Item(f"in/{i}", f"item {i}", reader(text)) for i, text in enumerate(texts)]
 
 
-def go(folder: Path, given: list[Item], settings: str = "s", rank: int = 0, workers: int = 1, **how: Any) -> Any:
+def go(
+    folder: Path,
+    given: list[Item],
+    settings: str = "s",
+    rank: int = 0,
+    workers: int = 1,
+    force: bool = False,
+    retry_failed: bool = False,
+) -> tuple[list[str], Count]:
     work = Calls()
     manifest = Manifest(folder, rank, workers)
-    return work.seen, run(given, work, folder, ".txt", TEXT, settings, manifest, progress=False, **how)
+    outputs = plan(given, given, folder, ".txt", TEXT, manifest, force)
+    return work.seen, run(given, work, outputs, folder, ".txt", settings, manifest, retry_failed, progress=False)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -87,6 +96,7 @@ def test_a_torn_line_is_done_again(tmp_path: Path) -> None:
     go(tmp_path, given)
     path = tmp_path / "ddcm-manifest.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
+    (tmp_path / "in/1.txt").unlink()  # which comes after its line
     seen, _ = go(tmp_path, given)
     assert seen == ["two"]
     whole = path.read_bytes()
@@ -105,6 +115,49 @@ def test_workers_see_each_others_work(tmp_path: Path) -> None:
     assert seen == [] and count.skipped == 3
 
 
+def test_what_somebody_else_put_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/1.txt").write_text("of the kind, and not of this job")
+    with pytest.raises(InputError, match=r"1\.txt was there before"):
+        go(tmp_path, items("one", "two", "three"))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["1.txt"]
+    seen, _ = go(tmp_path, items("one", "two", "three"), force=True)
+    assert len(seen) == 3 and (tmp_path / "in/1.txt").read_text() == "TWO"
+
+
+def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
+    source = tmp_path / "in/0.txt"
+    source.parent.mkdir()
+    source.write_text("one")
+    (tmp_path / "out").symlink_to("in")
+    item = Item("0", "item", source.read_bytes, source)
+    for folder in (tmp_path / "in", tmp_path / "out"):
+        with pytest.raises(InputError, match="same file as the input"):
+            go(folder, [item], force=True)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/other.txt").symlink_to(source)
+    own = Item("other", "item", b"other".upper, tmp_path / "none")
+    manifest = Manifest(tmp_path / "new")
+    with pytest.raises(InputError, match="same file as the input"):  # another worker's
+        plan([own], [own, item], tmp_path / "new", ".txt", TEXT, manifest, force=True)
+    assert source.read_text() == "one"
+
+
+def test_a_run_killed_before_its_result_has_its_name_does_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", kill)
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path, items("one"))
+    assert [line["status"] for line in lines(tmp_path)] == ["done"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["ddcm-manifest.jsonl"]
+    assert go(tmp_path, items("one"))[1] == Count(1, 0, 0, 3)
+
+
 def test_an_output_of_another_kind_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/1.txt").write_bytes(b"\xff\xfe years of work")
@@ -112,7 +165,7 @@ def test_an_output_of_another_kind_ends_the_run(tmp_path: Path) -> None:
         go(tmp_path, items("one", "two", "three"))
     assert (tmp_path / "in/1.txt").read_bytes() == b"\xff\xfe years of work"
     seen, _ = go(tmp_path, items("one", "two", "three"), force=True)
-    assert seen == ["two", "three"]
+    assert seen == ["one", "two", "three"]
 
 
 def test_only_dead_processes_unfinished_files_are_swept(tmp_path: Path) -> None:
