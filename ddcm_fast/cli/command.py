@@ -38,6 +38,7 @@ COMMANDS = {
     "restore": "restore an image, compressed",
     "edit": "edit an image by its label or prompt, compressed",
     "doctor": "versions, devices, backends and their self-tests",
+    "bench": "how fast the codebook operations are here",
 }
 
 
