@@ -1,6 +1,6 @@
 """The cases of `ddcm bench`, timed by pytest-benchmark.
 
-    pytest benchmarks/ [-k "search and hadamard and K65536"] [--benchmark-max-time 0.2]
+pytest benchmarks/ [-k "search and hadamard and K65536"] [--benchmark-max-time 0.2]
 """
 
 from __future__ import annotations

@@ -194,11 +194,12 @@ def _command(args: argparse.Namespace) -> str:
         ("--M", (args.atoms,) if args.atoms != ATOMS else None),
         ("--kind", args.kind if args.kind != KINDS else None),
         *(("--backend", args.backend), ("--op", args.op)),
-        *(("--device", args.device and (args.device,)), ("--seconds", args.seconds and (args.seconds,))),
+        ("--device", None if args.device is None else (args.device,)),
+        ("--seconds", None if args.seconds is None else (args.seconds,)),
         ("--longest", (args.longest,) if args.longest != _LONGEST else None),
     ):
         if given is not None:
-            words += [option, ",".join(_power(x) if isinstance(x, int) else str(x) for x in given)]
+            words += [option, ",".join(map(str, given))]
     return shlex.join([*words, *(["--quick"] if args.quick else [])])
 
 

@@ -28,7 +28,7 @@ BASELINES = {
 }
 
 #: What is swept if nothing is said: of `search`, and of the other operations.
-SIZES, OTHER_SIZES = (1 << 12, 1 << 16, 1 << 20), (1 << 14,)
+SIZES, OTHER_SIZES = (1 << 12, 1 << 14, 1 << 20), (1 << 12,)
 DIMS = (1 << 14,)
 BATCHES, OTHER_BATCHES = (1, 8), (1,)
 ATOMS = 64

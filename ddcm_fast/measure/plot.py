@@ -36,12 +36,14 @@ def plot(rows: Sequence[Row], roofs: Roofs, title: str) -> bytes:
         if row.case.op == "search" and row.timing is not None:
             case = row.case
             lines.setdefault((case.by, case.kind, case.dim, case.batch, case.groups), []).append(row)
-    for number, ((by, kind, dim, batch, groups), found) in enumerate(sorted(lines.items())):
+    contenders = sorted({key[:2] for key in lines})
+    shapes = sorted({key[2:] for key in lines})
+    for (by, kind, dim, batch, groups), found in sorted(lines.items()):
         found.sort(key=lambda row: row.case.size)
         style = {
             "label": f"{by} {kind} D={dim} B={batch}" + (f" G={groups}" if groups > 1 else ""),
-            "color": f"C{number % 10}",
-            "marker": "os^vDPX*"[number % 8],
+            "color": f"C{contenders.index((by, kind)) % 10}",
+            "marker": "os^vDPX*"[shapes.index((dim, batch, groups)) % 8],
         }
         left.plot([intensity(row.case) for row in found], [row.products_per_s for row in found], ls="", **style)
         right.plot([row.case.size for row in found], [row.timing.seconds * 1e3 for row in found if row.timing], **style)

@@ -18,8 +18,8 @@ from ddcm_fast.measure.roofs import Bound, Roofs, bound
 from ddcm_fast.measure.timing import Timing, measure, once
 from ddcm_fast.measure.work import prepare, stored_bytes
 
-#: Entries of the small codebook by whose time that of a large one is foreseen.
-_TRIED = 1 << 22
+#: Entries of the first small codebook by whose time that of a large one is foreseen; how much larger the next one is.
+_TRIED, _GROWTH = 1 << 20, 16
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,20 @@ def refusal(case: Case, longest: float) -> str | None:
         return f"would keep {amount(need)}, and {amount(free)} are free"
     if case.op == "rotate" and case.baseline and case.dim % case.spec.rotation_block:
         return f"is not written for a D that is no multiple of {case.spec.rotation_block}"
-    small = dataclasses.replace(case, size=min(case.size, max(case.atoms, _TRIED // case.dim, 1)))
-    if not case.grows or small == case:
-        return None
-    work = prepare(small)
-    once(work, case.device)
-    seconds = once(work, case.device) * case.size / small.size
-    return None if seconds <= longest else f"would take about {seconds:.2g} s a call (by that of K={small.size})"
+    size = max(case.atoms, _TRIED // case.dim, 1) if case.grows else case.size
+    while size < case.size:
+        work = prepare(dataclasses.replace(case, size=size))
+        once(work, case.device)
+        seconds = min(once(work, case.device) for _ in range(2))
+        if seconds * case.size <= longest * size:
+            break
+        if seconds * _GROWTH > longest:  # a larger one would tell more, and take too long
+            return f"would take about {seconds * case.size / size:.2g} s a call (by that of K={size})"
+        size *= _GROWTH
+    return None
 
 
-def run(
-    cases: Sequence[Case], roofs: Roofs, seconds: float, longest: float, told: Callable[[Row], None]
-) -> list[Row]:
+def run(cases: Sequence[Case], roofs: Roofs, seconds: float, longest: float, told: Callable[[Row], None]) -> list[Row]:
     """Measure cases for about `seconds` each, but those that `refusal` is against; `told` gets each row at once."""
     rows = []
     with memory.Meter() as meter:
