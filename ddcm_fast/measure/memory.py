@@ -29,6 +29,7 @@ _MMAP_THRESHOLD, _BLOCK = -3, 1 << 16
 def free(device: torch.device) -> int | None:
     """Bytes that are free on a device, None where that is not known."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps of freed memory counts as taken
         return torch.cuda.mem_get_info(device)[0]
     known = []
     with contextlib.suppress(OSError, StopIteration, ValueError):

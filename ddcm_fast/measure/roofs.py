@@ -2,7 +2,7 @@
 
 A bound is given where one is known, in products (entries times rows) a second:
 
-* A baseline multiplies and adds as the device does: no faster than a large matrix product, and what is stored (and
+* A baseline multiplies and adds as torch does: no faster than a large matrix product of its, and what is stored (and
   larger than caches) no faster than memory is read. So does the kind `gaussian` on a CPU, in float32. Both rates are
   measured in the same run.
 * The CUDA kernels on compute capability 9.0 have the clocks of their busiest pipe (benchmarks/sass.py, docs/kernels).
