@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -73,6 +74,15 @@ def test_the_command_in_a_file_makes_the_same_rows(quick, capsys):
     keys = ("op", "by", "kind", "K", "D", "B", "G", "M")
     assert [[row[key] for key in keys] for row in first["rows"]] == [[row[k] for k in keys] for row in second["rows"]]
     assert second["command"] == first["command"]
+
+
+def test_progress_is_shown_on_a_terminal_only(capsys, monkeypatch):
+    words = [*SMALL, "--op", "noise", "--kind", "sign"]
+    assert main(words) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(words) == 0
+    assert "bench:" in capsys.readouterr().err
 
 
 def test_what_is_skipped_says_why(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -159,6 +160,30 @@ def test_timings_are_of_calls_after_the_first():
         timing = measure(lambda: calls.append(1), CPU, 0.0)
     assert (timing.seconds, timing.least, timing.runs, len(calls)) == (0.5, 0.25, 3, 4)
     assert once(lambda: calls.append(1), CPU, 5) >= 0 and len(calls) == 9
+
+
+def test_on_a_gpu_a_sample_is_of_several_calls_between_two_events(monkeypatch):
+    """Events of a device whose clock only runs while it works: half a millisecond a call."""
+    calls = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.at = -1.0
+
+        def record(self) -> None:
+            self.at = 0.5 * len(calls)
+
+        def synchronize(self) -> None:
+            assert self.at >= 0, "it was recorded"
+
+        def elapsed_time(self, later: Event) -> float:
+            return later.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    timing = measure(lambda: calls.append(1), torch.device("cuda"), 0.0)
+    assert timing.seconds == timing.least == pytest.approx(5e-4)
+    assert timing.runs == 3 and len(calls) == 1 + 1 + 3 * 4, "a warm-up, a first look, and samples of 2 ms"
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells a process's peak")
