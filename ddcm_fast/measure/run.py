@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,10 +113,12 @@ def _measured(case: Case, roofs: Roofs, seconds: float, longest: float, meter: m
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What it ran on."""
+    """What it runs on, and how many processes want to run there now."""
     name = hardware.gpu(device) if device.type == "cuda" else hardware.processor()
-    facts = {"device": str(device), "name": name, "threads": torch.get_num_threads()}
-    return {**facts, "torch": torch.__version__, "ddcm-fast": __version__}
+    return {
+        **{"device": str(device), "name": name, "threads": torch.get_num_threads()},
+        **{"torch": torch.__version__, "ddcm-fast": __version__, "load_average": os.getloadavg()[0]},
+    }
 
 
 def amount(count: int) -> str:
