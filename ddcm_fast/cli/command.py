@@ -42,6 +42,7 @@ COMMANDS = {
     "eval": "codecs side by side: rates, metrics, curves",
     "score": "two folders of images, compared",
     "doctor": "versions, devices, backends and their self-tests",
+    "bench": "how fast the codebook operations are here",
 }
 
 
