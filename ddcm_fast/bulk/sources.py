@@ -154,6 +154,7 @@ def dataset(name: str, split: str | None) -> list[Item]:
         library: Any = import_module("datasets")
     except ImportError as error:
         raise MissingExtraError("data sets need the package datasets: pip install 'ddcm-fast[datasets]'") from error
+    library.disable_progress_bars()  # its own, of reading names; the run has one
     rows = _rows(library, name, split)
     column = next((c for c, feature in rows.features.items() if isinstance(feature, library.Image)), None)
     if column is None:

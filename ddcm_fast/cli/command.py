@@ -39,7 +39,10 @@ COMMANDS = {
     "generate": "random images and their files",
     "restore": "restore an image, compressed",
     "edit": "edit an image by its label or prompt, compressed",
+    "eval": "codecs side by side: rates, metrics, curves",
+    "score": "two folders of images, compared",
     "doctor": "versions, devices, backends and their self-tests",
+    "bench": "how fast the codebook operations are here",
 }
 
 

@@ -18,6 +18,7 @@ COMPRESS = ["compress", "digit.png"]
 RESTORE = ["restore", "--task", "denoise", *MODEL, *CODING]
 EDIT = ["edit", "--target-label", "1", "--t-edit", "1", *CODING]
 GENERATE = ["generate", *MODEL, *CODING]
+BENCH = ["bench", "--quick", "--device", "cpu", "--op", "noise", "--backend", "fresh"]
 CALIBRATE = ["calibrate", "--images", "images", "--most", "1", "-q"]
 
 #: (arguments, what the line says): status 2, one line on standard error, every file untouched.
@@ -64,6 +65,9 @@ REFUSED = [
     ([*EDIT, *MODEL, "digit.png", "--output-dir", "kept"], "not a .ddcm file"),
     ([*GENERATE, "--output-dir", "mixed"], "not a PNG picture"),
     ([*CALIBRATE, "--model", "odd"], "not JSON"),
+    ([*BENCH, "--json", "text.txt"], "not JSON"),
+    ([*BENCH, "--plot", "digit.ddcm"], "not a PNG picture"),
+    ([*BENCH, "--plot", "jpeg.png"], "not a PNG picture"),
     # a place that cannot be written
     # many: a folder as the output, and results of different names
     (["compress", "images", "new.ddcm"], "name a folder"),
@@ -110,6 +114,8 @@ REFUSED = [
     ([*CALIBRATE, "--model", "digit.png"], "no local folder"),
     ([*CALIBRATE, "--model", "model", "--images", "text.txt"], "no such folder of images"),
     ([*CALIBRATE, "--model", "model", "--most", "-1"], "--most is -1"),
+    ([*BENCH, "--json", "no/where.json"], "no such folder"),
+    ([*BENCH, "--json", "new", "--plot", "new"], "two results"),
     # inputs
     (["compress", "text.png", "new.ddcm"], "cannot read"),
     (["compress", "none.png", "new.ddcm"], "No such file"),
@@ -195,4 +201,6 @@ ALLOWED = [
     ([*GENERATE, "--output-dir", "a/b", "-n", "2"], {f"a/b/000{i}.{e}" for i in range(2) for e in ("png", "ddcm")}),
     (["info", "escape.ddcm"], set()),
     ([*CALIBRATE, "--model", "model"], {"model/ddcm.json"}),
+    ([*BENCH, "--json", "new.json", "--plot", "old.png"], {"new.json", "old.png"}),
+    ([*BENCH, "--json", "text.json", "--force"], {"text.json"}),
 ]  # fmt: skip

@@ -1,0 +1,119 @@
+"""`ddcm eval`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ddcm_fast.cli.arguments import DEFAULT_MODEL, add_common, progress
+from ddcm_fast.cli.loading import load
+from ddcm_fast.cli.pictures import is_image_ending
+from ddcm_fast.cli.terminal import complain, say
+from ddcm_fast.errors import ConfigError, MissingExtraError, SomeFailedError
+from ddcm_fast.files import JSON, MAX_IMAGE_FILE, TEXT, Outputs, picture
+
+
+def add_parser(commands: Any) -> None:
+    """The subcommand `eval`."""
+    p = commands.add_parser(
+        "eval",
+        description="Compare codecs over images at given bitrates: a table, curves with BD-rates and pictures. "
+        "Rows that are there already are not measured again.",
+    )
+    p.add_argument("input", type=Path, nargs="+", help="images, folders, patterns or .tar archives")
+    p.add_argument("--output", type=Path, required=True, help="folder of the results")
+    p.add_argument(
+        "--codecs",
+        default="jpeg,webp,avif,product,trellis",
+        help="jpeg, webp, avif, jxl, and presets (default: %(default)s)",
+    )
+    p.add_argument("--bpp", default="0.1,0.2,0.35,0.5", help="bits a pixel (default: %(default)s)")
+    p.add_argument("--metrics", default="psnr,ms-ssim", help="psnr, ms-ssim, lpips, dists (default: %(default)s)")
+    p.add_argument("--crop", type=int, help="side of a centre crop; smaller images are taken whole")
+    p.add_argument("--limit", type=int, help="only the first images")
+    p.add_argument("--model", default=DEFAULT_MODEL, help="of the presets (default: %(default)s)")
+    p.add_argument("-T", type=int, help="steps of the presets (default: their own)")
+    add_common(p)
+    p.set_defaults(run=_run)
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _rates(text: str) -> list[float]:
+    try:
+        rates = sorted({float(part) for part in _list(text)})
+    except ValueError:
+        rates = []
+    if not rates or not all(0 < rate <= 24 for rate in rates):
+        raise ConfigError(f"--bpp is {text!r}; give bits a pixel above 0 and up to 24, as in 0.1,0.25,0.5")
+    return rates
+
+
+def _run(args: argparse.Namespace) -> None:
+    from ddcm_fast.bulk.sources import distinct, find
+    from ddcm_fast.evaluation import codecs, report
+    from ddcm_fast.evaluation.metrics import Pairs
+    from ddcm_fast.evaluation.run import evaluate
+
+    rates, wanted, metrics = _rates(args.bpp), list(dict.fromkeys(_list(args.codecs))), _list(args.metrics)
+    for name, value in (("--crop", args.crop), ("--limit", args.limit)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    for name in wanted:
+        if name not in codecs.names():
+            raise ConfigError(f"unknown codec {name!r}: choose among {', '.join(codecs.names())}")
+    if not wanted:
+        raise ConfigError("--codecs names none")
+    items = distinct(find(args.input, is_image_ending, "images", MAX_IMAGE_FILE))[: args.limit]
+    pairs = Pairs(metrics)
+    outputs = Outputs(force=args.force, folder=args.output)
+    names = {"results.csv": TEXT, "means.csv": TEXT, "summary.json": JSON}
+    names |= {"curves.png": picture("PNG"), "sheet.png": picture("PNG")}
+    names |= {f"{name}.json": JSON for name in wanted}
+    for name, kind in names.items():
+        outputs.add(args.output / name, kind)
+    model = load(args, args.model) if any(name in codecs.RATED for name in wanted) else None
+    own = [codecs.make(name, model, **({"T": args.T} if name in codecs.RATED else {})) for name in wanted]
+    rows = evaluate(items, own, rates, pairs, args.output, args.crop, progress(args))
+
+    failed = sorted({row["image"] for row in rows if "error" in row})
+    points = report.means(rows, metrics)
+    outputs.write(args.output / "results.csv", report.table(rows))
+    outputs.write(args.output / "means.csv", report.table(points))
+    command = f"ddcm eval --codecs {args.codecs} --bpp {args.bpp}" + (f" --crop {args.crop}" if args.crop else "")
+    summary: dict[str, Any] = {"command": command, "images": len(items) - len(failed), "failed": failed}
+    try:
+        summary["bd_rate_percent"] = report.bd_rates(points) if "psnr" in metrics else {}
+    except MissingExtraError as error:
+        complain(f"warning: {error}")
+    outputs.write(args.output / "summary.json", _json({**summary, "means": points}))
+    if points:
+        for name in wanted:
+            outputs.write(args.output / f"{name}.json", _json(report.compressai(points, name, metrics, command)))
+        outputs.write(args.output / "sheet.png", report.sheet(rows, args.output))
+        try:
+            outputs.write(args.output / "curves.png", report.curves(points, metrics))
+        except MissingExtraError as error:
+            complain(f"warning: {error}")
+    if not args.quiet:
+        _say(points, metrics, summary)
+    if failed:
+        raise SomeFailedError(f"{len(failed)} of {len(items)} images failed; {args.output / 'results.csv'} says why")
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _say(points: list[dict[str, Any]], metrics: list[str], summary: dict[str, Any]) -> None:
+    for p in points:
+        found = "".join(f"  {name} {p[name]:8.4f}" for name in metrics if p[name] is not None)
+        over = f"  ({p['over']} of {p['images']} files larger than that)" if p["over"] else ""
+        times = f"  {p['encode_seconds']:7.2f} s in, {p['decode_seconds']:6.2f} s out"
+        say(f"{p['codec']:15} at {p['rate']:<6g} {p['bpp']:8.4f} bpp{found}{times}{over}")
+    for name, against in summary.get("bd_rate_percent", {}).items():
+        say(f"{name:15} BD-rate " + ", ".join(f"{anchor} {percent:+.1f} %" for anchor, percent in against.items()))
