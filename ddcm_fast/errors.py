@@ -32,6 +32,10 @@ class ModelError(DDCMError, RuntimeError):
     """A model that cannot be loaded, or is not the one the file was made with."""
 
 
+class PillowError(DDCMError, OSError):
+    """What the plugin of Pillow cannot open or decode; an OSError, as programs that use Pillow expect."""
+
+
 class MissingExtraError(DDCMError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
 

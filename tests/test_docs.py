@@ -23,14 +23,14 @@ _WHERE = ("*.md", "docs/**/*.md", ".github/*.md", "benchmarks/**/*.md")
 PAGES = sorted(page for pattern in _WHERE for page in ROOT.glob(pattern))
 
 #: Pages whose programs run as they stand there, one after the other on its own.
-RUN = ("README.md", "docs/applications.md")
+RUN = ("README.md", "docs/applications.md", "docs/pillow.md")
 #: Tested elsewhere: by test_cli_files.py, and with a pipeline by test_scheduler.py.
 _OTHERS = ("demo", "text_to_image", "text_to_audio", "img2img", "own_objective")
 EXAMPLES = sorted(path for path in ROOT.glob("examples/*.py") if path.stem not in _OTHERS)
 
 kernels = pytest.mark.skipif(backends.available() == ["reference"], reason="a million atoms need a fused kernel")
 
-_FOLDERS = ("benchmarks", "csrc", "ddcm_fast", "docs", "examples", "kernels", "tests", ".github", ".ci")
+_FOLDERS = ("benchmarks", "csrc", "ddcm_fast", "docs", "examples", "kernels", "share", "tests", ".github", ".ci")
 #: A path from the root, wherever it stands, and in backticks also the end of a source's path.
 _PATH = re.compile(rf"(?<![\w/.])(?:{'|'.join(map(re.escape, _FOLDERS))})/[\w./*-]*[\w/*]")
 _SOURCE = re.compile(r"`([\w./*-]+\.(?:py|cu|cpp|h))`")

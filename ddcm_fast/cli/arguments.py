@@ -8,13 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ddcm_fast.codec.codec import DEFAULT_PRESET
-from ddcm_fast.codec.config import PRESETS, CodecConfig, options
+from ddcm_fast.codec.config import DEFAULT_MODEL, DEFAULT_PRESET, PRESETS, QUALITIES, CodecConfig, options
 from ddcm_fast.codec.limits import OPTIONS, Limits
-from ddcm_fast.codec.rate import QUALITIES
 from ddcm_fast.sampling.condition import Condition
-
-DEFAULT_MODEL = "photo"
 
 #: Of the applications: the paper's, whose restoration objective is exact for one atom a step.
 APPLICATION_PRESET = "ddcm"

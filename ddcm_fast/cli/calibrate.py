@@ -35,8 +35,9 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from ddcm_fast.models.loading import EXTRA_FILE, WEIGHTS, builtin_models
+    from ddcm_fast.models.loading import builtin_models
     from ddcm_fast.models.multiscale import multiscale
+    from ddcm_fast.models.names import EXTRA_FILE, WEIGHTS
     from ddcm_fast.sampling.information import calibrate, store
 
     for option, value in (("--most", args.most), ("--side", args.side)):

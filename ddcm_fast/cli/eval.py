@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ddcm_fast.cli.arguments import DEFAULT_MODEL, add_common, progress
+from ddcm_fast.cli.arguments import add_common, progress
 from ddcm_fast.cli.loading import load
 from ddcm_fast.cli.pictures import is_image_ending
 from ddcm_fast.cli.terminal import complain, say
+from ddcm_fast.codec.config import DEFAULT_MODEL
 from ddcm_fast.errors import ConfigError, MissingExtraError, SomeFailedError
 from ddcm_fast.files import JSON, MAX_IMAGE_FILE, TEXT, Outputs, picture
 

@@ -34,11 +34,11 @@ def read_image(
 
 
 def is_image_ending(ending: str) -> bool:
-    """Whether files with this ending are images."""
+    """Whether files with this ending are images, .ddcm files aside, which ddcm_fast.pillow makes Pillow know."""
     from PIL import Image
 
     Image.init()
-    return ending.lower() in Image.registered_extensions()
+    return ending.lower() in Image.registered_extensions().keys() - {".ddcm"}
 
 
 def image_name(path: Path, asked: str | None = None) -> str:

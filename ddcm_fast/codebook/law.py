@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from numbers import Integral
 from statistics import NormalDist
-from typing import Any
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ddcm_fast.errors import ConfigError
+from ddcm_fast.lazy import deferred
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+else:
+    deferred(globals(), np="numpy", torch="torch")
 
 NOISE_LAW_VERSION = 1
 

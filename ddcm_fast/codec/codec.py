@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddcm_fast.codec import container
-from ddcm_fast.codec.config import CodecConfig, preset
+from ddcm_fast.codec.config import DEFAULT_PRESET, CodecConfig, preset
 from ddcm_fast.codec.container import FileData
 from ddcm_fast.codec.identity import check_model, fingerprint, make_header
 from ddcm_fast.codec.images import ImageLike, load_image, to_pil, to_tensor
@@ -31,7 +31,7 @@ from ddcm_fast.sampling.graphs import StepGraphs, require_gpu
 from ddcm_fast.sampling.model import DiffusionModel
 from ddcm_fast.sampling.sampler import Sample, sample
 
-__all__ = ["DEFAULT_PRESET", "Codec", "Encoded", "Picture"]
+__all__ = ["Codec", "Encoded", "Picture"]
 
 #: What an image may be given as, or its file's path.
 Picture = Union[ImageLike, "os.PathLike[str]"]
@@ -39,8 +39,6 @@ _SINGLE = (Image.Image, np.ndarray, Tensor, os.PathLike)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-DEFAULT_PRESET = "trellis"
 
 
 def _using_model(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddcm_fast.codebook.law import KINDS, MAX_SIZE, integer
 from ddcm_fast.errors import ConfigError
-from ddcm_fast.sampling.information import kl_timesteps, shares
-from ddcm_fast.sampling.model import DiffusionModel
+from ddcm_fast.lazy import deferred
 from ddcm_fast.sampling.rules import RULES, Rule, rule_named
 from ddcm_fast.sampling.rules.base import Parameter, Settings
 from ddcm_fast.sampling.schedule import Step, allocate, linspace, plan, tail_timesteps, trailing
+
+if TYPE_CHECKING:
+    from ddcm_fast.sampling import information
+    from ddcm_fast.sampling.model import DiffusionModel
+else:
+    deferred(globals(), information="ddcm_fast.sampling.information")
 
 #: Positions in this tuple are the numbers in files: append only.
 SCHEDULES = ("linspace", "trailing", "kl")
@@ -116,7 +121,7 @@ class CodecConfig(Settings):
     def steps(self, model: DiffusionModel) -> list[Step]:
         """The schedule's steps for a model, with what is coded in each: the plan that encoder and decoder follow."""
         if self.schedule == "kl":
-            timesteps = kl_timesteps(model, self.T, self.stop)
+            timesteps = information.kl_timesteps(model, self.T, self.stop)
             end = tail_timesteps(self.stop, self.tail)
             coded = [True] * self.T + [False] * self.tail
             eta = [1.0] * self.T + [float(self.ancestral_tail)] * self.tail
@@ -146,7 +151,7 @@ class CodecConfig(Settings):
         return [planned.get(step.index, step) for step in steps]
 
     def _parts(self, model: DiffusionModel, steps: Sequence[Step]) -> list[int]:
-        return allocate(self.atoms, shares(model, steps))
+        return allocate(self.atoms, information.shares(model, steps))
 
     def make_rule(self, steps: Sequence[Step], dim: int, backend: str) -> Rule:
         """The rule for states of `dim` entries; `steps` as returned by `steps`."""
@@ -159,6 +164,8 @@ def _pair(value: Any) -> tuple[Any, Any]:
         raise ConfigError(f"t_range is {value!r}; it must be (high, low)")
     return value[0], value[1]
 
+
+DEFAULT_MODEL, DEFAULT_PRESET = "photo", "product"
 
 #: Name -> configuration and what it is.
 PRESETS: dict[str, tuple[CodecConfig, str]] = {
@@ -190,6 +197,10 @@ PRESETS: dict[str, tuple[CodecConfig, str]] = {
         "DiffC: reverse channel coding, noise distributed as the forward process has it (needs constriction)",
     ),
 }
+
+
+#: Bits a pixel of the qualities a person can choose without reading a paper.
+QUALITIES = {"low": 0.1, "medium": 0.25, "high": 0.5, "best": 1.0}
 
 
 def preset(name: str, **overrides: Any) -> CodecConfig:

@@ -6,14 +6,25 @@ import math
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import torch
-
-from ddcm_fast.codebook import backends
-from ddcm_fast.codebook.codebook import Codebook
 from ddcm_fast.codec.config import CodecConfig
 from ddcm_fast.errors import LimitError
-from ddcm_fast.sampling.model import DiffusionModel
+from ddcm_fast.lazy import deferred
+
+if TYPE_CHECKING:
+    import torch
+
+    from ddcm_fast.codebook import backends
+    from ddcm_fast.codebook.codebook import Codebook
+    from ddcm_fast.sampling.model import DiffusionModel
+else:
+    deferred(
+        globals(),
+        torch="torch",
+        backends="ddcm_fast.codebook.backends",
+        Codebook="ddcm_fast.codebook.codebook:Codebook",
+    )
 
 #: float32 numbers held for every entry of a state while an image is coded: state, predictions, noise, residual and
 #: their successors. What a network holds itself is not counted.

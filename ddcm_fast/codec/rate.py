@@ -36,9 +36,6 @@ MISSED = 1.5
 #: Parts of the bits' worth that one encoding after the other then counts on.
 TRUST = (1.0, 0.5, 0.25, 0.125)
 
-#: Bits a pixel of the qualities a person can choose without reading a paper.
-QUALITIES = {"low": 0.1, "medium": 0.25, "high": 0.5, "best": 1.0}
-
 MAX_BPP = 8.0
 
 #: Encodings in search of a file's size, for rules whose size depends on the image.

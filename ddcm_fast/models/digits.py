@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ddcm_fast.errors import MissingExtraError, ModelError
-from ddcm_fast.models.loading import WEIGHTS
+from ddcm_fast.models.names import WEIGHTS
 
 NAME = "digits"
 SIDE = 8

@@ -15,19 +15,13 @@ from ddcm_fast.errors import DDCMError, MissingExtraError, ModelError, first_lin
 from ddcm_fast.models import guided_diffusion
 from ddcm_fast.models.gaussian_field import GaussianField
 from ddcm_fast.models.multiscale import multiscale
-from ddcm_fast.models.names import HUB_ID, short_name
+from ddcm_fast.models.names import EXTRA_FILE, HUB_ID, WEIGHTS, short_name, split_name, with_weights
 from ddcm_fast.models.network import NetworkModel
 from ddcm_fast.models.pixel import PixelModel
-from ddcm_fast.models.tiled import TiledModel, split_name
+from ddcm_fast.models.tiled import TiledModel
 from ddcm_fast.models.trust import check_folder, check_index, read_config
 from ddcm_fast.sampling.curve import InformationCurve
 from ddcm_fast.sampling.model import DiffusionModel
-
-#: Folder of the built-in models' weights.
-WEIGHTS = Path(__file__).parent / "weights"
-
-#: What this package adds to a diffusers model folder.
-EXTRA_FILE = "ddcm.json"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -81,7 +75,7 @@ def _cpu_has_bf16() -> bool:
 
 def builtin_models() -> list[str]:
     """Names of the models that ship with the package."""
-    return sorted([*(p.parent.name for p in WEIGHTS.glob("*/config.json")), *_ANALYTIC])
+    return sorted([*with_weights(), *_ANALYTIC])
 
 
 def require_builtin(name: str) -> None:

@@ -7,7 +7,6 @@ fingerprint: a file says how it was tiled and decodes only with the same tiles.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,14 +16,6 @@ from torch import Tensor
 from ddcm_fast.errors import ConfigError
 from ddcm_fast.models.wrapped import WrappedModel
 from ddcm_fast.sampling.model import DiffusionModel, Level, Predictor, eps_from_x0
-
-_SUFFIX = re.compile(r"(?P<name>.+)#tile=(?P<size>\d+),(?P<overlap>\d+)")
-
-
-def split_name(name: str) -> tuple[str, tuple[int, int] | None]:
-    """A model's name without its tiles, and their size and overlap if it has any."""
-    match = _SUFFIX.fullmatch(name)
-    return (name, None) if match is None else (match["name"], (int(match["size"]), int(match["overlap"])))
 
 
 class TiledModel(WrappedModel):

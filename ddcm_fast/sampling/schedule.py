@@ -13,11 +13,14 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ddcm_fast.errors import ConfigError
-from ddcm_fast.sampling.model import DiffusionModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddcm_fast.sampling.model import DiffusionModel
 
 
 @dataclass(frozen=True)

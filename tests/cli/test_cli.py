@@ -9,7 +9,7 @@ from PIL import Image
 
 from ddcm_fast.cli import main
 from ddcm_fast.codec.images import to_pil
-from ddcm_fast.models.loading import WEIGHTS
+from ddcm_fast.models.names import WEIGHTS
 
 
 @pytest.fixture

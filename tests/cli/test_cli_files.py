@@ -21,7 +21,8 @@ from ddcm_fast import Codec, files
 from ddcm_fast.cli import main
 from ddcm_fast.codec import container
 from ddcm_fast.errors import InputError
-from ddcm_fast.models.loading import WEIGHTS, load_model
+from ddcm_fast.models.loading import load_model
+from ddcm_fast.models.names import WEIGHTS
 
 TO = {"foreign": "/srv/model", "dots": "../model", "hub": "owner/name", "escape": "\x1b[31mred"}
 

@@ -17,6 +17,9 @@ from ddcm_fast import codebook, codec, models, sampling
 from ddcm_fast.cli import main
 from ddcm_fast.cli.command import COMMANDS, build_parser
 
+#: A file of every preset.
+GOLDEN = sorted((Path(__file__).parents[1] / "golden" / "files").glob("*.ddcm"))
+
 MODEL = ["--model", "gaussian-field", "--preset", "ddcm", "-T", "2", "-K", "16"]
 
 
@@ -35,9 +38,7 @@ def python(code, *args, **how):
 # ---- what is imported when -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [[], ["--help"]])
-def test_help_imports_neither_torch_nor_numpy_nor_pillow(words):
-    code = """
+_IMPORTED = """
 import sys
 from ddcm_fast.cli import main
 try:
@@ -46,9 +47,19 @@ except SystemExit as stop:
     assert stop.code == 0
 print([name for name in ("torch", "numpy", "PIL", "diffusers") if name in sys.modules])
 """
-    out = python(code, *words)
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_help_imports_neither_torch_nor_numpy_nor_pillow(words):
+    out = python(_IMPORTED, *words)
     assert out.startswith("usage: ddcm") and out.splitlines()[-1] == "[]"
     assert all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("file", GOLDEN, ids=lambda path: path.stem)
+def test_info_imports_neither_torch_nor_numpy_nor_pillow(file):
+    out = python(_IMPORTED, "info", str(file), "--json").splitlines()
+    assert json.loads(out[0])["bytes"] == file.stat().st_size and out[1] == "[]"
 
 
 @pytest.mark.parametrize("package", [ddcm_fast, codebook, codec, models, sampling], ids=lambda p: p.__name__)

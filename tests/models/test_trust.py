@@ -12,7 +12,8 @@ import torch
 
 from ddcm_fast.errors import ModelError
 from ddcm_fast.models import load_model, trust
-from ddcm_fast.models.loading import WEIGHTS, require_builtin
+from ddcm_fast.models.loading import require_builtin
+from ddcm_fast.models.names import WEIGHTS
 
 CODE = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\nraise RuntimeError('ran')\n"
 

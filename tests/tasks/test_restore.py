@@ -176,7 +176,7 @@ def test_prediction_made_ahead_is_not_made_again(model, digit):
 def load_scheduler():
     from diffusers import DDPMScheduler
 
-    from ddcm_fast.models.loading import WEIGHTS
+    from ddcm_fast.models.names import WEIGHTS
 
     return DDPMScheduler.from_pretrained(WEIGHTS / "digits")
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ddcm_fast import files
 from ddcm_fast.models import digits
-from ddcm_fast.models.loading import EXTRA_FILE, WEIGHTS
+from ddcm_fast.models.names import EXTRA_FILE, WEIGHTS
 
 UNET_CONFIG: dict[str, Any] = {
     "sample_size": 4,

@@ -6,17 +6,22 @@ import math
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-import torch
-from torch import Tensor
-
-from ddcm_fast.codebook.codebook import Codebook
 from ddcm_fast.codebook.law import CodebookSpec
 from ddcm_fast.errors import ConfigError, FormatError
+from ddcm_fast.lazy import deferred
 from ddcm_fast.sampling.bitstream import pack, unpack, unpack_prefix
 from ddcm_fast.sampling.combinatorics import log2_comb
 from ddcm_fast.sampling.schedule import Step
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ddcm_fast.codebook.codebook import Codebook
+else:
+    deferred(globals(), torch="torch", Codebook="ddcm_fast.codebook.codebook:Codebook")
 
 
 class Parameter(NamedTuple):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ddcm_fast.sampling.rules.base import Rule
 from ddcm_fast.sampling.schedule import Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Greedy(Rule):

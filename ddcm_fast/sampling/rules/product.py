@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from ddcm_fast.codebook.codebook import Codebook
+from ddcm_fast.lazy import deferred
 from ddcm_fast.sampling.rules.base import Grouped, Plan, Rule, Settings, worth_of_largest
 from ddcm_fast.sampling.schedule import Step
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ddcm_fast.codebook.codebook import Codebook
+else:
+    deferred(globals(), torch="torch", Codebook="ddcm_fast.codebook.codebook:Codebook")
 
 
 class Product(Grouped):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
-from ddcm_fast.codebook.codebook import Codebook
 from ddcm_fast.codebook.law import CodebookSpec
+from ddcm_fast.lazy import deferred
 from ddcm_fast.sampling.rules.base import Parameter, Rule, SearchCost, Settings, search_entries
 from ddcm_fast.sampling.schedule import Step
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ddcm_fast.codebook.codebook import Codebook
+else:
+    deferred(globals(), torch="torch", Codebook="ddcm_fast.codebook.codebook:Codebook")
 
 
 def coefficient_grid(bits: int, official: bool) -> list[float]:

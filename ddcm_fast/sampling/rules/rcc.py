@@ -19,16 +19,21 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from ddcm_fast.codebook.codebook import Codebook
 from ddcm_fast.errors import ConfigError, FormatError, MissingExtraError
+from ddcm_fast.lazy import deferred
 from ddcm_fast.sampling.rules.base import Grouped, Plan, Rule, Settings
 from ddcm_fast.sampling.schedule import Step
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from ddcm_fast.codebook.codebook import Codebook
+else:
+    deferred(globals(), np="numpy", torch="torch", Codebook="ddcm_fast.codebook.codebook:Codebook")
 
 MAX_LOG2_SIZE = 24
 DEFAULT_MARGIN = 6

@@ -9,19 +9,23 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from math import comb
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
-
-from ddcm_fast.codebook.codebook import Codebook
 from ddcm_fast.codebook.law import MAX_TOPK
 from ddcm_fast.errors import ConfigError, InputError
+from ddcm_fast.lazy import deferred
 from ddcm_fast.sampling.combinatorics import log2_comb, rank, unrank
 from ddcm_fast.sampling.rules.base import ATOMS, Parameter, Plan, Rule, Settings, planned_atoms, worth_of_largest
 from ddcm_fast.sampling.rules.pursuit import unbiased_std
 from ddcm_fast.sampling.schedule import Step
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ddcm_fast.codebook.codebook import Codebook
+else:
+    deferred(globals(), torch="torch", Codebook="ddcm_fast.codebook.codebook:Codebook")
 
 
 class Threshold(Rule):
@@ -126,5 +130,5 @@ def pool_weight(mask: Tensor, latent_shape: Sequence[int]) -> Tensor:
     mask = mask.to(torch.float32)
     if not bool(torch.isfinite(mask).all()) or bool((mask < 0).any()) or not bool((mask > 0).any()):
         raise InputError("the mask must be finite and at least 0, and not 0 everywhere")
-    pooled: Tensor = adaptive_avg_pool2d(mask[None, None], (latent_shape[1], latent_shape[2]))
+    pooled: Tensor = torch.nn.functional.adaptive_avg_pool2d(mask[None, None], (latent_shape[1], latent_shape[2]))
     return pooled
