@@ -165,7 +165,7 @@ def _pair(value: Any) -> tuple[Any, Any]:
     return value[0], value[1]
 
 
-DEFAULT_MODEL, DEFAULT_PRESET = "photo", "product"
+DEFAULT_MODEL, DEFAULT_PRESET = "photo", "trellis"
 
 #: Name -> configuration and what it is.
 PRESETS: dict[str, tuple[CodecConfig, str]] = {
