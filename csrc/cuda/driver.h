@@ -18,8 +18,9 @@ struct Tables {
   const char* halves() const { return reinterpret_cast<const char*>(integers + kGaussianTableSize); }
 };
 
-// Launch is how a kernel runs: template <class K> int run(const K&, int64_t blocks, int cluster) in clusters of so many
-// blocks, int zero(void*, int64_t).
+// Launch is how a kernel runs: template <class K> int run(const K&, int64_t blocks, int cluster, bool early) in clusters of
+// so many blocks, `early` if it may be on its way while the operation's kernel before still runs (launch.h); int zero(void*,
+// int64_t).
 // The first error ends an operation.
 template <class Launch>
 struct Driver : Planner {
@@ -27,6 +28,7 @@ struct Driver : Planner {
   const int64_t* step;
   Tables tables;
   int error = 0;
+  bool follows_kernel = false;  // of this operation: all others are waited for as ever
 
   Driver(Launch launch_, const Spec& spec_, const int64_t* step_, const void* tables_)
       : Planner(spec_), launch(launch_), step(step_), tables{static_cast<const int16_t*>(tables_)} {}
@@ -34,11 +36,15 @@ struct Driver : Planner {
   template <class Kernel>
   void run(const Kernel& kernel, int64_t blocks, int cluster = 1) {
     if (error != 0 || blocks == 0) return;
-    error = blocks > 0x7fffffff ? kTooLarge : launch.run(kernel, blocks, cluster);
+    // GPUs that have clusters have early launches.
+    const bool early = follows_kernel && spec.max_cluster > 1;
+    error = blocks > 0x7fffffff ? kTooLarge : launch.run(kernel, blocks, cluster, early);
+    follows_kernel = true;
   }
 
   void zero(void* at, int64_t bytes) {
     if (error == 0) error = launch.zero(at, bytes);
+    follows_kernel = false;
   }
 
   // ---- rotation, synthesis, norms -------------------------------------------------------------------
@@ -113,7 +119,7 @@ struct Driver : Planner {
 
   template <class Traits>
   void prepare_fragments(const Prepared& p, const float* w) {
-    const int64_t steps = int64_t{p.split} * p.warp_steps;
+    const int64_t steps = fragment_steps(p);
     const int64_t items =
         p.batch_tiles * p.row_groups * p.column_tiles * geometry.groups * steps * Traits::kVectors * 32;
     PrepareKernel<Traits> kernel{geometry, w, p.max_bits, static_cast<typename Traits::Fragment*>(p.fragments),
@@ -123,11 +129,10 @@ struct Driver : Planner {
 
   void prepare(const Prepared& p, const float* w) {
     const int64_t rows = p.batch * geometry.groups;
-    zero(p.max_bits, rows * static_cast<int64_t>(sizeof(uint32_t)));
+    zero(p.correction, rows * kClearedBytes);
     MaxKernel kernel{geometry, w, p.max_bits, ceil_div(geometry.max_group_dim, kMaxCoordinates)};
     run(kernel, kernel.chunks * rows);
     if (geometry.kind == kSign) {
-      zero(p.correction, rows * static_cast<int64_t>(sizeof(int64_t)));
       prepare_fragments<SignTraits>(p, w);
     } else if (geometry.kind == kGaussian) {
       prepare_fragments<GaussianTraits>(p, w);
@@ -137,26 +142,28 @@ struct Driver : Planner {
   // Where a scoring kernel's results go.
   struct Target {
     Ranking ranking;
-    Candidate* results;  // search
+    Picking picking;     // search: its chunks are the blocks a (group, batch tile)
     float* scores;       // scores
     float* norms;        // `gaussian` scores: norms too, or null
     int64_t score_stride, first, last;
-    int64_t chunks;      // blocks a (group, batch tile); 0: as many as there are tiles
   };
 
   template <class Traits, int Writes, int ColumnTiles, int RowGroups = 1>
   void score_products(const Prepared& p, const Target& target) {
+    if constexpr (can_cut(ColumnTiles, Writes)) {
+      if (p.cut > 1) return score_products<Traits, kBestOfCut, ColumnTiles>(p, target);
+    }
     const int64_t tiles = ceil_div(target.last - target.first, tile_atoms(p));
-    const int64_t chunks = target.chunks == 0 ? tiles : smaller(target.chunks, tiles);
+    const int64_t chunks = SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::kRanks ? target.picking.chunks : tiles;
     int32_t split_bits = 0;
     while (1 << split_bits < p.split) ++split_bits;
     SearchKernel<Traits, ColumnTiles, RowGroups, Writes> kernel{
         geometry, make_round_keys(geometry.seed), target.ranking, step, tables.halves(),
         static_cast<const typename Traits::Fragment*>(p.fragments),
-        p.max_bits, p.correction, target.results, target.scores, target.norms, target.score_stride,
+        p.max_bits, p.correction, target.picking, target.scores, target.norms, target.score_stride,
         target.first, target.last, static_cast<int32_t>(p.batch), static_cast<int32_t>(tiles),
-        static_cast<int32_t>(chunks), p.cluster, split_bits, p.warp_steps, 1};
-    run(kernel, chunks * geometry.groups * p.batch_tiles, p.cluster);
+        static_cast<int32_t>(chunks), p.cluster * p.cut, split_bits, p.warp_steps, 1};
+    run(kernel, chunks * geometry.groups * p.batch_tiles * p.cut, kernel.cluster);
   }
 
   template <int LogN, bool Scores>
@@ -170,11 +177,11 @@ struct Driver : Planner {
         HadamardSignKernel make{geometry, step, p.signs, first / T::kN, items};
         run(make, ceil_div(items, HadamardSignKernel::kThreads));
       }
-      const int64_t chunks = Scores ? tiles : target.chunks;
+      const int64_t chunks = Scores ? tiles : target.picking.chunks;
       HadamardKernel<LogN, Scores> kernel{
-          geometry, target.ranking, w, p.max_bits, step, p.signs, target.results,
+          geometry, target.ranking, w, p.max_bits, step, p.signs, target.picking,
           target.scores + (Scores ? first - target.first : 0), target.score_stride, first, last,
-          static_cast<int32_t>(tiles), static_cast<int32_t>(chunks), first > target.first};
+          static_cast<int32_t>(tiles), static_cast<int32_t>(chunks), first > target.first, last == target.last};
       run(kernel, chunks * geometry.groups * p.batch);
     }
   }
@@ -203,24 +210,23 @@ struct Driver : Planner {
   }
 
   int search(Arena& arena, const float* w, int64_t batch, const Ranking& ranking, const Chosen& chosen) {
-    const Prepared p = plan(arena, batch, geometry.size);
+    const Prepared p = plan(arena, batch, geometry.size, kBest);
     const int64_t chunks = search_chunks(p);
     Candidate* results = arena.take<Candidate>(batch * geometry.groups * chunks);
     if (arena.base == nullptr) return 0;
     prepare(p, w);
-    score<false>(p, w, Target{ranking, results, nullptr, nullptr, 0, 0, geometry.size, chunks});
-    FinalKernel final_kernel{results, chosen, chunks, ranking.is_signed, 0};
-    run(final_kernel, batch * geometry.groups);
+    const Picking picking{results, p.arrived, chosen, static_cast<int32_t>(chunks), ranking.is_signed};
+    score<false>(p, w, Target{ranking, picking, nullptr, nullptr, 0, 0, geometry.size});
     return error;
   }
 
   int scores(Arena& arena, const float* w, int64_t batch, int64_t first, int64_t count, float* out,
              float* squared_norms) {
-    const Prepared p = plan(arena, batch, count);
+    const Prepared p = plan(arena, batch, count, kScores);
     if (arena.base == nullptr) return 0;
     prepare(p, w);
     if (squared_norms != nullptr && geometry.kind != kGaussian) norms(squared_norms);
-    score<true>(p, w, Target{Ranking{}, nullptr, out, squared_norms, count, first, first + count, 0});
+    score<true>(p, w, Target{Ranking{}, Picking{}, out, squared_norms, count, first, first + count});
     return error;
   }
 
@@ -228,7 +234,7 @@ struct Driver : Planner {
            const Chosen& chosen) {
     const int64_t rows = batch * geometry.groups;
     const int64_t chunk = topk_chunk(geometry, rows), slices = chunk / kSliceAtoms;
-    const Prepared p = plan(arena, batch, chunk);
+    const Prepared p = plan(arena, batch, chunk, kScores);
     float* chunk_scores = arena.take<float>(rows * chunk);
     Candidate* lists = arena.take<Candidate>(rows * slices * m);
     Candidate* best = arena.take<Candidate>(rows * m);
@@ -236,7 +242,7 @@ struct Driver : Planner {
     prepare(p, w);
     for (int64_t first = 0; first < geometry.size; first += chunk) {
       const int64_t last = smaller(first + chunk, geometry.size), used = ceil_div(last - first, kSliceAtoms);
-      score<true>(p, w, Target{Ranking{}, nullptr, chunk_scores, nullptr, chunk, first, last, 0});
+      score<true>(p, w, Target{Ranking{}, Picking{}, chunk_scores, nullptr, chunk, first, last});
       SliceKernel slice{ranking, chunk_scores, chunk, first, last - first, lists, used, geometry.groups, m};
       run(slice, used * rows);
       MergeKernel merge{lists, best, chosen, used, m, ranking.is_signed, first == 0, last == geometry.size, 0};

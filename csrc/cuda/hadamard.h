@@ -41,7 +41,8 @@ struct HadamardSignKernel {
 };
 
 // Scores or the best candidate. Pair p, group g: n scores = 2^(-LogN / 2) * H(sum_c e_c * H(d_c * w_c)), H unscaled.
-// Grid: (chunks, G, B); a block's units take neighbouring pairs. Outputs as SearchKernel's.
+// Grid: (chunks, G, B); a block's units take neighbouring pairs. Outputs as SearchKernel's; where there are more pairs than
+// one launch takes, the candidates wait in the results until the last picks.
 template <int LogN, bool Scores>
 struct HadamardKernel {
   using T = Transform<LogN>;
@@ -57,18 +58,18 @@ struct HadamardKernel {
   const uint32_t* max_bits;  // (B, G)
   const int64_t* step;
   const Vec4* signs;         // of HadamardSignKernel, from atom `first` on; null: made here
-  Candidate* results;
+  Picking picking;
   float* scores;
   int64_t score_stride;
   int64_t first, last;  // atoms; first is a multiple of n
   int32_t tiles, chunks;
   int32_t merges;  // the results hold candidates of other atoms already
+  int32_t picks;   // no more atoms come
 
   static constexpr int64_t kSignsAt = T::kBufferBytes;
   static constexpr int64_t kBestAt = kSignsAt + 2 * T::kSignBytes;
-  static constexpr int64_t shared_bytes() {
-    return kBestAt + (Scores ? 0 : static_cast<int64_t>(sizeof(Candidate)) * kThreads);
-  }
+  static constexpr int64_t kLastAt = kBestAt + static_cast<int64_t>(sizeof(Candidate)) * kThreads;
+  static constexpr int64_t shared_bytes() { return Scores ? kBestAt : kLastAt + static_cast<int64_t>(sizeof(int)); }
 
   template <class Block>
   DDCM_FN void operator()(Block& block) const {
@@ -166,9 +167,14 @@ struct HadamardKernel {
       reduce_candidates<kThreads>(block, best, 1);
       block.each([&](int thread, State&) {
         if (thread != 0) return;
-        Candidate& result = results[static_cast<int64_t>(row) * chunks + chunk];
-        if (!merges || better(best[0], result)) result = best[0];
+        Candidate& result = picking.results[static_cast<int64_t>(row) * chunks + chunk];
+        if (merges && better(result, best[0])) best[0] = result;
+        if (!picks) result = best[0];
       });
+      if (!picks) return;
+      block.sync();
+      int* last_block = reinterpret_cast<int*>(block.shared() + kLastAt);
+      pick<kThreads, 1>(block, picking, row, chunk, best, last_block, [&](int) { return static_cast<int64_t>(row); });
     }
   }
 };

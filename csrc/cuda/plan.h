@@ -18,6 +18,8 @@ struct Spec {
 
 constexpr int64_t kSignTableBytes = 4 << 20;  // of the sign words of `hadamard` at a time, unless one pair has more
 
+constexpr int64_t kClearedBytes = 16;         // of a (row, group), of what is zero before a residual is prepared
+
 // Hands out 256 byte aligned pieces of a workspace; with a null base it only counts.
 struct Arena {
   char* base;
@@ -42,12 +44,13 @@ inline int64_t topk_chunk(const Geometry& geometry, int64_t rows) {
 
 // A residual ready for scoring: what every scoring kernel of an operation shares.
 struct Prepared {
+  int64_t* correction;  // these three lie together, to be cleared at once
   uint32_t* max_bits;
-  int64_t* correction;
+  int* arrived;         // of Picking
   void* fragments;
   int64_t batch;
   int column_tiles, row_groups, cluster;  // of SearchKernel
-  int split, warp_steps;
+  int cut, split, warp_steps;
   int64_t batch_tiles;  // a multiple of cluster
   Vec4* signs;          // `hadamard`: of sign_pairs pairs at a time; null for one row
   int64_t sign_pairs;
@@ -106,13 +109,18 @@ struct Planner {
     return 16 * row_tiles * (warps(p) / p.row_groups / p.split);
   }
 
-  // The plan and workspace for scoring `count` atoms at a time; with a null arena base, only the sizes.
-  Prepared plan(Arena& arena, int64_t batch, int64_t count) const {
+  // k steps of a residual's fragments.
+  static int64_t fragment_steps(const Prepared& p) { return int64_t{p.cut} * p.split * p.warp_steps; }
+
+  // The plan and workspace for scoring `count` atoms at a time, for what a kernel writes; with a null arena base, only the
+  // sizes.
+  Prepared plan(Arena& arena, int64_t batch, int64_t count, Output writes) const {
     Prepared p{};
     const int64_t rows = batch * geometry.groups;
     p.batch = batch;
-    p.max_bits = arena.take<uint32_t>(rows);
-    p.correction = arena.take<int64_t>(rows);
+    p.correction = arena.take<int64_t>(kClearedBytes / 8 * rows);
+    p.max_bits = reinterpret_cast<uint32_t*>(p.correction + rows);
+    p.arrived = reinterpret_cast<int*>(p.max_bits + rows);
     if (geometry.kind == kHadamard) {
       p.sign_pairs = ceil_div(count, geometry.hadamard_n);
       if (batch > 1) {  // one row shares its signs with no one
@@ -135,10 +143,17 @@ struct Planner {
             ceil_div(steps(), p.split) > segment)) {
       p.split *= 2;
     }
-    p.warp_steps = static_cast<int>(ceil_div(ceil_div(steps(), p.split), p.row_groups) * p.row_groups);
+    // Cut them among the blocks of a cluster too while there are multiprocessors without a block.
+    const int64_t blocks = ceil_div(count, tile_atoms(p)) * geometry.groups * p.batch_tiles;
+    p.cut = 1;
+    while (can_cut(p.column_tiles, writes) && 2 * p.cut <= spec.max_cluster && 2 * p.cut * p.split <= steps() &&
+           2 * p.cut * blocks <= spec.multiprocessors) {
+      p.cut *= 2;
+    }
+    p.warp_steps = static_cast<int>(ceil_div(ceil_div(steps(), p.cut * p.split), p.row_groups) * p.row_groups);
     const int64_t bytes = with_traits([](auto traits) { return traits.kVectors * 32 * sizeof(traits.no_digits()); });
-    p.fragments = arena.take<char>(p.batch_tiles * p.row_groups * p.column_tiles * geometry.groups * p.split *
-                                   int64_t{p.warp_steps} * bytes);
+    p.fragments = arena.take<char>(p.batch_tiles * p.row_groups * p.column_tiles * geometry.groups *
+                                   fragment_steps(p) * bytes);
     return p;
   }
 

@@ -164,6 +164,19 @@ DDCM_FN int atomic_next(int* at) {
 #endif
 }
 
+// How many have come here before, in global memory. What they wrote before they came is seen by whoever comes after; of a
+// block one thread comes, after a barrier.
+DDCM_FN int arrive(int* at) {
+#if defined(__CUDA_ARCH__)
+  __threadfence();
+  const int before = atomicAdd(at, 1);
+  __threadfence();
+  return before;
+#else
+  return __atomic_fetch_add(at, 1, __ATOMIC_ACQ_REL);
+#endif
+}
+
 // Read-only loads of 16 and 8 bytes.
 DDCM_FN Vec4 load(const Vec4* at) {
 #if defined(__CUDA_ARCH__)

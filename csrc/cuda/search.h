@@ -32,7 +32,7 @@ DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::operator()(Bl
   block.sync();
 
   Place* places = reinterpret_cast<Place*>(block.shared() + kPlacesAt);
-  int tile = (kClusters ? block.index() / cluster : block.index()) % chunks;
+  int tile = team(block.index()) % chunks;
   DDCM_NO_UNROLL
   while (tile < tiles) {
     block.each([&](int thread_, State& s) {
@@ -72,18 +72,19 @@ DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::operator()(Bl
     block.each([&](int thread, State&) { tile = places[thread].tile + chunks; });
   }
   if (kRanks) {
+    if (cut(block.index()) != 0) return;
     Candidate* best = reinterpret_cast<Candidate*>(block.shared() + kPartsAt);
     block.each([&](int thread, State&) {
       best[thread] = candidate_of(leaders[thread], place(block.index()).group);
     });
     block.sync();
     reduce_candidates<kThreads>(block, best, kSlots);
-    block.each([&](int thread, State&) {
-      const BlockPlace place = this->place(block.index());
-      const int row = place.batch_tile * kRows + thread;
-      if (thread >= kRows || row >= batch) return;
-      results[(row * geometry.groups + place.group) * chunks + place.chunk] = best[thread];
-    });
+    const BlockPlace place = this->place(block.index());
+    pick<kThreads, kSlots>(block, picking, place.batch_tile * static_cast<int>(geometry.groups) + place.group, place.chunk,
+                           best, reinterpret_cast<int*>(places), [&](int slot) {
+                             const int64_t row = place.batch_tile * kRows + slot;
+                             return slot < kRows && row < batch ? row * geometry.groups + place.group : -1;
+                           });
   }
 }
 

@@ -9,10 +9,13 @@
 
 namespace ddcm {
 
-// What a SearchKernel writes. kBest: results[(b * G + g) * chunks + chunk] = best candidate of the chunk's atoms.
-// kScores: scores[(b * G + g) * score_stride + k - first] for first <= k < last. kNorms (`gaussian`): scores and
-// norms[g * score_stride + k - first], the atoms' squared norms.
-enum Output { kBest = 0, kScores = 1, kNorms = 2 };
+// What a SearchKernel writes. kBest: the best candidate of all atoms, found by the last of a row's blocks (candidate.h);
+// kBestOfCut: the same where the blocks of a cluster cut the k steps. kScores: scores[(b * G + g) * score_stride + k - first]
+// for first <= k < last. kNorms (`gaussian`): scores and norms[g * score_stride + k - first], the atoms' squared norms.
+enum Output { kBest = 0, kScores = 1, kNorms = 2, kBestOfCut = 3 };
+
+// Whether there is a kernel that cuts the k steps: for few rows, of a search.
+DDCM_FN constexpr bool can_cut(int column_tiles, int writes) { return writes == kBest && column_tiles <= 3; }
 
 // Squared norms cost no generation and hardly an instruction: an A fragment (row g, columns 2t, 2t + 1; 2t + 8, 2t + 9) is,
 // register by register, the B fragment of its own upper or lower 8 rows transposed, and the diagonal of
@@ -23,16 +26,19 @@ enum Output { kBest = 0, kScores = 1, kNorms = 2 };
 // A block's warps are numbered (atom group, split, row group): RowGroups warps share atoms and k steps and have
 // different batch rows, `split` such teams share atoms and cut the k steps among them. The block's kWarpAtoms * (warps /
 // split / RowGroups) atoms are one tile, its rows_of(ColumnTiles) * RowGroups rows one batch tile. The `cluster` blocks of
-// a cluster have the same atoms and consecutive batch tiles. Grid: (cluster, chunks, G, batch tiles / cluster).
+// a cluster have the same atoms and, where they share words, consecutive batch tiles: grid (cluster, chunks, G, batch tiles /
+// cluster). Where they cut the k steps, as `split` does among teams, they have the same rows too, and the first block adds up
+// the sums of all: grid (cluster, chunks, G, batch tiles).
 template <class Traits, int ColumnTiles, int RowGroups, int Writes>
 struct SearchKernel {
-  static constexpr bool kRanks = Writes == kBest, kSquares = Writes == kNorms;
+  static constexpr bool kCuts = Writes == kBestOfCut, kRanks = Writes == kBest || kCuts, kSquares = Writes == kNorms;
   static_assert(!kSquares || !Traits::kSigns, "the norms of signs are known");
   using Sum = typename Traits::Sum;
   using Accumulator = typename Traits::Mma::Accumulator;
   using Fragment = typename Traits::Fragment;
   static constexpr int kWarps = Traits::warps(ColumnTiles), kThreads = 32 * kWarps;
-  static constexpr int kMinBlocks = Traits::min_blocks(ColumnTiles);
+  // A cut makes about one block a multiprocessor, which may have registers for it.
+  static constexpr int kMinBlocks = kCuts ? 1 : Traits::min_blocks(ColumnTiles);
   static constexpr int kRowTiles = Traits::row_tiles(ColumnTiles), kWarpAtoms = 16 * kRowTiles;
   static constexpr int kStepVectors = Traits::kVectors * ColumnTiles;
   static constexpr bool kEights = in_eights(ColumnTiles), kExchanges = RowGroups > 1;
@@ -59,15 +65,16 @@ struct SearchKernel {
   const Fragment* fragments; // of PrepareKernel
   const uint32_t* max_bits;  // (B, G)
   const int64_t* correction; // (B, G)
-  Candidate* results;
+  Picking picking;
   float* scores;
   float* norms;
   int64_t score_stride;
   int64_t first, last;
-  int32_t batch, tiles, chunks;
-  int32_t cluster;     // blocks of a cluster: 1 to 8 where kClusters, else 1
+  int32_t batch, tiles;
+  int32_t chunks;      // blocks that share a tile of rows
+  int32_t cluster;     // blocks of a cluster: 1 to 8 where kClusters or kCuts, else 1
   int32_t split_bits;  // split = 2^split_bits
-  int32_t warp_steps;  // k steps of a warp; the fragments hold split * warp_steps
+  int32_t warp_steps;  // k steps of a warp; the fragments hold those of all that share them
   uint32_t one;        // 1, but the compiler does not know: what it multiplies is not computed anew
 
   // Partial sums meet in shared memory 8 rows of a product (a half of a row tile) of every warp at a time, or more such
@@ -113,6 +120,7 @@ struct SearchKernel {
   static constexpr int kSlots = kRows == 24 ? 32 : kRows;
   static_assert(kThreads % kSlots == 0 && kRows <= kSlots && kSlots <= kThreads, "a thread has one batch row");
   static_assert(!(kExchanges && Traits::kSegments), "exchanged steps are not cut into segments");
+  static_assert(!kCuts || (!kClusters && !kExchanges), "blocks that cut the k steps share nothing else");
   static_assert(!kClusters || (RowGroups == 1 && Traits::kTableBytes == 0), "a cluster shares words as they are made");
 
   template <class Block>
@@ -136,10 +144,19 @@ struct SearchKernel {
 
   DDCM_FN BlockPlace place(int index) const {
     const int groups = opaque(static_cast<int>(geometry.groups));
-    const int team = kClusters ? index / cluster : index, rest = team / opaque(chunks);
+    const int team = this->team(index), rest = team / opaque(chunks);
     const int batch_tile = kClusters ? rest / groups * cluster + rank(index) : rest / groups;
     return BlockPlace{team - rest * chunks, rest % groups, batch_tile};
   }
+
+  // Of a cluster.
+  DDCM_FN int team(int index) const { return kClusters || kCuts ? index / cluster : index; }
+
+  // Blocks that the k steps of the same atoms and rows are cut among.
+  DDCM_FN int cuts() const { return kCuts ? cluster : 1; }
+
+  // Number of a block among these.
+  DDCM_FN int cut(int index) const { return kCuts ? rank(index) : 0; }
 
   // Of a block in its cluster.
   DDCM_FN int rank(int index) const { return index % cluster; }
@@ -155,6 +172,16 @@ struct SearchKernel {
   template <class Block>
   static DDCM_FN int64_t* squares_of(Block& block, int thread, int r) {
     return reinterpret_cast<int64_t*>(block.shared() + kSquaresAt) + thread / 32 * kWarpAtoms + thread % 32 / 4 + 8 * r;
+  }
+
+  // A barrier of those whose partial sums are added up.
+  template <class Block>
+  DDCM_FN void sync_sums(Block& block) const {
+    if constexpr (kCuts) {
+      block.sync_cluster();
+    } else {
+      block.sync();
+    }
   }
 
   // A barrier of those who share words. A lane takes the words that the same lane of some block made: alone, its own.

@@ -14,10 +14,11 @@ DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::start_segment
   block.each([&](int thread_, State& s) {
     const int thread = opaque(thread_);
     const int warp = thread / 32, row_group = warp % RowGroups;
-    const int split = 1 << split_bits, first_step = (warp / RowGroups & (split - 1)) * warp_steps + begin;
+    const int split = 1 << split_bits, share = cut(block.index()) * split + (warp / RowGroups & (split - 1));
+    const int first_step = share * warp_steps + begin;
     const int64_t batch_part = static_cast<int64_t>(place.batch_tile) * RowGroups + row_group;
     const int64_t tile_group = batch_part * geometry.groups + place.group;
-    s.from = fragments + (tile_group * split * warp_steps + first_step) * kStepVectors * 32 + thread % 32;
+    s.from = fragments + (tile_group * cuts() * split * warp_steps + first_step) * kStepVectors * 32 + thread % 32;
     const int64_t first_call = static_cast<int64_t>(first_step + row_group) * kCallsPerStep + thread % 4;
     s.call = geometry.block(place.group, first_call);
     s.left = static_cast<int>(geometry.group_dim(place.group) - first_call * Traits::kEntriesPerCall);

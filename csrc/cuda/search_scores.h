@@ -6,7 +6,7 @@
 
 namespace ddcm {
 
-// Adds up the digits and the split warps; after the last segment, scores and ranks the tile.
+// Adds up the digits, the split warps and the blocks that cut the k steps, in the first of them; after the last segment, scores and ranks the tile.
 template <class Traits, int ColumnTiles, int RowGroups, int Writes>
 template <class Block>
 DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::finish_segment(
@@ -44,8 +44,10 @@ DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::finish_segmen
         }
       }
     });
-    block.sync();
+    sync_sums(block);
     block.each([&](int thread, State&) {
+      if (cut(block.index()) != 0) return;
+      const int blocks = cuts();
       const BlockPlace place = this->place(opaque(block.index()));
       const auto [tile, begin] = places[thread];
       const bool is_last = begin + steps_of(begin) == warp_steps;
@@ -60,10 +62,14 @@ DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::finish_segmen
         const int atom = o / kSlots, warp_atom = atom % kRoundAtoms;
         const int first_warp = atom / kRoundAtoms * split * RowGroups;
         Sum sum = 0;
-        for (int w = 0; w < split; ++w) {
-          const int warp = first_warp + w * RowGroups + row_group;
-          sum += parts[part_at(warp, warp_atom, column)];
-          if (!kEights) sum += Traits::shifted(parts[part_at(warp, warp_atom, kWarpRows + column)], 2);
+        for (int b = 0; b < blocks; ++b) {
+          const char* memory = kCuts ? block.shared_of(b) : block.shared();
+          const Sum* from = reinterpret_cast<const Sum*>(memory + kPartsAt);
+          for (int w = 0; w < split; ++w) {
+            const int warp = first_warp + w * RowGroups + row_group;
+            sum += from[part_at(warp, warp_atom, column)];
+            if (!kEights) sum += Traits::shifted(from[part_at(warp, warp_atom, kWarpRows + column)], 2);
+          }
         }
         const int in_tile = atom / kRoundAtoms * kWarpAtoms + round * kRoundAtoms + warp_atom;
         if constexpr (Traits::kSegments) {
@@ -94,7 +100,7 @@ DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::finish_segmen
         }
       }
     });
-    block.sync();
+    sync_sums(block);
   }
 }
 
