@@ -1,5 +1,5 @@
 // Microbenchmark, used by no backend: the `sign` search's inner loop with one bit matrix products beside the byte
-// products that csrc/cuda/search.h uses. It measures rates only; its sums mean nothing.
+// products that csrc/cuda/sign_traits.h prepares. It measures rates only; its sums mean nothing.
 //
 // One bit: the Philox words are mma.m16n8k256's A fragments as they are, and the residual is 24 bit planes in 3
 // column tiles: no operation on the noise at all, 6 products for every two calls. Bytes: 6 operations a word, 16 products for
@@ -7,7 +7,7 @@
 
 #include <cuda_runtime.h>
 
-#include "../csrc/cuda/search.h"
+#include "../csrc/cuda/sign_traits.h"
 
 namespace ddcm {
 

@@ -22,6 +22,16 @@ def group_range(g, dim, num_groups):
 
 
 @triton.jit
+def place_of(num_programs, num_groups, BLOCK_B: tl.constexpr):
+    """Where a scoring program is: its number among the group's, its group g, images (B,) and rows b * G + g."""
+    pid = tl.program_id(0)
+    block = pid // num_programs
+    g = block % num_groups
+    image = (block // num_groups) * BLOCK_B + tl.arange(0, BLOCK_B)
+    return pid % num_programs, g, image, image.to(tl.int64) * num_groups + g
+
+
+@triton.jit
 def word_of(v: tl.constexpr, w0, w1, w2, w3):
     """The v-th of a Philox call's four words, v known at compile time."""
     if v == 0:

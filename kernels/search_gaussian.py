@@ -15,9 +15,17 @@ import triton
 import triton.language as tl
 from ddcm_fast.kernels import residual
 from ddcm_fast.kernels.launch import ceil_div, launch, power_of_2, seed_words, shared_memory, tile, tuned
-from ddcm_fast.kernels.layout import group_range, power_scale, word_of
+from ddcm_fast.kernels.layout import group_range, place_of, power_scale, word_of
 from ddcm_fast.kernels.philox import GAUSSIAN, philox
-from ddcm_fast.kernels.select import LOWEST, bias_stride, emit_best, keep_best, keep_best_atom, store_scores
+from ddcm_fast.kernels.select import (
+    LOWEST,
+    bias_stride,
+    emit_best,
+    keep_best,
+    keep_best_atom,
+    store_best,
+    store_scores,
+)
 from torch import Tensor
 
 from ddcm_fast.codebook.law import GAUSSIAN_SCALE, CodebookSpec, gaussian_table
@@ -140,6 +148,40 @@ def _small_tiles(arguments: dict[str, Any]) -> list[triton.Config]:
     return [config for config in SMALL_TILES if config.kwargs["BLOCK_K"] > 16 or arguments["BLOCK_B"] < 4]
 
 
+@triton.jit
+def add_word(total, word, pair, table_ptr):
+    """total (B, K, C) float32 plus the products of a word's two entries (K, C) with pairs of floats (B, C) int64."""
+    r = pair.to(tl.int32).to(tl.float32, bitcast=True)
+    total += entry(word & 0xFFFF, table_ptr).to(tl.float32)[None, :, :] * r[:, None, :]
+    r = (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    total += entry(word >> 16, table_ptr).to(tl.float32)[None, :, :] * r[:, None, :]
+    return total
+
+
+@triton.jit
+def small_sums(
+    arranged_ptr, table_ptr, row, k, g, step, length, num_calls,
+    seed_low, seed_high,
+    BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    SQUARES: tl.constexpr,
+):  # fmt: skip
+    """Scores (B, K) float32 of atoms k (K) and rows (B), and sums (K, C) int64 of squares. For small_kernel."""
+    lane = tl.arange(0, BLOCK_C)
+    num_tiles = tl.cdiv(num_calls, BLOCK_C)
+    total = tl.zeros((BLOCK_B, BLOCK_K, BLOCK_C), tl.float32)
+    squares = tl.zeros((BLOCK_K, BLOCK_C), tl.int64)
+    for c0 in range(0, num_calls, BLOCK_C):
+        block = g.to(tl.int64) * num_calls + c0 + lane
+        w0, w1, w2, w3 = philox(block[None, :], k[:, None], step, GAUSSIAN, seed_low, seed_high)
+        pairs = arranged_ptr + (row[:, None] * num_tiles + c0 // BLOCK_C) * (4 * BLOCK_C) + lane[None, :]
+        for v in tl.static_range(4):
+            # Two floats in one 64 bit load.
+            total = add_word(total, word_of(v, w0, w1, w2, w3), tl.load(pairs + v * BLOCK_C), table_ptr)
+        if SQUARES:
+            squares += squares_of_calls(w0, w1, w2, w3, c0 + lane, length, table_ptr, BLOCK_K, BLOCK_C)
+    return tl.sum(total, axis=2), squares
+
+
 @tuned(SMALL_TILES, key=["BLOCK_C", "BLOCK_B", "span"], choose=_small_tiles)
 @triton.jit(do_not_specialize=_SIZES)
 def small_kernel(
@@ -165,15 +207,9 @@ def small_kernel(
     Bound: the look-ups of the table, one an entry, and instructions: 20 wide multiplications of Philox for 8 entries.
     Source: docs/noise-law.md, section 4.
     """
-    pid = tl.program_id(0)
-    p = pid % num_programs
-    g = (pid // num_programs) % num_groups
-    image = (pid // num_programs // num_groups) * BLOCK_B + tl.arange(0, BLOCK_B)
+    p, g, image, row = place_of(num_programs, num_groups, BLOCK_B)
     valid = image < num_images
-    row = image.to(tl.int64) * num_groups + g
     step = tl.load(step_ptr)
-    num_tiles = tl.cdiv(num_calls, BLOCK_C)
-    lane = tl.arange(0, BLOCK_C)
     _, length = group_range(g, dim, num_groups)
     if bias_ptr is not None:
         bias_ptr += g.to(tl.int64) * stride_bias
@@ -182,32 +218,19 @@ def small_kernel(
     best_score = tl.zeros((BLOCK_B, BLOCK_K), tl.float32)
     for k0 in range(begin, tl.minimum(begin + span, last), BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K).to(tl.int64)
-        total = tl.zeros((BLOCK_B, BLOCK_K, BLOCK_C), tl.float32)
-        squares = tl.zeros((BLOCK_K, BLOCK_C), tl.int64)
-        for c0 in range(0, num_calls, BLOCK_C):
-            block = g.to(tl.int64) * num_calls + c0 + lane
-            w0, w1, w2, w3 = philox(block[None, :], k[:, None], step, GAUSSIAN, seed_low, seed_high)
-            pairs = arranged_ptr + (row[:, None] * num_tiles + c0 // BLOCK_C) * (4 * BLOCK_C) + lane[None, :]
-            for v in tl.static_range(4):
-                word = word_of(v, w0, w1, w2, w3)
-                pair = tl.load(pairs + v * BLOCK_C)  # two floats in one 64 bit load
-                r = pair.to(tl.int32).to(tl.float32, bitcast=True)
-                total += entry(word & 0xFFFF, table_ptr).to(tl.float32)[None, :, :] * r[:, None, :]
-                r = (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-                total += entry(word >> 16, table_ptr).to(tl.float32)[None, :, :] * r[:, None, :]
-            if norm_ptr is not None:
-                squares += squares_of_calls(w0, w1, w2, w3, c0 + lane, length, table_ptr, BLOCK_K, BLOCK_C)
+        score, squares = small_sums(
+            arranged_ptr, table_ptr, row, k, g, step, length, num_calls, seed_low, seed_high,
+            BLOCK_B, BLOCK_K, BLOCK_C, norm_ptr is not None,
+        )  # fmt: skip
         if norm_ptr is not None:
             store_norms(squares, k, g, last, size, norm_ptr)
-        score = tl.sum(total, axis=2)
         if key_ptr is not None:
             best_key, best_score = keep_best(score, k[None, :], last, bias_ptr, best_key, best_score, SIGNED)
         else:
             store_scores(score, k[None, :], image[:, None], g, num_images, num_groups, first, last, stride_out, out_ptr)
     if key_ptr is not None:
         key, score = emit_best(best_key, best_score, 1)
-        tl.store(key_ptr + row * num_programs + p, key, mask=valid)
-        tl.store(out_ptr + row * num_programs + p, score, mask=valid)
+        store_best(key, score, row * num_programs + p, valid, key_ptr, out_ptr)
 
 
 # ---- large batches: the matrix product -----------------------------------------------------------
@@ -248,6 +271,50 @@ def planes_kernel(
     tl.store(at + BLOCK_B * BLOCK_C, low)
 
 
+@triton.jit
+def multiply_call(
+    tile, table_ptr, w0, w1, w2, w3,
+    BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Products (K, B) float32 of calls (K, C) with the planes of their entries from `tile` on. For large_kernel."""
+    offset = tl.arange(0, BLOCK_B)[:, None] * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    high = tl.zeros((BLOCK_K, BLOCK_B), tl.float32)
+    low = tl.zeros((BLOCK_K, BLOCK_B), tl.float32)
+    for v in tl.static_range(4):
+        word = word_of(v, w0, w1, w2, w3)
+        y = entry(word & 0xFFFF, table_ptr)
+        high = tl.dot(y, tl.trans(tl.load(tile + 4 * v * BLOCK_B * BLOCK_C + offset)), high)
+        low = tl.dot(y, tl.trans(tl.load(tile + (4 * v + 1) * BLOCK_B * BLOCK_C + offset)), low)
+        y = entry(word >> 16, table_ptr)
+        high = tl.dot(y, tl.trans(tl.load(tile + (4 * v + 2) * BLOCK_B * BLOCK_C + offset)), high)
+        low = tl.dot(y, tl.trans(tl.load(tile + (4 * v + 3) * BLOCK_B * BLOCK_C + offset)), low)
+    return high + low * 0.00048828125
+
+
+@triton.jit
+def large_sums(
+    planes_ptr, table_ptr, base, k, g, step, length, num_calls,
+    seed_low, seed_high,
+    BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    SQUARES: tl.constexpr,
+):  # fmt: skip
+    """Scores (K, B) float32 in the planes' unit, and sums (K, C) int64 of squares, of atoms k (K). For large_kernel.
+
+    base: calls of the planes before those of the program's images and group.
+    """
+    column = tl.arange(0, BLOCK_C)
+    total = tl.zeros((BLOCK_K, BLOCK_B), tl.float32)
+    squares = tl.zeros((BLOCK_K, BLOCK_C), tl.int64)
+    for c0 in range(0, num_calls, BLOCK_C):
+        block = g.to(tl.int64) * num_calls + c0 + column
+        w0, w1, w2, w3 = philox(block[None, :], k[:, None], step, GAUSSIAN, seed_low, seed_high)
+        tile = planes_ptr + (base + c0) * (16 * BLOCK_B)
+        total += multiply_call(tile, table_ptr, w0, w1, w2, w3, BLOCK_B, BLOCK_K, BLOCK_C)
+        if SQUARES:
+            squares += squares_of_calls(w0, w1, w2, w3, c0 + column, length, table_ptr, BLOCK_K, BLOCK_C)
+    return total, squares
+
+
 @tuned(
     [config for tiles in LARGE_TILES.values() for config in tiles],
     key=["BLOCK_B", "span"],
@@ -273,45 +340,24 @@ def large_kernel(
     Bound: look-ups and instructions of the noise for few images, matrix instructions for many. Source:
     docs/noise-law.md, section 4; error-corrected float16 products: Ootomo and Yokota 2022 (arXiv 2203.03341).
     """
-    pid = tl.program_id(0)
-    p = pid % num_programs
-    g = (pid // num_programs) % num_groups
-    image = (pid // num_programs // num_groups) * BLOCK_B + tl.arange(0, BLOCK_B)
+    p, g, image, row = place_of(num_programs, num_groups, BLOCK_B)
     valid = image < num_images
-    row = image.to(tl.int64) * num_groups + g
     step = tl.load(step_ptr)
     _, inverse = power_scale(tl.load(peak_ptr + row, mask=valid, other=1.0), 13)
     if bias_ptr is not None:
         bias_ptr += g.to(tl.int64) * stride_bias
     begin = first + p.to(tl.int64) * span
-    column = tl.arange(0, BLOCK_C)
     _, length = group_range(g, dim, num_groups)
-    # pid // num_programs counts blocks of images first, then groups: the order of planes.
-    base = (pid // num_programs).to(tl.int64) * (tl.cdiv(num_calls, BLOCK_C) * BLOCK_C)
-    offset = tl.arange(0, BLOCK_B)[:, None] * BLOCK_C + column[None, :]
+    # Programs are numbered by block of images first, then by group: the order of planes.
+    base = (tl.program_id(0) // num_programs).to(tl.int64) * (tl.cdiv(num_calls, BLOCK_C) * BLOCK_C)
     best_key = tl.full((BLOCK_B,), LOWEST, tl.int64)
     best_score = tl.zeros((BLOCK_B,), tl.float32)
     for k0 in range(begin, tl.minimum(begin + span, last), BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K).to(tl.int64)
-        total = tl.zeros((BLOCK_K, BLOCK_B), tl.float32)
-        squares = tl.zeros((BLOCK_K, BLOCK_C), tl.int64)
-        for c0 in range(0, num_calls, BLOCK_C):
-            block = g.to(tl.int64) * num_calls + c0 + column
-            w0, w1, w2, w3 = philox(block[None, :], k[:, None], step, GAUSSIAN, seed_low, seed_high)
-            high = tl.zeros((BLOCK_K, BLOCK_B), tl.float32)
-            low = tl.zeros((BLOCK_K, BLOCK_B), tl.float32)
-            tile = planes_ptr + (base + c0) * (16 * BLOCK_B)
-            for v in tl.static_range(4):
-                word = word_of(v, w0, w1, w2, w3)
-                y = entry(word & 0xFFFF, table_ptr)
-                high = tl.dot(y, tl.trans(tl.load(tile + 4 * v * BLOCK_B * BLOCK_C + offset)), high)
-                low = tl.dot(y, tl.trans(tl.load(tile + (4 * v + 1) * BLOCK_B * BLOCK_C + offset)), low)
-                y = entry(word >> 16, table_ptr)
-                high = tl.dot(y, tl.trans(tl.load(tile + (4 * v + 2) * BLOCK_B * BLOCK_C + offset)), high)
-                low = tl.dot(y, tl.trans(tl.load(tile + (4 * v + 3) * BLOCK_B * BLOCK_C + offset)), low)
-            total += high + low * 0.00048828125
-            if norm_ptr is not None:
-                squares += squares_of_calls(w0, w1, w2, w3, c0 + column, length, table_ptr, BLOCK_K, BLOCK_C)
+        total, squares = large_sums(
+            planes_ptr, table_ptr, base, k, g, step, length, num_calls, seed_low, seed_high,
+            BLOCK_B, BLOCK_K, BLOCK_C, norm_ptr is not None,
+        )  # fmt: skip
         if norm_ptr is not None:
             store_norms(squares, k, g, last, size, norm_ptr)
         score = total * inverse[None, :]
@@ -320,8 +366,7 @@ def large_kernel(
         else:
             store_scores(score, k[:, None], image[None, :], g, num_images, num_groups, first, last, stride_out, out_ptr)
     if key_ptr is not None:
-        tl.store(key_ptr + row * num_programs + p, best_key, mask=valid)
-        tl.store(out_ptr + row * num_programs + p, best_score, mask=valid)
+        store_best(best_key, best_score, row * num_programs + p, valid, key_ptr, out_ptr)
 
 
 # ---- host ----------------------------------------------------------------------------------------

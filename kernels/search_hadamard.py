@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from ddcm_fast.kernels import residual
 from ddcm_fast.kernels.launch import PTX, ceil_div, launch, power_of_2, seed_words
-from ddcm_fast.kernels.layout import group_range
+from ddcm_fast.kernels.layout import group_range, place_of
 from ddcm_fast.kernels.philox import INNER, OUTER, flip, in_order, masks_of, philox, sign_masks
-from ddcm_fast.kernels.select import LOWEST, bias_stride, make_key, rank_value
+from ddcm_fast.kernels.select import LOWEST, bias_stride, make_key, rank_value, store_best
 from ddcm_fast.kernels.transform import hadamard
 from torch import Tensor
 
@@ -60,6 +60,63 @@ def table_kernel(
     tl.store(words + 4 * CALLS, tl.reshape(in_order(w0, w1, w2, w3), (BLOCK, 4)), mask=inside)
 
 
+@triton.jit
+def signs_of(
+    words, block, pair, step, seed_low, seed_high,
+    STREAM: tl.constexpr, TABLE: tl.constexpr, BLOCK_P: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """A stream's signs of one sub-block of pairs (P): masks (P, N) uint32, from a table's words or made here."""
+    if TABLE:
+        masks = masks_of(tl.load(words), BLOCK_P, N)
+    else:
+        masks = sign_masks(block, pair[:, None], step, STREAM, seed_low, seed_high, BLOCK_P, N)
+    return masks
+
+
+@triton.jit
+def mix(
+    rows, table_ptr, image, num_images, pair, first_pair, g, length, num_groups, num_sub_blocks, step,
+    seed_low, seed_high,
+    BLOCK_P: tl.constexpr, BLOCK_B: tl.constexpr, N: tl.constexpr, LOG_N: tl.constexpr, CALLS: tl.constexpr,
+):  # fmt: skip
+    """sum_c e_c * H (d_c * w_c) of pairs (P) and images (B), w_c from `rows` (1, B, 1) on: (P, B, N) float32."""
+    lane = tl.arange(0, N)
+    word = tl.arange(0, N // 32)[None, :]
+    n64 = tl.full((), N, tl.int64)
+    mixed = tl.zeros((BLOCK_P, BLOCK_B, N), tl.float32)
+    for c in range(0, num_sub_blocks):
+        inner_words = table_ptr
+        outer_words = table_ptr
+        if table_ptr is not None:
+            sub_block = ((pair - first_pair) * num_groups + g) * num_sub_blocks + c
+            inner_words = table_ptr + (sub_block * (8 * CALLS))[:, None] + word
+            outer_words = inner_words + 4 * CALLS
+        block = ((g.to(tl.int64) * num_sub_blocks + c) * CALLS + tl.arange(0, CALLS))[None, :]
+        outer = signs_of(outer_words, block, pair, step, seed_low, seed_high, OUTER, table_ptr is not None, BLOCK_P, N)
+        i = lane + c * n64
+        loaded = (image < num_images)[None, :, None] & (i < length)[None, None, :]
+        x = tl.load(rows + i[None, None, :], mask=loaded, other=0.0)
+        x = flip(tl.broadcast_to(x, (BLOCK_P, BLOCK_B, N)), outer[:, None, :])
+        x = hadamard(tl.reshape(x, (BLOCK_P * BLOCK_B, N)), BLOCK_P * BLOCK_B, N, LOG_N)
+        inner = signs_of(inner_words, block, pair, step, seed_low, seed_high, INNER, table_ptr is not None, BLOCK_P, N)
+        mixed += flip(tl.reshape(x, (BLOCK_P, BLOCK_B, N)), inner[:, None, :])
+    return mixed
+
+
+@triton.jit
+def best_of_tile(score, place, inside, base, last, bias_ptr, END: tl.constexpr, SIGNED: tl.constexpr):
+    """Key and score (B,) of the best of a tile's scores (P, B, N) of atoms base + place (P, 1, N), where inside.
+
+    Places are below END and 32 bits wide: keys or addresses of every entry would fill two registers each.
+    """
+    value = tl.where(inside, rank_value(score, base + place, last, bias_ptr, SIGNED), -(2**31))
+    top = tl.max(tl.max(value, axis=2), axis=0)
+    best_place = tl.where(value == top[None, :, None], place, END)
+    best_place = tl.min(tl.min(best_place, axis=2), axis=0)
+    score = tl.where(place == best_place[None, :, None], score, 0.0)
+    return make_key(top, base + best_place), tl.sum(tl.sum(score, axis=2), axis=0)
+
+
 @triton.jit(do_not_specialize=[
     "stride_bias", "dim", "num_groups", "num_images", "num_sub_blocks",
     "first", "last", "span", "num_programs", "stride_out", "seed_low", "seed_high",
@@ -83,74 +140,40 @@ def score_kernel(
     Bound: the exchanges of the transforms through shared memory, log2(N) (1 + 1 / sub-blocks) stages a coordinate.
     Source: docs/noise-law.md, section 4; Andoni et al. 2015 (arXiv 1509.02897) for the trick.
     """
-    pid = tl.program_id(0)
-    p = pid % num_programs
-    g = (pid // num_programs) % num_groups
-    image = (pid // num_programs // num_groups) * BLOCK_B + tl.arange(0, BLOCK_B)
+    p, g, image, row = place_of(num_programs, num_groups, BLOCK_B)
     step = tl.load(step_ptr)
     start, length = group_range(g, dim, num_groups)
-    lane = tl.arange(0, N)
-    call = tl.arange(0, CALLS)
-    place = (tl.arange(0, BLOCK_P)[:, None] * N + lane[None, :])[:, None, :]
-    n64 = tl.full((), N, tl.int64)
+    place = (tl.arange(0, BLOCK_P)[:, None] * N + tl.arange(0, N)[None, :])[:, None, :]
     rows = w_ptr + image.to(tl.int64)[None, :, None] * dim + start
     if bias_ptr is not None:
         bias_ptr += g.to(tl.int64) * stride_bias
     begin = first + p.to(tl.int64) * span
     best_key = tl.full((BLOCK_B,), LOWEST, tl.int64)
     best_score = tl.zeros((BLOCK_B,), tl.float32)
-    word = tl.arange(0, N // 32)[None, :]
     for k0 in range(begin, tl.minimum(begin + span, last), BLOCK_P * N):
         base = tl.zeros((), tl.int64) + k0
         pair = k0 // N + tl.arange(0, BLOCK_P).to(tl.int64)
-        mixed = tl.zeros((BLOCK_P, BLOCK_B, N), tl.float32)
-        for c in range(0, num_sub_blocks):
-            if table_ptr is not None:
-                sub_block = ((pair - first // N) * num_groups + g) * num_sub_blocks + c
-                words = table_ptr + (sub_block * (8 * CALLS))[:, None] + word
-                outer = masks_of(tl.load(words + 4 * CALLS), BLOCK_P, N)
-            else:
-                block = ((g.to(tl.int64) * num_sub_blocks + c) * CALLS + call)[None, :]
-                outer = sign_masks(block, pair[:, None], step, OUTER, seed_low, seed_high, BLOCK_P, N)
-            i = lane + c * n64
-            loaded = (image < num_images)[None, :, None] & (i < length)[None, None, :]
-            x = tl.load(rows + i[None, None, :], mask=loaded, other=0.0)
-            x = flip(tl.broadcast_to(x, (BLOCK_P, BLOCK_B, N)), outer[:, None, :])
-            x = hadamard(tl.reshape(x, (BLOCK_P * BLOCK_B, N)), BLOCK_P * BLOCK_B, N, LOG_N)
-            x = tl.reshape(x, (BLOCK_P, BLOCK_B, N))
-            if table_ptr is not None:
-                inner = masks_of(tl.load(words), BLOCK_P, N)
-            else:
-                inner = sign_masks(block, pair[:, None], step, INNER, seed_low, seed_high, BLOCK_P, N)
-            mixed += flip(x, inner[:, None, :])
+        mixed = mix(
+            rows, table_ptr, image, num_images, pair, first // N, g, length, num_groups, num_sub_blocks, step,
+            seed_low, seed_high, BLOCK_P, BLOCK_B, N, LOG_N, CALLS,
+        )  # fmt: skip
         mixed = hadamard(tl.reshape(mixed, (BLOCK_P * BLOCK_B, N)), BLOCK_P * BLOCK_B, N, LOG_N) * SCALE
         score = tl.reshape(mixed, (BLOCK_P, BLOCK_B, N))
-        # Places within the tile are 32 bits wide: keys or addresses of every entry would fill two registers each.
-        inside_range = place < tl.minimum(last - base, BLOCK_P * N).to(tl.int32)
+        inside = place < tl.minimum(last - base, BLOCK_P * N).to(tl.int32)
         if key_ptr is not None:
-            value = rank_value(score, base + place, last, bias_ptr, SIGNED)
-            value = tl.where(inside_range, value, -(2**31))
-            top = tl.max(tl.max(value, axis=2), axis=0)
-            best_place = tl.where(value == top[None, :, None], place, BLOCK_P * N)
-            best_place = tl.min(tl.min(best_place, axis=2), axis=0)
-            score = tl.where(place == best_place[None, :, None], score, 0.0)
-            score = tl.sum(tl.sum(score, axis=2), axis=0)
-            key = make_key(top, base + best_place)
+            key, score = best_of_tile(score, place, inside, base, last, bias_ptr, BLOCK_P * N, SIGNED)
             better = key > best_key
             best_key = tl.where(better, key, best_key)
             best_score = tl.where(better, score, best_score)
         else:
-            row_start = (image.to(tl.int64) * num_groups + g) * stride_out + (base - first)
-            row_start = row_start[None, :, None]
-            stored = inside_range & (image < num_images)[None, :, None]
-            tl.store(out_ptr + row_start + place, score, mask=stored)
+            row_start = (row * stride_out + (base - first))[None, :, None]
+            tl.store(out_ptr + row_start + place, score, mask=inside & (image < num_images)[None, :, None])
     if key_ptr is not None:
-        at_best = (image.to(tl.int64) * num_groups + g) * stride_out + p
+        at_best = row * stride_out + p
         stored = image < num_images
         if table_ptr is not None:
             stored = stored & (best_key > tl.load(key_ptr + at_best, mask=stored, other=LOWEST))
-        tl.store(key_ptr + at_best, best_key, mask=stored)
-        tl.store(out_ptr + at_best, best_score, mask=stored)
+        store_best(best_key, best_score, at_best, stored, key_ptr, out_ptr)
 
 
 # ---- norms ---------------------------------------------------------------------------------------

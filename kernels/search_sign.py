@@ -22,9 +22,17 @@ import triton.language as tl
 from ddcm_fast.kernels import residual
 from ddcm_fast.kernels.digits import add_products, digits
 from ddcm_fast.kernels.launch import PTX, ceil_div, launch, power_of_2, seed_words, tile, tuned
-from ddcm_fast.kernels.layout import group_range, power_scale, word_of
+from ddcm_fast.kernels.layout import group_range, place_of, power_scale, word_of
 from ddcm_fast.kernels.philox import SIGN, philox
-from ddcm_fast.kernels.select import LOWEST, bias_stride, emit_best, keep_best, keep_best_atom, store_scores
+from ddcm_fast.kernels.select import (
+    LOWEST,
+    bias_stride,
+    emit_best,
+    keep_best,
+    keep_best_atom,
+    store_best,
+    store_scores,
+)
 from torch import Tensor
 
 from ddcm_fast.codebook.law import CodebookSpec
@@ -105,6 +113,52 @@ def pack_kernel(
     tl.atomic_add(sum_ptr + row, sum_v, mask=valid)
 
 
+@triton.jit
+def add_word(words, word, high, middle, low, BLOCK_C: tl.constexpr, PTX: tl.constexpr):
+    """(high, middle, low) (B, A, C) plus the products of a word (1, A, C) with its digits from `words` (B, 1, C) on."""
+    for j in tl.static_range(0, 8, 2):
+        pair = words + j // 2 * (3 * BLOCK_C)
+        r0 = tl.load(pair)  # each two words in one load
+        r1 = tl.load(pair + BLOCK_C)
+        r2 = tl.load(pair + 2 * BLOCK_C)
+        bits = word >> j
+        high, middle, low = add_products(
+            bits & 0x01010101, r0.to(tl.int32), (r0 >> 32).to(tl.int32), r1.to(tl.int32), high, middle, low, PTX
+        )
+        high, middle, low = add_products(
+            bits & 0x02020202, (r1 >> 32).to(tl.int32), r2.to(tl.int32), (r2 >> 32).to(tl.int32),
+            high, middle, low, PTX,
+        )  # fmt: skip
+    return high, middle, low
+
+
+@triton.jit
+def _count_ones_by_bytes(
+    packed_ptr, row, k, g, num_calls, step,
+    seed_low, seed_high,
+    BLOCK_B: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_C: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """sum_i x_i V_i over the bits x of all calls of atoms k (A) with rows (B): (B, A) int64. For small_kernel."""
+    lane = tl.arange(0, BLOCK_C)
+    num_tiles = (num_calls + BLOCK_C - 1) // BLOCK_C
+    ones = tl.zeros((BLOCK_B, BLOCK_A), tl.int64)
+    # A call adds at most 2^15 to a digit's sum: 2^15 calls cannot overflow 31 bits.
+    for outer in range(0, num_calls, BLOCK_C * 32768):
+        high = tl.zeros((BLOCK_B, BLOCK_A, BLOCK_C), tl.int32)
+        middle = tl.zeros((BLOCK_B, BLOCK_A, BLOCK_C), tl.int32)
+        low = tl.zeros((BLOCK_B, BLOCK_A, BLOCK_C), tl.int32)
+        for c0 in range(outer, tl.minimum(num_calls, outer + BLOCK_C * 32768), BLOCK_C):
+            block = g.to(tl.int64) * num_calls + c0 + lane
+            w0, w1, w2, w3 = philox(block[None, :], k[:, None], step, SIGN, seed_low, seed_high)
+            tile = (row * num_tiles + c0 // BLOCK_C) * (48 * BLOCK_C)
+            words = packed_ptr + tile[:, None, None] + lane[None, None, :]
+            for v in tl.static_range(4):
+                word = word_of(v, w0, w1, w2, w3)[None, :, :]
+                high, middle, low = add_word(words + v * (12 * BLOCK_C), word, high, middle, low, BLOCK_C, PTX)
+        ones += tl.sum((high.to(tl.int64) << 16) + (middle.to(tl.int64) << 8) + low, axis=2)
+    return ones
+
+
 @tuned(
     [
         # Left alone, ptxas gives some of the tiles 72 or 96 registers and a little stack.
@@ -139,15 +193,9 @@ def small_kernel(
     for each. Source: docs/noise-law.md, section 4; dp4a: PTX ISA, "Integer Arithmetic Instructions".
     """
     BLOCK_A: tl.constexpr = BLOCK_K // SHARE
-    pid = tl.program_id(0)
-    p = pid % num_programs
-    g = (pid // num_programs) % num_groups
-    image = (pid // num_programs // num_groups) * BLOCK_B + tl.arange(0, BLOCK_B)
+    p, g, image, row = place_of(num_programs, num_groups, BLOCK_B)
     valid = image < num_images
-    row = image.to(tl.int64) * num_groups + g
     step = tl.load(step_ptr)
-    num_tiles = (num_calls + BLOCK_C - 1) // BLOCK_C
-    lane = tl.arange(0, BLOCK_C)
     _, inverse = power_scale(tl.load(peak_ptr + row, mask=valid, other=1.0), 22)
     value_sum = tl.load(sum_ptr + row, mask=valid, other=0)
     if bias_ptr is not None:
@@ -157,34 +205,9 @@ def small_kernel(
     best_score = tl.zeros((BLOCK_B, BLOCK_A), tl.float32)
     for k0 in range(begin, tl.minimum(begin + span, last), BLOCK_A):
         k = k0 + tl.arange(0, BLOCK_A).to(tl.int64)
-        ones = tl.zeros((BLOCK_B, BLOCK_A), tl.int64)
-        # A call adds at most 2^15 to a digit's sum: 2^15 calls cannot overflow 31 bits.
-        for outer in range(0, num_calls, BLOCK_C * 32768):
-            high = tl.zeros((BLOCK_B, BLOCK_A, BLOCK_C), tl.int32)
-            middle = tl.zeros((BLOCK_B, BLOCK_A, BLOCK_C), tl.int32)
-            low = tl.zeros((BLOCK_B, BLOCK_A, BLOCK_C), tl.int32)
-            for c0 in range(outer, tl.minimum(num_calls, outer + BLOCK_C * 32768), BLOCK_C):
-                block = g.to(tl.int64) * num_calls + c0 + lane
-                w0, w1, w2, w3 = philox(block[None, :], k[:, None], step, SIGN, seed_low, seed_high)
-                tile = (row * num_tiles + c0 // BLOCK_C) * (48 * BLOCK_C)
-                words = packed_ptr + tile[:, None, None] + lane[None, None, :]
-                for v in tl.static_range(4):
-                    word = word_of(v, w0, w1, w2, w3)[None, :, :]
-                    for j in tl.static_range(0, 8, 2):
-                        word_pair = words + (8 * v + j) // 2 * (3 * BLOCK_C)
-                        r0 = tl.load(word_pair)  # each two words in one load
-                        r1 = tl.load(word_pair + BLOCK_C)
-                        r2 = tl.load(word_pair + 2 * BLOCK_C)
-                        bits = word >> j
-                        high, middle, low = add_products(
-                            bits & 0x01010101, r0.to(tl.int32), (r0 >> 32).to(tl.int32), r1.to(tl.int32),
-                            high, middle, low, PTX,
-                        )  # fmt: skip
-                        high, middle, low = add_products(
-                            bits & 0x02020202, (r1 >> 32).to(tl.int32), r2.to(tl.int32),
-                            (r2 >> 32).to(tl.int32), high, middle, low, PTX,
-                        )  # fmt: skip
-            ones += tl.sum((high.to(tl.int64) << 16) + (middle.to(tl.int64) << 8) + low, axis=2)
+        ones = _count_ones_by_bytes(
+            packed_ptr, row, k, g, num_calls, step, seed_low, seed_high, BLOCK_B, BLOCK_A, BLOCK_C, PTX
+        )
         score = (value_sum[:, None] - 2 * ones).to(tl.float32) * inverse[:, None]
         if key_ptr is not None:
             best_key, best_score = keep_best(score, k[None, :], last, bias_ptr, best_key, best_score, SIGNED)
@@ -192,8 +215,7 @@ def small_kernel(
             store_scores(score, k[None, :], image[:, None], g, num_images, num_groups, first, last, stride_out, out_ptr)
     if key_ptr is not None:
         key, score = emit_best(best_key, best_score, 1)
-        tl.store(key_ptr + row * num_programs + p, key, mask=valid)
-        tl.store(out_ptr + row * num_programs + p, score, mask=valid)
+        store_best(key, score, row * num_programs + p, valid, key_ptr, out_ptr)
 
 
 # ---- large batches: the matrix product -----------------------------------------------------------
@@ -295,21 +317,16 @@ def large_kernel(
     instructions of Philox and of making bytes for few images, matrix instructions for many. Source: docs/noise-law.md,
     section 4; products: triton.language.dot's documentation (int8 to int32).
     """
-    pid = tl.program_id(0)
-    p = pid % num_programs
-    g = (pid // num_programs) % num_groups
-    b0 = (pid // num_programs // num_groups) * BLOCK_B
-    image = b0 + tl.arange(0, BLOCK_B)
-    step = tl.load(step_ptr)
-    row = image.to(tl.int64) * num_groups + g
+    p, g, image, row = place_of(num_programs, num_groups, BLOCK_B)
     valid = image < num_images
+    step = tl.load(step_ptr)
     _, inverse = power_scale(tl.load(peak_ptr + row, mask=valid, other=1.0), 22)
     value_sum = tl.load(sum_ptr + row, mask=valid, other=0)
     if bias_ptr is not None:
         bias_ptr += g.to(tl.int64) * stride_bias
     begin = first + p.to(tl.int64) * span
-    # pid // num_programs counts blocks of images first, then groups: the order of planes.
-    base = (pid // num_programs).to(tl.int64) * (tl.cdiv(num_calls, BLOCK_C) * BLOCK_C)
+    # Programs are numbered by block of images first, then by group: the order of planes.
+    base = (tl.program_id(0) // num_programs).to(tl.int64) * (tl.cdiv(num_calls, BLOCK_C) * BLOCK_C)
     offset = tl.arange(0, BLOCK_B)[:, None] * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     best_key = tl.full((BLOCK_B,), LOWEST, tl.int64)
     best_score = tl.zeros((BLOCK_B,), tl.float32)
@@ -334,8 +351,7 @@ def large_kernel(
         else:
             store_scores(score, k[:, None], image[None, :], g, num_images, num_groups, first, last, stride_out, out_ptr)
     if key_ptr is not None:
-        tl.store(key_ptr + row * num_programs + p, best_key, mask=valid)
-        tl.store(out_ptr + row * num_programs + p, best_score, mask=valid)
+        store_best(best_key, best_score, row * num_programs + p, valid, key_ptr, out_ptr)
 
 
 # ---- host ----------------------------------------------------------------------------------------

@@ -79,6 +79,13 @@ def emit_best(best_key, best_score, AXIS: tl.constexpr):
 
 
 @triton.jit
+def store_best(key, score, at, valid, key_ptr, out_ptr):
+    """Write what a program found for its images, (B,) int64 and float32, to places at (B,)."""
+    tl.store(key_ptr + at, key, mask=valid)
+    tl.store(out_ptr + at, score, mask=valid)
+
+
+@triton.jit
 def keep_best_atom(score, k, last, bias_ptr, best_key, best_score, SIGNED: tl.constexpr):
     """The better of (best_key, best_score) (B,) and a tile of scores (K, B) of atoms k (K) < last, image by image.
 

@@ -63,11 +63,11 @@ def main() -> None:
     unit = 2.0**31
     coefficients = np.zeros((DEGREE + 1, 32), dtype=np.float32)
     for s in np.unique(segment):
-        here = segment == s
-        found = fit(x[here].astype(np.float64) / unit, table[here])
+        in_segment = segment == s
+        found = fit(x[in_segment].astype(np.float64) / unit, table[in_segment])
         coefficients[:, s] = found * np.float32(unit) ** -np.arange(DEGREE + 1, dtype=np.float32)
-        rounded = np.rint(evaluate(coefficients[:, s], x[here].astype(np.float64)))
-        if not np.array_equal(rounded, table[here]):
+        rounded = np.rint(evaluate(coefficients[:, s], x[in_segment].astype(np.float64)))
+        if not np.array_equal(rounded, table[in_segment]):
             raise SystemExit(f"segment {s}: the polynomial misses a value of the table")
     print("// Made by gaussian_coefficients.py, which says what this is.\n\n#pragma once\n")
     print(f"constexpr int kGaussianDegree = {DEGREE};\n")

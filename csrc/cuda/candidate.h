@@ -69,4 +69,44 @@ DDCM_FN void reduce_candidates(Block& block, Candidate* shared, int keep) {
   }
 }
 
+// Where the blocks of a search leave their candidates, and the last of them its answer. A team is the `chunks` blocks that
+// have the same rows.
+struct Picking {
+  Candidate* results;  // (B, G, chunks)
+  int* arrived;        // blocks of each team that have left theirs; zero before
+  Chosen chosen;       // (B, G)
+  int32_t chunks, is_signed;
+};
+
+// Leaves a block's candidates, best[0 .. Slots - 1] of the rows row(0), row(1), ... (b * G + g, or negative: none). The last
+// block of a team picks the answer: which one that is does not matter, as better() is a total order. best[0 .. Threads - 1]
+// and *last are shared memory; needs a sync() before.
+template <int Threads, int Slots, class Block, class Row>
+DDCM_FN void pick(Block& block, const Picking& picking, int team, int chunk, Candidate* best, int* last, Row row) {
+  const int chunks = picking.chunks;
+  block.each([&](int thread, auto&) {
+    if (thread < Slots && row(thread) >= 0) picking.results[row(thread) * chunks + chunk] = best[thread];
+  });
+  block.sync();
+  block.each([&](int thread, auto&) {
+    if (thread == 0) *last = arrive(picking.arrived + team) == chunks - 1;
+  });
+  block.sync();
+  if (!*last) return;
+  block.each([&](int thread, auto&) {
+    Candidate found = no_candidate();
+    const int64_t own = row(thread % Slots);
+    for (int i = own < 0 ? chunks : thread / Slots; i < chunks; i += Threads / Slots) {
+      const Candidate c = picking.results[own * chunks + i];
+      if (better(c, found)) found = c;
+    }
+    best[thread] = found;
+  });
+  block.sync();
+  reduce_candidates<Threads>(block, best, Slots);
+  block.each([&](int thread, auto&) {
+    if (thread < Slots && row(thread) >= 0) picking.chosen.write(row(thread), best[thread], picking.is_signed != 0);
+  });
+}
+
 }  // namespace ddcm

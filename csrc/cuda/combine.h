@@ -1,8 +1,8 @@
-// Weighted sums of `sign` and `gaussian` atoms (section 6), bit for bit, and `sign`'s squared norms.
+// Weighted sums of atoms (section 6), bit for bit, and `sign`'s squared norms.
 
 #pragma once
 
-#include "block.h"
+#include "transform.h"
 
 namespace ddcm {
 
@@ -77,6 +77,81 @@ struct CombineKernel {
       for (int r = 0; r < kPerThread; ++r) {
         const int64_t i = tile * kCoordinates + thread + kThreads * r;
         if (i < geometry.group_dim(g)) y[b * geometry.dim + geometry.group_start(g) + i] = s.sum[r];
+      }
+    });
+  }
+};
+
+// The same of `hadamard` atoms, a transform each. y (B, D). Grid: (tiles of sub-blocks, G, B).
+template <int LogN>
+struct HadamardCombineKernel {
+  using T = Transform<LogN>;
+  static constexpr int kLast = T::kPasses - 1;
+  static constexpr int kThreads = T::kThreads, kMinBlocks = T::kMinBlocks;
+  struct State {
+    float x[16], sum[16];
+  };
+
+  Geometry geometry;
+  const int64_t* step;
+  const int64_t* index;      // (B, G, M)
+  const float* coefficient;  // (B, G, M)
+  float* y;
+  int64_t m, tiles;
+
+  static constexpr int64_t shared_bytes() { return T::kBufferBytes + 2 * T::kSignBytes; }
+
+  template <class Block>
+  DDCM_FN void operator()(Block& block) const {
+    const int64_t tile = block.index() % tiles, row = block.index() / tiles;
+    const int64_t g = row % geometry.groups, b = row / geometry.groups;
+    const uint32_t step_word = static_cast<uint32_t>(*step);
+    float* buffer = reinterpret_cast<float*>(block.shared());
+    char* inner = block.shared() + T::kBufferBytes;
+    const char* outer = inner + T::kSignBytes;
+    block.each([&](int, State& s) {
+      DDCM_UNROLL
+      for (int i = 0; i < 16; ++i) s.sum[i] = 0.0f;
+    });
+    DDCM_NO_UNROLL
+    for (int64_t j = 0; j < m; ++j) {
+      int64_t atom = index[row * m + j];
+      atom = atom < 0 ? 0 : atom >= geometry.size ? geometry.size - 1 : atom;
+      const float weight = coefficient[row * m + j];
+      const int rotation = static_cast<int>(atom % T::kN);
+      T::put_signs(block, inner, 2, [&](int unit, int stream, int call, Vec4& words) {
+        const int64_t c = tile * T::kUnits + unit;
+        if (c >= geometry.sub_blocks) return false;
+        words = sign_words(geometry, g, c, call, atom / T::kN, step_word, stream);
+        return true;
+      });
+      block.sync();
+      block.each([&](int thread, State& s) {
+        DDCM_UNROLL
+        for (int i = 0; i < 16; ++i) s.x[i] = T::with_sign(1.0f, inner, thread, i, kLast);
+      });
+      T::descend(block, buffer);
+      block.each([&](int thread, State& s) {
+        DDCM_UNROLL
+        for (int i = 0; i < 16; ++i) T::at(buffer, thread, 0)[T::padded_offset(i, 0)] = s.x[i];
+      });
+      block.sync();
+      block.each([&](int thread, State& s) {
+        DDCM_UNROLL
+        for (int i = 0; i < 16; ++i) {
+          const int l = T::entry(thread, i, kLast);
+          const float spectrum = multiply(buffer[T::padded(thread, l ^ rotation)], hadamard_scale(T::kN));
+          s.sum[i] = add(s.sum[i], multiply(weight, T::with_sign(spectrum, outer, thread, i, kLast)));
+        }
+      });
+      block.sync();
+    }
+    block.each([&](int thread, State& s) {
+      const int64_t c = tile * T::kUnits + thread / T::kUnitThreads;
+      DDCM_UNROLL
+      for (int i = 0; i < 16; ++i) {
+        const int64_t at = c * T::kN + T::entry(thread, i, kLast);
+        if (at < geometry.group_dim(g)) y[b * geometry.dim + geometry.group_start(g) + at] = s.sum[i];
       }
     });
   }

@@ -4,22 +4,10 @@
 #pragma once
 
 #include "combine.h"
-#include "hadamard.h"
-#include "residual.h"
+#include "plan.h"
 #include "rotate.h"
-#include "search.h"
-#include "select.h"
 
 namespace ddcm {
-
-// What Python passes: a codebook, the device's number of multiprocessors and the most blocks of a cluster (1: it has none).
-struct Spec {
-  int32_t kind, multiprocessors, max_cluster;
-  int64_t dim, size, groups;
-  uint64_t seed;
-};
-
-constexpr int64_t kSignTableBytes = 4 << 20;  // of the sign words of `hadamard` at a time, unless one pair has more
 
 constexpr int kTooLarge = -1;  // a grid of more than 2^31 - 1 blocks
 
@@ -30,55 +18,33 @@ struct Tables {
   const char* halves() const { return reinterpret_cast<const char*>(integers + kGaussianTableSize); }
 };
 
-// Hands out 256 byte aligned pieces of a workspace; with a null base it only counts.
-struct Arena {
-  char* base;
-  int64_t used = 0;
-
-  template <class T>
-  T* take(int64_t count) {
-    T* at = base == nullptr ? nullptr : reinterpret_cast<T*>(base + used);
-    used += ceil_div(count * static_cast<int64_t>(sizeof(T)), 256) * 256;
-    return at;
-  }
-};
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// Atoms whose scores a topk holds at once, for B * G rows: at most 2^22 scores, but whole transforms.
-inline int64_t topk_chunk(const Geometry& geometry, int64_t rows) {
-  const int64_t wanted = ceil_div((int64_t{1} << 22) / rows, kSliceAtoms) * kSliceAtoms;
-  return smaller(larger(wanted, kSliceAtoms), ceil_div(geometry.size, kSliceAtoms) * kSliceAtoms);
-}
-
-// Launch is how a kernel runs: template <class K> int run(const K&, int64_t blocks, int cluster) in clusters of so many
-// blocks, int zero(void*, int64_t).
+// Launch is how a kernel runs: template <class K> int run(const K&, int64_t blocks, int cluster, bool early) in clusters of
+// so many blocks, `early` if it may be on its way while the operation's kernel before still runs (launch.h); int zero(void*,
+// int64_t).
 // The first error ends an operation.
 template <class Launch>
-struct Driver {
+struct Driver : Planner {
   Launch launch;
-  Spec spec;
-  Geometry geometry;
   const int64_t* step;
   Tables tables;
   int error = 0;
+  bool follows_kernel = false;  // of this operation: all others are waited for as ever
 
   Driver(Launch launch_, const Spec& spec_, const int64_t* step_, const void* tables_)
-      : launch(launch_),
-        spec(spec_),
-        geometry(make_geometry(spec_.kind, spec_.dim, spec_.size, spec_.groups, spec_.seed)),
-        step(step_),
-        tables{static_cast<const int16_t*>(tables_)} {}
+      : Planner(spec_), launch(launch_), step(step_), tables{static_cast<const int16_t*>(tables_)} {}
 
   template <class Kernel>
   void run(const Kernel& kernel, int64_t blocks, int cluster = 1) {
     if (error != 0 || blocks == 0) return;
-    error = blocks > 0x7fffffff ? kTooLarge : launch.run(kernel, blocks, cluster);
+    // GPUs that have clusters have early launches.
+    const bool early = follows_kernel && spec.max_cluster > 1;
+    error = blocks > 0x7fffffff ? kTooLarge : launch.run(kernel, blocks, cluster, early);
+    follows_kernel = true;
   }
 
   void zero(void* at, int64_t bytes) {
     if (error == 0) error = launch.zero(at, bytes);
+    follows_kernel = false;
   }
 
   // ---- rotation, synthesis, norms -------------------------------------------------------------------
@@ -151,103 +117,9 @@ struct Driver {
 
   // ---- scores and search ----------------------------------------------------------------------------
 
-  // A residual ready for scoring: what every scoring kernel of an operation shares.
-  struct Prepared {
-    uint32_t* max_bits;
-    int64_t* correction;
-    void* fragments;
-    int64_t batch;
-    int column_tiles, row_groups, cluster;  // of SearchKernel
-    int split, warp_steps;
-    int64_t batch_tiles;  // a multiple of cluster
-    Vec4* signs;          // `hadamard`: of sign_pairs pairs at a time; null for one row
-    int64_t sign_pairs;
-  };
-
-  // f of the codebook's Traits (search.h).
-  template <class F>
-  auto with_traits(F f) const {
-    return geometry.kind == kSign ? f(SignTraits{}) : f(GaussianTraits{});
-  }
-
-  int warps(const Prepared& p) const {
-    return with_traits([&](auto traits) { return traits.warps(p.column_tiles); });
-  }
-
-  int64_t steps() const { return ceil_div(geometry.calls_per_group, kCallsPerStep); }
-
-  // Sets how many rows share a generation of the noise, and so the batch tiles.
-  void choose_rows(Prepared& p) const {
-    p.row_groups = p.cluster = 1;
-    if (geometry.kind == kSign) {
-      // The smallest kernel for all rows; from 17 on, clusters of as few blocks as hold them, with as few rows each.
-      const int64_t rounds = ceil_div(p.batch, int64_t{rows_of(12)} * spec.max_cluster), rows = ceil_div(p.batch, rounds);
-      p.cluster = static_cast<int>(ceil_div(rows, rows_of(12)));
-      for (const int tiles : {1, 2, 3, 6, 9, 12}) {
-        p.column_tiles = tiles;
-        if (int64_t{rows_of(tiles)} * p.cluster >= rows) break;
-      }
-      p.batch_tiles = rounds * p.cluster;
-      return;
-    }
-    // The smallest kernel for all rows: making the entries is dearer than multiplying them with any number of rows.
-    p.column_tiles = p.batch <= 2 ? 1 : p.batch <= 4 ? 2 : p.batch <= 8 ? 3 : p.batch <= 16 ? 6 : 12;
-    while (p.row_groups < 8 && rows_of(p.column_tiles) * p.row_groups < p.batch &&
-           ceil_div(steps(), warps(p) / (2 * p.row_groups)) <= GaussianTraits::segment(12)) {
-      p.row_groups *= 2;
-    }
-    p.batch_tiles = ceil_div(p.batch, rows_of(p.column_tiles) * p.row_groups);
-  }
-
-  bool in_clusters(const Prepared& p) const {
-    return with_traits([&](auto traits) { return traits.in_clusters(p.column_tiles); });
-  }
-
-  // Atoms of a block's tile.
-  int64_t tile_atoms(const Prepared& p) const {
-    const int row_tiles = with_traits([&](auto traits) { return traits.row_tiles(p.column_tiles); });
-    return 16 * row_tiles * (warps(p) / p.row_groups / p.split);
-  }
-
-  // The plan and workspace for scoring `count` atoms at a time; with a null arena base, only the sizes.
-  Prepared plan(Arena& arena, int64_t batch, int64_t count) {
-    Prepared p{};
-    const int64_t rows = batch * geometry.groups;
-    p.batch = batch;
-    p.max_bits = arena.take<uint32_t>(rows);
-    p.correction = arena.take<int64_t>(rows);
-    if (geometry.kind == kHadamard) {
-      p.sign_pairs = ceil_div(count, geometry.hadamard_n);
-      if (batch > 1) {  // one row shares its signs with no one
-        const int64_t vectors = HadamardSignKernel::vectors(geometry);
-        p.sign_pairs = smaller(larger(1, kSignTableBytes / (vectors * static_cast<int64_t>(sizeof(Vec4)))), p.sign_pairs);
-        p.signs = arena.take<Vec4>(p.sign_pairs * vectors);
-      }
-      return p;
-    }
-    choose_rows(p);
-    const int teams = warps(p) / p.row_groups;
-    const int segment = with_traits([&](auto traits) { return traits.segment(p.column_tiles); });
-    // Split the k steps among warps until there are enough blocks to fill the device several times over (once with the
-    // kernels of shared entries: one block fills a multiprocessor and reads the whole residual for its atoms), and
-    // whenever a warp would need more than one segment.
-    const int64_t wanted_blocks = int64_t{p.row_groups > 1 || in_clusters(p) ? 1 : 8} * spec.multiprocessors;
-    p.split = 1;
-    while (p.split < teams &&
-           ((p.split < steps() && ceil_div(count, tile_atoms(p)) * geometry.groups * p.batch_tiles < wanted_blocks) ||
-            ceil_div(steps(), p.split) > segment)) {
-      p.split *= 2;
-    }
-    p.warp_steps = static_cast<int>(ceil_div(ceil_div(steps(), p.split), p.row_groups) * p.row_groups);
-    const int64_t bytes = with_traits([](auto traits) { return traits.kVectors * 32 * sizeof(traits.no_digits()); });
-    p.fragments = arena.take<char>(p.batch_tiles * p.row_groups * p.column_tiles * geometry.groups * p.split *
-                                   int64_t{p.warp_steps} * bytes);
-    return p;
-  }
-
   template <class Traits>
   void prepare_fragments(const Prepared& p, const float* w) {
-    const int64_t steps = int64_t{p.split} * p.warp_steps;
+    const int64_t steps = fragment_steps(p);
     const int64_t items =
         p.batch_tiles * p.row_groups * p.column_tiles * geometry.groups * steps * Traits::kVectors * 32;
     PrepareKernel<Traits> kernel{geometry, w, p.max_bits, static_cast<typename Traits::Fragment*>(p.fragments),
@@ -257,11 +129,10 @@ struct Driver {
 
   void prepare(const Prepared& p, const float* w) {
     const int64_t rows = p.batch * geometry.groups;
-    zero(p.max_bits, rows * static_cast<int64_t>(sizeof(uint32_t)));
+    zero(p.correction, rows * kClearedBytes);
     MaxKernel kernel{geometry, w, p.max_bits, ceil_div(geometry.max_group_dim, kMaxCoordinates)};
     run(kernel, kernel.chunks * rows);
     if (geometry.kind == kSign) {
-      zero(p.correction, rows * static_cast<int64_t>(sizeof(int64_t)));
       prepare_fragments<SignTraits>(p, w);
     } else if (geometry.kind == kGaussian) {
       prepare_fragments<GaussianTraits>(p, w);
@@ -271,26 +142,28 @@ struct Driver {
   // Where a scoring kernel's results go.
   struct Target {
     Ranking ranking;
-    Candidate* results;  // search
+    Picking picking;     // search: its chunks are the blocks a (group, batch tile)
     float* scores;       // scores
     float* norms;        // `gaussian` scores: norms too, or null
     int64_t score_stride, first, last;
-    int64_t chunks;      // blocks a (group, batch tile); 0: as many as there are tiles
   };
 
   template <class Traits, int Writes, int ColumnTiles, int RowGroups = 1>
   void score_products(const Prepared& p, const Target& target) {
+    if constexpr (can_cut(ColumnTiles, Writes)) {
+      if (p.cut > 1) return score_products<Traits, kBestOfCut, ColumnTiles>(p, target);
+    }
     const int64_t tiles = ceil_div(target.last - target.first, tile_atoms(p));
-    const int64_t chunks = target.chunks == 0 ? tiles : smaller(target.chunks, tiles);
+    const int64_t chunks = SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::kRanks ? target.picking.chunks : tiles;
     int32_t split_bits = 0;
     while (1 << split_bits < p.split) ++split_bits;
     SearchKernel<Traits, ColumnTiles, RowGroups, Writes> kernel{
         geometry, make_round_keys(geometry.seed), target.ranking, step, tables.halves(),
         static_cast<const typename Traits::Fragment*>(p.fragments),
-        p.max_bits, p.correction, target.results, target.scores, target.norms, target.score_stride,
+        p.max_bits, p.correction, target.picking, target.scores, target.norms, target.score_stride,
         target.first, target.last, static_cast<int32_t>(p.batch), static_cast<int32_t>(tiles),
-        static_cast<int32_t>(chunks), p.cluster, split_bits, p.warp_steps, 1};
-    run(kernel, chunks * geometry.groups * p.batch_tiles, p.cluster);
+        static_cast<int32_t>(chunks), p.cluster * p.cut, split_bits, p.warp_steps, 1};
+    run(kernel, chunks * geometry.groups * p.batch_tiles * p.cut, kernel.cluster);
   }
 
   template <int LogN, bool Scores>
@@ -304,11 +177,11 @@ struct Driver {
         HadamardSignKernel make{geometry, step, p.signs, first / T::kN, items};
         run(make, ceil_div(items, HadamardSignKernel::kThreads));
       }
-      const int64_t chunks = Scores ? tiles : target.chunks;
+      const int64_t chunks = Scores ? tiles : target.picking.chunks;
       HadamardKernel<LogN, Scores> kernel{
-          geometry, target.ranking, w, p.max_bits, step, p.signs, target.results,
+          geometry, target.ranking, w, p.max_bits, step, p.signs, target.picking,
           target.scores + (Scores ? first - target.first : 0), target.score_stride, first, last,
-          static_cast<int32_t>(tiles), static_cast<int32_t>(chunks), first > target.first};
+          static_cast<int32_t>(tiles), static_cast<int32_t>(chunks), first > target.first, last == target.last};
       run(kernel, chunks * geometry.groups * p.batch);
     }
   }
@@ -336,34 +209,24 @@ struct Driver {
     }
   }
 
-  // Blocks a (group, batch tile) of a search, so that candidates stay O(B * G * tiles) and few: about 16 blocks a
-  // multiprocessor in all. Shared by the plan and the launch.
-  int64_t search_chunks(const Prepared& p) const {
-    const int64_t rows = geometry.groups * (geometry.kind == kHadamard ? p.batch : p.batch_tiles);
-    const int64_t atoms =
-        geometry.kind != kHadamard ? tile_atoms(p) : geometry.hadamard_n <= 2048 ? 2048 : geometry.hadamard_n;
-    return smaller(larger(1, ceil_div(int64_t{16} * spec.multiprocessors, rows)), ceil_div(geometry.size, atoms));
-  }
-
   int search(Arena& arena, const float* w, int64_t batch, const Ranking& ranking, const Chosen& chosen) {
-    const Prepared p = plan(arena, batch, geometry.size);
+    const Prepared p = plan(arena, batch, geometry.size, kBest);
     const int64_t chunks = search_chunks(p);
     Candidate* results = arena.take<Candidate>(batch * geometry.groups * chunks);
     if (arena.base == nullptr) return 0;
     prepare(p, w);
-    score<false>(p, w, Target{ranking, results, nullptr, nullptr, 0, 0, geometry.size, chunks});
-    FinalKernel final_kernel{results, chosen, chunks, ranking.is_signed, 0};
-    run(final_kernel, batch * geometry.groups);
+    const Picking picking{results, p.arrived, chosen, static_cast<int32_t>(chunks), ranking.is_signed};
+    score<false>(p, w, Target{ranking, picking, nullptr, nullptr, 0, 0, geometry.size});
     return error;
   }
 
   int scores(Arena& arena, const float* w, int64_t batch, int64_t first, int64_t count, float* out,
              float* squared_norms) {
-    const Prepared p = plan(arena, batch, count);
+    const Prepared p = plan(arena, batch, count, kScores);
     if (arena.base == nullptr) return 0;
     prepare(p, w);
     if (squared_norms != nullptr && geometry.kind != kGaussian) norms(squared_norms);
-    score<true>(p, w, Target{Ranking{}, nullptr, out, squared_norms, count, first, first + count, 0});
+    score<true>(p, w, Target{Ranking{}, Picking{}, out, squared_norms, count, first, first + count});
     return error;
   }
 
@@ -371,7 +234,7 @@ struct Driver {
            const Chosen& chosen) {
     const int64_t rows = batch * geometry.groups;
     const int64_t chunk = topk_chunk(geometry, rows), slices = chunk / kSliceAtoms;
-    const Prepared p = plan(arena, batch, chunk);
+    const Prepared p = plan(arena, batch, chunk, kScores);
     float* chunk_scores = arena.take<float>(rows * chunk);
     Candidate* lists = arena.take<Candidate>(rows * slices * m);
     Candidate* best = arena.take<Candidate>(rows * m);
@@ -379,7 +242,7 @@ struct Driver {
     prepare(p, w);
     for (int64_t first = 0; first < geometry.size; first += chunk) {
       const int64_t last = smaller(first + chunk, geometry.size), used = ceil_div(last - first, kSliceAtoms);
-      score<true>(p, w, Target{Ranking{}, nullptr, chunk_scores, nullptr, chunk, first, last, 0});
+      score<true>(p, w, Target{Ranking{}, Picking{}, chunk_scores, nullptr, chunk, first, last});
       SliceKernel slice{ranking, chunk_scores, chunk, first, last - first, lists, used, geometry.groups, m};
       run(slice, used * rows);
       MergeKernel merge{lists, best, chosen, used, m, ranking.is_signed, first == 0, last == geometry.size, 0};

@@ -16,7 +16,7 @@ struct HostLaunch {
   void* stream = nullptr;
 
   template <class Kernel>
-  int run(const Kernel& kernel, int64_t blocks, int cluster) const {
+  int run(const Kernel& kernel, int64_t blocks, int cluster, bool) const {
     using Block = HostBlock<typename Kernel::State, Kernel::kThreads>;
     if (kernel.shared_bytes() > kSharedBytes || blocks % cluster != 0) std::abort();
     for (int64_t first = 0; first < blocks; first += cluster) {

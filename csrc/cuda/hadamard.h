@@ -1,140 +1,12 @@
-// The `hadamard` kind: all n scores of a sign pair from fast transforms, its atoms and their norms.
-//
-// A thread holds 16 entries of a transform of n = 2^LogN. They are the 16 values of a 4 bit field of the entry's
-// index; the thread's number in its unit (n / 16 threads) gives the other bits. A pass does the stages of one field in
-// registers; between passes the entries change layout through shared memory (padded by one word in 16).
+// The `hadamard` kind: all n scores of a sign pair from fast transforms (transform.h), and its atoms' squared norms.
 
 #pragma once
 
 #include "candidate.h"
 #include "residual.h"
+#include "transform.h"
 
 namespace ddcm {
-
-template <int LogN>
-struct Transform {
-  static constexpr int kN = 1 << LogN;
-  static constexpr int kUnitThreads = kN / 16;
-  static constexpr int kThreads = kUnitThreads < 128 ? 128 : kUnitThreads;
-  static constexpr int kMinBlocks = kThreads >= 1024 ? 1 : 512 / kThreads;
-  static constexpr int kUnits = kThreads / kUnitThreads;  // transforms side by side in a block
-  static constexpr int kPasses = (LogN + 3) / 4;
-  static constexpr int kCalls = kN < kSignsPerCall ? 1 : kN / kSignsPerCall;  // Philox calls of n signs
-  static constexpr int64_t kBufferBytes = int64_t{kThreads} * 17 * 4;
-  static constexpr int64_t kSignBytes = int64_t{kUnits} * kCalls * 16;  // of one stream
-
-  // Lowest bit of pass p's field; the last field may reach back over bits that are already done.
-  static DDCM_FN constexpr int field(int pass) { return 4 * pass < LogN - 4 ? 4 * pass : LogN - 4; }
-
-  // The thread's number; where registers are scarcest, what is derived from it is not kept over a phase.
-  static DDCM_FN int fresh(int thread) { return kThreads >= 1024 ? opaque(thread) : thread; }
-
-  // Entry of the unit that register i of a thread holds in pass p's layout: base | offset, disjoint bits. Every
-  // address below is split the same way, into one register and constants.
-  static DDCM_FN int base(int thread, int pass) {
-    const int u = thread % kUnitThreads, f = field(pass);
-    return (u >> f) << (f + 4) | (u & ((1 << f) - 1));
-  }
-
-  static DDCM_FN constexpr int offset(int i, int pass) { return i << field(pass); }
-
-  static DDCM_FN int entry(int thread, int i, int pass) { return base(thread, pass) + offset(i, pass); }
-
-  // Where an entry stands in the block's buffer: one word of padding in 16 avoids bank conflicts.
-  static DDCM_FN int padded(int thread, int entry) {
-    const int at = thread / kUnitThreads * kN + entry;
-    return at + at / 16;
-  }
-
-  static DDCM_FN constexpr int padded_offset(int i, int pass) {
-    return offset(i, pass) + offset(i, pass) / 16;
-  }
-
-  // The buffer from register 0's entry on: register i's stands padded_offset(i, pass) further.
-  template <class Value>
-  static DDCM_FN Value* at(Value* buffer, int thread, int pass) {
-    return buffer + padded(thread, base(thread, pass));
-  }
-
-  // The stages of pass p, on registers in its layout.
-  static DDCM_FN void butterflies(float (&x)[16], int pass) {
-    DDCM_UNROLL
-    for (int stage = 0; stage < 4; ++stage) {
-      if (field(pass) + stage < 4 * pass) continue;
-      DDCM_UNROLL
-      for (int i = 0; i < 16; ++i) {
-        if (i >> stage & 1) continue;
-        const float a = x[i], b = x[i | 1 << stage];
-        x[i] = add(a, b);
-        x[i | 1 << stage] = add(a, -b);
-      }
-    }
-  }
-
-  // From pass p's layout to pass q's. Needs no sync at its end: until the next one a thread writes only what it has read.
-  template <class Block>
-  static DDCM_FN void exchange(Block& block, float* buffer, int p, int q) {
-    block.each([&](int number, auto& s) {
-      const int thread = fresh(number);
-      DDCM_UNROLL
-      for (int i = 0; i < 16; ++i) at(buffer, thread, p)[padded_offset(i, p)] = s.x[i];
-    });
-    block.sync();
-    block.each([&](int number, auto& s) {
-      const int thread = fresh(number);
-      DDCM_UNROLL
-      for (int i = 0; i < 16; ++i) s.x[i] = at(buffer, thread, q)[padded_offset(i, q)];
-    });
-  }
-
-  // Unscaled transform of s.x from the last pass's layout (entries of consecutive threads are neighbours: what global
-  // memory likes) to the first's (16 consecutive entries a thread).
-  template <class Block>
-  static DDCM_FN void descend(Block& block, float* buffer) {
-    DDCM_UNROLL
-    for (int pass = kPasses - 1; pass >= 0; --pass) {
-      block.each([&](int, auto& s) { butterflies(s.x, pass); });
-      if (pass > 0) exchange(block, buffer, pass, pass - 1);
-    }
-  }
-
-  // The same from the first pass's layout to the last's.
-  template <class Block>
-  static DDCM_FN void ascend(Block& block, float* buffer) {
-    DDCM_UNROLL
-    for (int pass = 0; pass < kPasses; ++pass) {
-      block.each([&](int, auto& s) { butterflies(s.x, pass); });
-      if (pass + 1 < kPasses) exchange(block, buffer, pass, pass + 1);
-    }
-  }
-
-  // x with the sign of entry (thread, i) in pass p's layout; `signs` holds the units' words of one stream.
-  static DDCM_FN float with_sign(float x, const char* signs, int thread, int i, int pass) {
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(signs) +
-                            thread / kUnitThreads * kCalls * 4 + base(thread, pass) / 32;
-    const uint32_t word = words[offset(i, pass) / 32];
-    const int top = 31 - base(thread, pass) % 32 - offset(i, pass) % 32;
-    return bits_float(float_bits(x) ^ (word << top & 0x80000000u));
-  }
-
-  // Puts the sign words of the units' sub-blocks into shared memory: those of f(unit, stream, call), where it is true. Both
-  // streams (inner e at `signs`, outer d after it) or only e. Needs a sync before use.
-  template <class Block, class F>
-  static DDCM_FN void put_signs(Block& block, char* signs, int streams, F f) {
-    block.each([&](int number, auto&) {
-      for (int q = fresh(number); q < streams * kUnits * kCalls; q += kThreads) {
-        Vec4 words;
-        if (f(q / kCalls % kUnits, q / (kUnits * kCalls), q % kCalls, words)) reinterpret_cast<Vec4*>(signs)[q] = words;
-      }
-    });
-  }
-};
-
-// The words of one call of the signs of a sub-block; stream 0 is the inner e, 1 the outer d.
-DDCM_FN Vec4 sign_words(const Geometry& geometry, int64_t g, int64_t c, int64_t call, int64_t pair, uint32_t step, int stream) {
-  const uint32_t number = geometry.block(g, c * geometry.calls_per_sub_block() + call);
-  return vector_of(philox10(geometry.key(), number, static_cast<uint32_t>(pair), step, kStreamInner + stream));
-}
 
 // The sign words of a range of pairs, once for all rows of a batch: out[(pair * G + g) * ns + c][stream][call], inner e before
 // outer d. They are 2 / n bits an atom and coordinate. Flat grid over the calls.
@@ -169,7 +41,8 @@ struct HadamardSignKernel {
 };
 
 // Scores or the best candidate. Pair p, group g: n scores = 2^(-LogN / 2) * H(sum_c e_c * H(d_c * w_c)), H unscaled.
-// Grid: (chunks, G, B); a block's units take neighbouring pairs. Outputs as SearchKernel's.
+// Grid: (chunks, G, B); a block's units take neighbouring pairs. Outputs as SearchKernel's; where there are more pairs than
+// one launch takes, the candidates wait in the results until the last picks.
 template <int LogN, bool Scores>
 struct HadamardKernel {
   using T = Transform<LogN>;
@@ -185,18 +58,18 @@ struct HadamardKernel {
   const uint32_t* max_bits;  // (B, G)
   const int64_t* step;
   const Vec4* signs;         // of HadamardSignKernel, from atom `first` on; null: made here
-  Candidate* results;
+  Picking picking;
   float* scores;
   int64_t score_stride;
   int64_t first, last;  // atoms; first is a multiple of n
   int32_t tiles, chunks;
   int32_t merges;  // the results hold candidates of other atoms already
+  int32_t picks;   // no more atoms come
 
   static constexpr int64_t kSignsAt = T::kBufferBytes;
   static constexpr int64_t kBestAt = kSignsAt + 2 * T::kSignBytes;
-  static constexpr int64_t shared_bytes() {
-    return kBestAt + (Scores ? 0 : static_cast<int64_t>(sizeof(Candidate)) * kThreads);
-  }
+  static constexpr int64_t kLastAt = kBestAt + static_cast<int64_t>(sizeof(Candidate)) * kThreads;
+  static constexpr int64_t shared_bytes() { return Scores ? kBestAt : kLastAt + static_cast<int64_t>(sizeof(int)); }
 
   template <class Block>
   DDCM_FN void operator()(Block& block) const {
@@ -294,9 +167,14 @@ struct HadamardKernel {
       reduce_candidates<kThreads>(block, best, 1);
       block.each([&](int thread, State&) {
         if (thread != 0) return;
-        Candidate& result = results[static_cast<int64_t>(row) * chunks + chunk];
-        if (!merges || better(best[0], result)) result = best[0];
+        Candidate& result = picking.results[static_cast<int64_t>(row) * chunks + chunk];
+        if (merges && better(result, best[0])) best[0] = result;
+        if (!picks) result = best[0];
       });
+      if (!picks) return;
+      block.sync();
+      int* last_block = reinterpret_cast<int*>(block.shared() + kLastAt);
+      pick<kThreads, 1>(block, picking, row, chunk, best, last_block, [&](int) { return static_cast<int64_t>(row); });
     }
   }
 };
@@ -377,81 +255,6 @@ struct HadamardNormKernel {
         if (k >= geometry.size) continue;
         out[g * geometry.size + k] = static_cast<float>(static_cast<double>(c) * T::kN +
                                                         static_cast<double>(s.total[i]) / T::kN);
-      }
-    });
-  }
-};
-
-// Weighted sums of atoms (section 6), bit for bit. y (B, D). Grid: (tiles of sub-blocks, G, B).
-template <int LogN>
-struct HadamardCombineKernel {
-  using T = Transform<LogN>;
-  static constexpr int kLast = T::kPasses - 1;
-  static constexpr int kThreads = T::kThreads, kMinBlocks = T::kMinBlocks;
-  struct State {
-    float x[16], sum[16];
-  };
-
-  Geometry geometry;
-  const int64_t* step;
-  const int64_t* index;      // (B, G, M)
-  const float* coefficient;  // (B, G, M)
-  float* y;
-  int64_t m, tiles;
-
-  static constexpr int64_t shared_bytes() { return T::kBufferBytes + 2 * T::kSignBytes; }
-
-  template <class Block>
-  DDCM_FN void operator()(Block& block) const {
-    const int64_t tile = block.index() % tiles, row = block.index() / tiles;
-    const int64_t g = row % geometry.groups, b = row / geometry.groups;
-    const uint32_t step_word = static_cast<uint32_t>(*step);
-    float* buffer = reinterpret_cast<float*>(block.shared());
-    char* inner = block.shared() + T::kBufferBytes;
-    const char* outer = inner + T::kSignBytes;
-    block.each([&](int, State& s) {
-      DDCM_UNROLL
-      for (int i = 0; i < 16; ++i) s.sum[i] = 0.0f;
-    });
-    DDCM_NO_UNROLL
-    for (int64_t j = 0; j < m; ++j) {
-      int64_t atom = index[row * m + j];
-      atom = atom < 0 ? 0 : atom >= geometry.size ? geometry.size - 1 : atom;
-      const float weight = coefficient[row * m + j];
-      const int rotation = static_cast<int>(atom % T::kN);
-      T::put_signs(block, inner, 2, [&](int unit, int stream, int call, Vec4& words) {
-        const int64_t c = tile * T::kUnits + unit;
-        if (c >= geometry.sub_blocks) return false;
-        words = sign_words(geometry, g, c, call, atom / T::kN, step_word, stream);
-        return true;
-      });
-      block.sync();
-      block.each([&](int thread, State& s) {
-        DDCM_UNROLL
-        for (int i = 0; i < 16; ++i) s.x[i] = T::with_sign(1.0f, inner, thread, i, kLast);
-      });
-      T::descend(block, buffer);
-      block.each([&](int thread, State& s) {
-        DDCM_UNROLL
-        for (int i = 0; i < 16; ++i) T::at(buffer, thread, 0)[T::padded_offset(i, 0)] = s.x[i];
-      });
-      block.sync();
-      block.each([&](int thread, State& s) {
-        DDCM_UNROLL
-        for (int i = 0; i < 16; ++i) {
-          const int l = T::entry(thread, i, kLast);
-          const float spectrum = multiply(buffer[T::padded(thread, l ^ rotation)], hadamard_scale(T::kN));
-          s.sum[i] = add(s.sum[i], multiply(weight, T::with_sign(spectrum, outer, thread, i, kLast)));
-        }
-      });
-      block.sync();
-    }
-    block.each([&](int thread, State& s) {
-      const int64_t c = tile * T::kUnits + thread / T::kUnitThreads;
-      DDCM_UNROLL
-      for (int i = 0; i < 16; ++i) {
-        const int64_t at = c * T::kN + T::entry(thread, i, kLast);
-        if (at < geometry.group_dim(g)) y[b * geometry.dim + geometry.group_start(g) + at] = s.sum[i];
       }
     });
   }

@@ -13,6 +13,11 @@ template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kMinBlocks)
     run_kernel(const __grid_constant__ Kernel kernel) {
   extern __shared__ __align__(16) char shared_memory[];
+#if __CUDA_ARCH__ >= 900
+  // The next kernel's blocks may take their places as soon as all of this one have theirs; they wait as this one does, for
+  // the kernel before to end and for what it wrote. Whoever is launched otherwise waits for nothing here.
+  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+#endif
   DeviceBlock<typename Kernel::State, Kernel::kThreads> block;
   block.shared_memory = shared_memory;
   kernel(block);
@@ -22,24 +27,40 @@ struct DeviceLaunch {
   void* stream = nullptr;
 
   template <class Kernel>
-  int run(const Kernel& kernel, int64_t blocks, int cluster) const {
+  int run(const Kernel& kernel, int64_t blocks, int cluster, bool early) const {
     const int64_t shared = kernel.shared_bytes();
     if (shared > 48 * 1024) {
       const cudaError_t error = cudaFuncSetAttribute(
           run_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
       if (error != cudaSuccess) return clear_error(error);
     }
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    cudaLaunchAttribute attributes[2]{};
+    unsigned count = 0;
+    if (cluster > 1) {
+      attributes[count].id = cudaLaunchAttributeClusterDimension;
+      attributes[count++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    }
+    if (early && captures_early()) {
+      attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+    }
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(Kernel::kThreads);
     config.dynamicSmemBytes = static_cast<size_t>(shared);
     config.stream = static_cast<cudaStream_t>(stream);
-    config.attrs = &attribute;
-    config.numAttrs = cluster > 1 ? 1 : 0;
+    config.attrs = attributes;
+    config.numAttrs = count;
     return clear_error(cudaLaunchKernelEx(&config, run_kernel<Kernel>, kernel));
+  }
+
+  // Whether the driver takes early launches into CUDA graphs: from 12.3 on.
+  static bool captures_early() {
+    static const bool known = [] {
+      int version = 0;
+      return cudaDriverGetVersion(&version) == cudaSuccess && version >= 12030;
+    }();
+    return known;
   }
 
   int zero(void* at, int64_t bytes) const {

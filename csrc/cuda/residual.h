@@ -14,7 +14,7 @@
 namespace ddcm {
 
 constexpr int kCallsPerStep = 4;           // Philox calls of an atom a k step: one for each t of a lane
-constexpr int64_t kMaxCoordinates = 8192;  // of a block of MaxKernel
+constexpr int64_t kMaxCoordinates = 2048;  // of a block of MaxKernel: few loads in a row, few atomics a group
 
 // How batch rows and digits fill the columns of the products, 8 a column tile. A panel is
 //   one column tile of 2 rows, 4 columns each for the digits of a row (of `gaussian`, the fourth stays zero), or

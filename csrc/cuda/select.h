@@ -1,42 +1,10 @@
-// Selection: the last step of a search, and the M best of many candidates.
+// Selection: the M best of many candidates.
 
 #pragma once
 
 #include "candidate.h"
 
 namespace ddcm {
-
-// Best of `chunks` candidates of each (b, g). Grid: B * G.
-struct FinalKernel {
-  static constexpr int kThreads = 128, kMinBlocks = 4;
-  struct State {};
-
-  const Candidate* results;  // (B, G, chunks)
-  Chosen chosen;             // (B, G)
-  int64_t chunks;
-  int32_t is_signed, reserved;
-
-  static constexpr int64_t shared_bytes() { return kThreads * sizeof(Candidate); }
-
-  template <class Block>
-  DDCM_FN void operator()(Block& block) const {
-    Candidate* shared = reinterpret_cast<Candidate*>(block.shared());
-    const int64_t at = block.index();
-    block.each([&](int thread, State&) {
-      Candidate best = no_candidate();
-      for (int64_t i = thread; i < chunks; i += kThreads) {
-        const Candidate c = results[at * chunks + i];
-        if (better(c, best)) best = c;
-      }
-      shared[thread] = best;
-    });
-    block.sync();
-    reduce_candidates<kThreads>(block, shared, 1);
-    block.each([&](int thread, State&) {
-      if (thread == 0) chosen.write(at, shared[0], is_signed != 0);
-    });
-  }
-};
 
 constexpr int kTopThreads = 256;
 

@@ -51,9 +51,9 @@ class AveragedModel(WrappedModel):
         goal = _noise(alpha, sigma / self._factor)
         place = bisect_right(self._grid, (goal, -1.0))
         _, near = min(self._grid[max(0, place - 1) : place + 1], key=lambda pair: abs(pair[0] - goal))
-        told = self.inner.level(near)
-        weight = told.alpha / alpha if alpha > 0 else told.sigma * self._factor / sigma
-        return told._replace(alpha=alpha, sigma=sigma, averaged=weight)
+        averaged_level = self.inner.level(near)
+        weight = averaged_level.alpha / alpha if alpha > 0 else averaged_level.sigma * self._factor / sigma
+        return averaged_level._replace(alpha=alpha, sigma=sigma, averaged=weight)
 
     def predict(self, x: Tensor, t: float, condition: Any = None) -> tuple[Tensor, Tensor]:
         # 0-d tensors on the device, as in a captured step: see NetworkModel._placed.

@@ -53,20 +53,32 @@ cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribu
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function, void**) {
   unsigned cluster = 1;
+  int early = 0;
   for (unsigned i = 0; i < config->numAttrs; ++i) {
     const cudaLaunchAttribute& attribute = config->attrs[i];
-    if (attribute.id != cudaLaunchAttributeClusterDimension) std::abort();
-    cluster = attribute.val.clusterDim.x * attribute.val.clusterDim.y * attribute.val.clusterDim.z;
+    if (attribute.id == cudaLaunchAttributeProgrammaticStreamSerialization) {
+      early = attribute.val.programmaticStreamSerializationAllowed;
+    } else if (attribute.id == cudaLaunchAttributeClusterDimension) {
+      cluster = attribute.val.clusterDim.x * attribute.val.clusterDim.y * attribute.val.clusterDim.z;
+    } else {
+      std::abort();
+    }
   }
   if (config->gridDim.y * config->gridDim.z * config->blockDim.y * config->blockDim.z != 1) std::abort();
   calls << "launch " << names().at(function) << ' ' << reinterpret_cast<uintptr_t>(config->stream) << ' '
-        << config->gridDim.x << ' ' << config->blockDim.x << ' ' << config->dynamicSmemBytes << ' ' << cluster << '\n';
+        << config->gridDim.x << ' ' << config->blockDim.x << ' ' << config->dynamicSmemBytes << ' ' << cluster << ' '
+        << early << '\n';
   return result();
 }
 
 cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t stream) {
   calls << "zero - " << reinterpret_cast<uintptr_t>(stream) << '\n';
   return result();
+}
+
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 12030;
+  return cudaSuccess;
 }
 
 cudaError_t cudaGetLastError() {

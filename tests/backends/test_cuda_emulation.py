@@ -179,6 +179,20 @@ def test_clusters_share_words_for_many_steps(library: Path, batch: int) -> None:
     assert torch.equal(sign * score, scores.gather(-1, index.unsqueeze(-1)).squeeze(-1))
 
 
+@pytest.mark.parametrize(("kind", "dim"), [("sign", 2 * 16900), ("gaussian", 2 * 2201)])
+@pytest.mark.parametrize("batch", [1, 3, 5])
+def test_blocks_that_cut_the_coordinates(library: Path, narrow: cuda.Cuda, kind: str, dim: int, batch: int) -> None:
+    """Clusters of 2 and 4 blocks add up the sums of the same atoms: bit for bit what one block finds."""
+    spec = CodebookSpec(kind, dim, 70, 2, SEED)
+    w, at = residual(spec, batch), torch.tensor(6)
+    scores = narrow.scores(spec, w, at)
+    for multiprocessors, max_cluster in ((132, 8), (132, 4), (16, 2)):
+        engine = cuda.Cuda(library, multiprocessors, max_cluster)
+        index, sign, score = engine.search(spec, w, at, True, None)
+        assert torch.equal(index, scores.abs().argmax(-1))
+        assert torch.equal(sign * score, scores.gather(-1, index.unsqueeze(-1)).squeeze(-1))
+
+
 def test_groups_too_long_to_share_among_all_rows(narrow: cuda.Cuda) -> None:
     """Float32 sums stay exact by splitting long groups, which leaves warps for fewer rows."""
     spec = CodebookSpec("gaussian", 41003, 50, 1, SEED)

@@ -47,12 +47,14 @@ class Launch(NamedTuple):
     threads: int
     shared: int  # bytes
     cluster: int
+    early: int  # 1: may be on its way while the kernel before runs
 
 
 class Recorder:
     """The operations of the library, and what they asked the runtime for."""
 
     def __init__(self, library: Path) -> None:
+        self.library = library
         self.kernels = cuda.Cuda(library, multiprocessors=132, max_cluster=8)
         self._library = ctypes.CDLL(str(library))
         self._library.recorder_take.restype = ctypes.c_char_p
@@ -131,7 +133,8 @@ def test_every_launch_fits_the_device_and_the_stream(
             # 48 KB are there unasked, 99 on every GPU from compute capability 8.0 on.
             assert launch.shared <= min(99 * 1024, allowed.get(kernel, 48 * 1024)), launch
             shares = "SearchKernel" in kernel and kind == "sign" and batch > 32
-            assert (launch.cluster > 1) == shares and launch.cluster <= 8, launch
+            cuts = "SearchKernel" in kernel and name == "search"
+            assert launch.cluster <= 8 and (launch.cluster > 1 if shares else cuts or launch.cluster == 1), launch
         assert launches >= 1, name
 
 
@@ -143,7 +146,50 @@ def test_a_cluster_holds_the_batch(recorder: Recorder, batch: int) -> None:
     )
     launches = [call for call in recorder.take() if call[0] == "launch" and "SearchKernel" in call[1]]
     assert len(launches) == 1
-    assert int(launches[0][-1]) == -(-batch // 32)
+    assert Launch(launches[0][1], *map(int, launches[0][2:])).cluster == -(-batch // 32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch", "kernels"),
+    [
+        ("sign", 1, ["Max", "Prepare", "Search"]),
+        ("sign", 64, ["Max", "Prepare", "Search"]),
+        ("gaussian", 1, ["Max", "Prepare", "Search"]),
+        ("hadamard", 1, ["Max", "Hadamard"]),
+        ("hadamard", 2, ["Max", "HadamardSign", "Hadamard"]),
+    ],
+)
+def test_a_search_is_few_launches_each_on_its_way_early(
+    recorder: Recorder, kind: str, batch: int, kernels: list[str]
+) -> None:
+    """One clearing of memory, which all that comes before is waited for, then kernels close upon each other."""
+    spec = CodebookSpec(kind, 16384, 4096, 1, 7)
+    recorder.kernels.search(spec, torch.zeros(batch, spec.dim), torch.tensor(1), True, None)
+    clearing, *calls = [call for call in recorder.take() if call[0] != "allow"]
+    assert clearing[0] == "zero" and all(call[0] == "launch" for call in calls)
+    assert [f"{name}Kernel" for name in kernels] == [sass.kernel_name(call[1]).split("<")[0] for call in calls]
+    early = [Launch(call[1], *map(int, call[2:])).early for call in calls]
+    assert early == [0] + [1] * (len(calls) - 1)
+    # Where a GPU has no clusters it has no early launches either.
+    alone = cuda.Cuda(recorder.library, multiprocessors=108, max_cluster=1)
+    alone.search(spec, torch.zeros(batch, spec.dim), torch.tensor(1), True, None)
+    assert all(call[-1] == "0" for call in recorder.take() if call[0] == "launch")
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "blocks", "cluster"),
+    [
+        *(("sign", 1024, 64, 4), ("sign", 4096, 128, 2), ("sign", 16384, 256, 1)),
+        *(("gaussian", 4096, 128, 2), ("gaussian", 16384, 256, 1)),
+    ],
+)
+def test_few_atoms_fill_the_device(recorder: Recorder, kind: str, size: int, blocks: int, cluster: int) -> None:
+    """64 atoms a block, and where that leaves multiprocessors without one, blocks that cut the coordinates."""
+    spec = CodebookSpec(kind, 16384, size, 1, 7)
+    recorder.kernels.search(spec, torch.zeros(1, spec.dim), torch.tensor(1), True, None)
+    (call,) = [call for call in recorder.take() if call[0] == "launch" and "SearchKernel" in call[1]]
+    launch = Launch(call[1], *map(int, call[2:]))
+    assert (launch.blocks, launch.cluster) == (blocks, cluster)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "sign", "hadamard"])

@@ -37,7 +37,7 @@ WORKSPACE_LIMIT = 60 << 20
 
 
 class _Spec(ctypes.Structure):
-    """struct ddcm::Spec of csrc/cuda/driver.h."""
+    """struct ddcm::Spec of csrc/cuda/plan.h."""
 
     _fields_ = (
         ("kind", ctypes.c_int32),
@@ -143,7 +143,7 @@ class Cuda(Backend):
     """The operations on the tensors of a GPU.
 
     Args:
-        path: shared library with the C interface of csrc/cuda/driver.h; None for that of each device's compute
+        path: shared library with the C interface of csrc/cuda/interface.h; None for that of each device's compute
             capability, built at first use. The host emulation of the kernels has the same interface and takes CPU
             tensors; the tests use this class for both.
         multiprocessors: overrides the device's count, from which the kernels choose how to cut the work.

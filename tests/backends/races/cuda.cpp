@@ -102,7 +102,7 @@ struct ThreadBlock {
 
 struct ThreadLaunch {
   template <class Kernel>
-  int run(const Kernel& kernel, int64_t blocks, int cluster) const {
+  int run(const Kernel& kernel, int64_t blocks, int cluster, bool) const {
     for (int64_t first = 0; first < blocks; first += cluster) {
       Together<Kernel::kThreads> together(cluster, kernel.shared_bytes());
       auto body = [&](int fiber) {
@@ -165,12 +165,14 @@ constexpr Case kCases[] = {
     {"sign-cluster-of-2", kSign, 1, 8, 2100, 33, 1, 40, 0},
     {"sign-cluster-of-3-split", kSign, 64, 8, 1300, 20, 1, 70, 0},
     {"sign-cluster-tiles", kSign, 1, 8, 500, 300, 8, 33, 0},
+    {"sign-cut", kSign, 64, 2, 8300, 20, 1, 1, 0},
     {"gaussian-1", kGaussian, 1, 1, 40, 70, 2, 1, 3},
     {"gaussian-8", kGaussian, 64, 1, 130, 20, 1, 5, 0},
     {"gaussian-32", kGaussian, 64, 1, 100, 50, 1, 20, 0},
     {"gaussian-64", kGaussian, 1, 1, 130, 20, 1, 40, 0},
     {"gaussian-128-split", kGaussian, 64, 1, 600, 20, 1, 70, 0},
     {"gaussian-256", kGaussian, 1, 1, 600, 60, 1, 130, 0},
+    {"gaussian-cut", kGaussian, 64, 2, 1100, 20, 1, 1, 0},
     {"hadamard-64", kHadamard, 1, 1, 130, 100, 1, 2, 3},
     {"hadamard-256", kHadamard, 1, 1, 500, 250, 2, 1, 0},
     {"hadamard-1024", kHadamard, 1, 1, 1500, 1000, 1, 1, 40},
@@ -242,9 +244,9 @@ int main(int count, char** arguments) {
   const std::string wanted = count == 2 ? arguments[1] : "";
   if (wanted == "racy") {
     int out[RacyKernel::kThreads];
-    return ThreadLaunch{}.run(RacyKernel{out}, 1, 1);
+    return ThreadLaunch{}.run(RacyKernel{out}, 1, 1, false);
   }
-  if (wanted == "stuck") return ThreadLaunch{}.run(StuckKernel{}, 1, 1);
+  if (wanted == "stuck") return ThreadLaunch{}.run(StuckKernel{}, 1, 1, false);
   if (wanted == "list") {
     for (const Case& c : kCases) std::puts(c.name);
     return 0;
