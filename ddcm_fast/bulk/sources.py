@@ -117,7 +117,8 @@ def _members(path: Path, wanted: Callable[[str], bool], most: int) -> Iterator[I
         raise InputError(f"cannot read {path} as a tar archive: {first_line(error)}") from error
     for name, offset, size in sorted(members):
         parts = [part for part in name.split("/") if part not in ("", ".")]
-        if not parts or ".." in parts or not wanted(Path(parts[-1]).suffix) or parts[-1].startswith("."):
+        hidden = any(part.startswith(".") for part in parts)  # or one that leads out of the archive
+        if not parts or hidden or not wanted(Path(parts[-1]).suffix):
             continue
         inside = Path(*parts).with_suffix("").as_posix()
         yield Item(f"{path.stem}/{inside}", f"{path}: {name}", _slice(path, offset, size, most), path)
