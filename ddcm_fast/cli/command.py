@@ -37,6 +37,7 @@ COMMANDS = {
     "generate": "random images and their files",
     "restore": "restore an image, compressed",
     "edit": "edit an image by its label or prompt, compressed",
+    "app": "a web page to compress and decompress pictures",
     "doctor": "versions, devices, backends and their self-tests",
 }
 

@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 #: From the bottom up. A part may import those before it, and modules of its own.
-LEVELS = ("lazy", "errors", "files", "codebook", "sampling", "models", "codec", "tasks", "pillow", "cli", "doctor")
+LEVELS = (
+    *("lazy", "errors", "files", "codebook", "sampling", "models", "codec", "tasks"),
+    *("pillow", "app", "cli", "doctor"),
+)
 
 
 def sources() -> dict[str, Path]:
