@@ -259,7 +259,7 @@ class Outputs:
             raise InputError(f"{path} is a folder; name a file")
         elif state is not None and not self._force:
             if stat.S_ISBLK(state.st_mode):
-                raise InputError(f"{path} is a disk; --force writes to it")
+                raise InputError(f"{path} is a disk; name a file, or write to the disk with --force")
             if stat.S_ISREG(state.st_mode) and state.st_size and not _holds(kind, path):
                 raise InputError(f"{path} exists and is not {kind.name}; name another file, or replace it with --force")
             if not state.st_mode & 0o222 or not os.access(path, os.W_OK):
@@ -313,7 +313,7 @@ def read(path: Path, most: int = MAX_FILE, start: bytes = b"") -> bytes:
     except OSError as error:
         raise InputError(f"cannot read {path}: {_said(error)}") from error
     if len(data) > most:
-        raise InputError(f"{path} has more than {most >> 20} MiB, which is longer than any such file")
+        raise InputError(f"{path} has more than {most >> 20} MiB; such a file has at most that")
     return data
 
 

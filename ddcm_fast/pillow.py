@@ -53,7 +53,7 @@ class DDCMImageFile(ImageFile.ImageFile):
         assert self.fp is not None
         self._data = self.fp.read(MAX_FILE + 1)
         if len(self._data) > MAX_FILE:
-            raise PillowError(f"the file has more than {MAX_FILE >> 20} MiB, which is longer than any .ddcm file")
+            raise PillowError(f"the file has more than {MAX_FILE >> 20} MiB; a .ddcm file has at most that")
         try:
             self.header, _ = container.read(self._data)
             container.refuse_pipelines(self.header.model)
@@ -106,7 +106,7 @@ def _save(image: Image.Image, file: IO[bytes], _: str | bytes) -> None:
     given = dict(image.encoderinfo)
     for name in given:
         if name not in _KEYWORDS:
-            raise ConfigError(f"a .ddcm file is saved without {name!r}; the keywords are {', '.join(_KEYWORDS)}")
+            raise ConfigError(f"saving a .ddcm file takes no {name!r}, only {', '.join(_KEYWORDS)}")
     model = given.pop("model", DEFAULT_MODEL)
     how = {name: given.pop(name) for name in _CODING if name in given}
     if "quality" in given:

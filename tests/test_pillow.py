@@ -194,7 +194,7 @@ def test_a_quarter_of_a_bit_where_nothing_is_said():
     [
         ({"quality": 90}, "quality is 90; choose one of low"),
         ({"quality": "low", "bpp": 1.0}, "bitrate"),
-        ({"optimize": True}, "without 'optimize'; the keywords are quality, bpp"),
+        ({"optimize": True}, "takes no 'optimize', only quality, bpp"),
         ({"preset": "best"}, "unknown preset 'best': choose one of"),
         ({"model": "nope"}, "no model 'nope'"),
         ({"K": 0}, "K is 0; it must be an integer from 1"),
@@ -221,7 +221,7 @@ def test_the_commands_do_not_take_it_for_an_image_format(picture, capsys):
     picture.save("a.png")
     words = ["--model", "gaussian-field", "--preset", "ddcm", "-T", "3", "-K", "16", "-q"]
     assert main(["compress", "a.png", "a.ddcm", *words]) == 0
-    assert main(["compress", "a.ddcm", "b.ddcm", *words]) == 2 and "no known format" in capsys.readouterr().err
+    assert main(["compress", "a.ddcm", "b.ddcm", *words]) == 2 and "must be one of PNG" in capsys.readouterr().err
 
 
 # ---- types of files ------------------------------------------------------------------------------

@@ -63,6 +63,6 @@ def _centre(path: Path, model: DiffusionModel, args: argparse.Namespace) -> Tens
     image = read_image(path, args, MAX_PIXELS_TO_CUT)
     side = min(args.side, *image.size) // model.multiple * model.multiple
     if side == 0:
-        raise InputError(f"{path} is too small for this model")
+        raise InputError(f"{path} has {image.width}x{image.height} pixels; each side needs {model.multiple}")
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return to_tensor(image.crop((left, top, left + side, top + side)), model.channels)

@@ -109,14 +109,14 @@ def _check_bias(bias: Tensor, size: int, groups: int, device: torch.device) -> N
 
 def _check_m(m: int, size: int) -> None:
     if not 1 <= m <= min(MAX_TOPK, size):
-        raise ConfigError(f"m is {m}; topk returns 1 to {min(MAX_TOPK, size)} atoms of this codebook")
+        raise ConfigError(f"m is {m}; it must be from 1 to {min(MAX_TOPK, size)} for this codebook")
 
 
 def _check_range(first: int, last: int, spec: CodebookSpec) -> None:
     if not 0 <= first < last <= spec.size or first % spec.atoms_made_together:
         raise ConfigError(
             f"atoms {first} to {last} are no range of this codebook's {spec.size}, "
-            f"which begins at a multiple of {spec.atoms_made_together}"
+            f"which must begin at a multiple of {spec.atoms_made_together}"
         )
 
 
@@ -135,7 +135,9 @@ def _check_combination(index: Tensor, coefficient: Tensor, groups: int) -> None:
     if index.dim() != 3 or index.shape[1] != groups:
         raise InputError(f"index has shape {tuple(index.shape)}; this codebook takes (B, {groups}, M)")
     if index.shape != coefficient.shape:
-        raise InputError(f"index has shape {tuple(index.shape)} but coefficient {tuple(coefficient.shape)}")
+        raise InputError(
+            f"index has shape {tuple(index.shape)}, coefficient {tuple(coefficient.shape)}; they must be equal"
+        )
 
 
 def _see_step(step: Tensor) -> None:
@@ -151,7 +153,7 @@ def see_index(index: Tensor, size: int) -> None:
     if low == -1:
         raise InputError("the residual or bias had NaN or infinite entries (search answered index -1)")
     if low < 0 or high >= size:
-        raise InputError(f"index {low if low < 0 else high} is outside 0 to {size - 1}")
+        raise InputError(f"index is {low if low < 0 else high}; it must be from 0 to {size - 1}")
 
 
 # ---- what the operations on a residual share -----------------------------------------------------

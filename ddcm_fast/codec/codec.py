@@ -204,7 +204,7 @@ class Codec:
     ) -> Encoded:
         """One image (1, C, H, W) at a bitrate or a quality."""
         if bpp is not None and psnr is not None:
-            raise ConfigError("give a bitrate or a quality, not both")
+            raise ConfigError(f"bpp is {bpp} and psnr is {psnr}; give a bitrate or a quality, not both")
         height, width = image.shape[-2:]
         x0 = make_target(self.model, image)
         self.limits.check_search(self.config, x0[0].numel(), 1, self.backend, self.model.device)

@@ -99,9 +99,12 @@ class CodecConfig(Settings):
                 object.__setattr__(self, name, integer(name, value, limits.low, limits.high))  # numpy's, too
         self.rule_type.check(self)
         if (self.schedule == "kl") != (self.tail > 0) or (self.stop > 0 and self.schedule != "kl"):
-            raise ConfigError("stop and tail belong to the schedule 'kl', which needs a tail of at least one step")
+            raise ConfigError(
+                f"stop is {self.stop} and tail {self.tail} with the schedule {self.schedule!r}; they belong to 'kl', "
+                "which needs a tail of at least one step"
+            )
         if self.ancestral_tail and self.tail == 0:
-            raise ConfigError("ancestral_tail needs the schedule 'kl' and its tail")
+            raise ConfigError(f"ancestral_tail needs the schedule 'kl' and its tail, not {self.schedule!r}")
         if self.t_range is not None:
             high, low = (integer("t_range's timestep", t, 0, _MOST) for t in _pair(self.t_range))
             if low > high:
@@ -220,7 +223,9 @@ def preset(name: str, **overrides: Any) -> CodecConfig:
     given = {k: v for k, v in overrides.items() if v is not None}
     if base.shares_atoms and "M" in given:
         if "atoms" in given:
-            raise ConfigError("give M (atoms a step) or atoms (in the whole file), not both")
+            raise ConfigError(
+                f"M is {given['M']} and atoms {given['atoms']}; give M (a step) or atoms (in the whole file), not both"
+            )
         given["atoms"] = given.pop("M") * given.get("T", base.T)
     return dataclasses.replace(base, **given)
 

@@ -236,7 +236,9 @@ def read(data: bytes, ignore_checksum: bool = False) -> tuple[Header, bytes]:
 def _check_start(data: bytes, ignore_checksum: bool) -> None:
     """Raise FormatError unless magic, version and checksum are right."""
     if data[: len(MAGIC)] != MAGIC:
-        raise FormatError("this is not a .ddcm file (its first bytes are foreign)")
+        raise FormatError(
+            f"this is not a .ddcm file: it must begin with {MAGIC.hex(' ')}, not {data[:3].hex(' ') or 'nothing'}"
+        )
     r = _Reader(data, len(MAGIC))
     version = r.byte()
     if version >> 4 > FORMAT_VERSION or version & 15 > NOISE_LAW_VERSION:

@@ -77,7 +77,7 @@ def load_image(
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} has more than {max_pixels} pixels; make the image smaller") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"cannot read {name} as an image: it is of no known format") from error
+        raise InputError(f"cannot read {name} as an image: it must be one of {', '.join(_READ)}") from error
     except Exception as error:  # Pillow raises nearly anything for a damaged file
         raise InputError(f"cannot read {name} as an image: {error}") from error
 
@@ -282,7 +282,10 @@ def _from_profile(image: Image.Image, profile: bytes, name: str) -> Image.Image:
 def _from_array(array: np.ndarray) -> Image.Image:
     """(H, W) or (H, W, C) uint8, uint16 or bool -> a PIL image; C is 1, 2 (grey, alpha), 3 or 4 (RGB, alpha)."""
     if array.dtype.kind == "f":
-        raise InputError("a float array does not say what is white; give uint8 or uint16, or a tensor in [-1, 1]")
+        raise InputError(
+            f"the array is {array.dtype}, which does not say what is white; give uint8 or uint16, "
+            "or a tensor in [-1, 1]"
+        )
     if not (array.dtype == np.bool_ or (array.dtype.kind == "u" and array.dtype.itemsize <= 2)):
         raise InputError(f"an image array must be uint8 or uint16, not {array.dtype}")
     if array.ndim not in (2, 3) or array.size == 0 or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
@@ -324,7 +327,7 @@ def to_tensor(image: ImageLike, channels: int = 3, max_pixels: int = MAX_PIXELS)
     if not bool(torch.isfinite(tensor).all()):
         raise InputError("the image has NaN or infinite entries")
     if float(tensor.abs().max()) > 1.001:
-        raise InputError("the image tensor has values outside [-1, 1]; scale it first")
+        raise InputError(f"the image tensor has values to {float(tensor.abs().max()):g}; scale it to [-1, 1] first")
     return tensor.contiguous()
 
 

@@ -58,7 +58,9 @@ class Settings:
         most = Pursuit.parameters
         possible = self.T >= 1 and self.K >= 2 and 1 <= self.M <= most["M"].high and 1 <= self.C <= most["C"].high
         if not (possible and self.high >= self.low >= 0):
-            raise FormatError(f"impossible settings of an official file: {self}")
+            raise FormatError(
+                f"impossible settings of an official file, see the name that its folder must have: {self}"
+            )
 
     @staticmethod
     def of_path(path: Path | str) -> Settings:
@@ -214,7 +216,7 @@ def steps_of(model: DiffusionModel, settings: Settings) -> list[Step]:
     """
     count = int(model.max_timestep) + 1
     if count < settings.T:
-        raise ConfigError(f"T is {settings.T}; the model has {count} timesteps")
+        raise ConfigError(f"T is {settings.T}; it must be at most {count}, the timesteps of the model")
     spacing = (count - 1) / max(1, settings.T - 1)
     # numpy's round of linspace: halves go to even, as in Python.
     times = [round(i * spacing) for i in reversed(range(settings.T))]
@@ -289,7 +291,9 @@ def encode(
     """
     side = model.default_side
     if image.shape[-2:] != (side, side):
-        raise ConfigError(f"official files hold images of the model's own size, {side}x{side}")
+        raise ConfigError(
+            f"the image is {tuple(image.shape)}; an official file takes the model's own size, {side}x{side}"
+        )
     with torch.inference_mode():
         target = model.encode(image[None].to(model.device))
     done = _run(model, settings, side, steps_of(model, settings), toward(target), progress)

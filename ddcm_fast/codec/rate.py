@@ -251,7 +251,9 @@ def search_psnr(encode: Callable[[float], tuple[Result, float]], first: float, t
         if abs(quality - target) <= PSNR_TOLERANCE:
             break
         if bits >= most and quality < target:
-            raise ConfigError(f"{target:g} dB is out of reach of this preset and model, which gets to {quality:.2f} dB")
+            raise ConfigError(
+                f"{target:g} dB is out of reach of this preset and model; ask for {quality:.2f} dB at most"
+            )
         near, other = (*sorted(tried, key=lambda point: abs(point[1] - target)), None)[:2]
         assert near is not None
         slope = _FIRST_SLOPE

@@ -302,7 +302,9 @@ class DDCMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         recorded = [read(one, self.limits) for one in (files if isinstance(files, (list, tuple)) else [files])]
         if len({(r.header, r.start, r.first) for r in recorded}) != 1:
-            raise FormatError("these are not the files of one run: replay those that one call's `files` returned")
+            raise FormatError(
+                f"these {len(recorded)} are not the files of one run: replay those that one call's `files` returned"
+            )
         return self._choosing(None, recorded)
 
     def initial_latents(
@@ -347,7 +349,7 @@ class DDCMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The file of the last run's one image; raises ConfigError where there were several, see `files`."""
         files = self.files()
         if len(files) != 1:
-            raise ConfigError(f"the last run made {len(files)} images: `files` returns one file each")
+            raise ConfigError(f"the last run made {len(files)} images; call `files`, which returns one file each")
         return files[0]
 
     def files(self) -> list[bytes]:

@@ -100,7 +100,9 @@ def replayed(
         raise ConfigError(f"{len(recorded)} files for {len(sample)} images; give one an image")
     alike = first == steps[0].index and header.fingerprint == fingerprint
     if not alike or len(steps) < header.config.T:
-        raise ConfigError("its timesteps, noise levels or latents' shape are not this call's")
+        raise ConfigError(
+            f"its {header.config.T} timesteps, noise levels or latents' shape are not this call's: give the same again"
+        )
     if was == CODEBOOK_START and start != was:
         raise ConfigError(f"it begins with the codebook's own latents: {INSTEAD}")
     if file_dtype(header) != dtype:

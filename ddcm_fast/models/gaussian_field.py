@@ -73,7 +73,7 @@ class GaussianField(DiffusionModel):
         if channels not in (1, 3) or not variance > 0 or not 0 <= floor <= 1 or not math.isfinite(exponent):
             raise ConfigError(
                 f"impossible Gaussian field: exponent {exponent}, variance {variance}, floor {floor}, "
-                f"{channels} channels (1 or 3)"
+                f"{channels} channels; take variance > 0, floor 0 to 1, 1 or 3 channels"
             )
         self.name = "gaussian-field"
         self.device = torch.device(device)
@@ -122,7 +122,7 @@ class GaussianField(DiffusionModel):
     def alpha_sigma(self, t: float) -> tuple[float, float]:
         """Between timesteps the log SNR is interpolated linearly."""
         if not 0 <= t <= self.max_timestep:
-            raise ConfigError(f"timestep {t} is outside 0 to {self.max_timestep:g}")
+            raise ConfigError(f"timestep is {t}; it must be from 0 to {self.max_timestep:g}")
         table = _log_snr_table()
         i = min(int(t), TIMESTEPS - 2)
         log_snr = table[i] + (t - i) * (table[i + 1] - table[i])
@@ -195,7 +195,7 @@ class GaussianField(DiffusionModel):
         """
         power = self.power(height, width)
         if not distortion > 0:
-            raise ConfigError(f"distortion is {distortion}; no finite rate reaches it")
+            raise ConfigError(f"distortion is {distortion}; it must be above 0, which no finite rate reaches")
         if distortion >= float(power.mean()):
             return 0.0
         top = float(power.max())
@@ -205,7 +205,7 @@ class GaussianField(DiffusionModel):
     def distortion(self, bits_per_pixel: float, height: int, width: int) -> float:
         """The least mean squared error per entry at a rate: the inverse of `rate`."""
         if not bits_per_pixel >= 0:
-            raise ConfigError(f"the rate is {bits_per_pixel} bits a pixel; it cannot be negative")
+            raise ConfigError(f"the rate is {bits_per_pixel} bits a pixel; it must be at least 0")
         power = self.power(height, width)
         top = float(power.max())
         bottom = float(power.min()) * 2.0 ** (-2 * bits_per_pixel / self.channels) / 2

@@ -147,7 +147,9 @@ def _load_into(
     except Exception as error:  # torch.load raises whatever the pickle machinery does
         if out_of_memory(error):
             raise
-        raise ModelError(f"{path} does not hold the weights of this configuration: {first_line(error)}") from error
+        raise ModelError(
+            f"{path} does not hold the weights of this configuration, try another preset=: {first_line(error)}"
+        ) from error
     return network.to(device, dtype).eval().requires_grad_(False)
 
 

@@ -163,7 +163,7 @@ class DiTModel(LatentModel):
         model = cls(network, pipe.vae, levels_of(pipe.scheduler), name, int(network.config.patch_size), compiled)
         model.classes = int(network.config.num_embeds_ada_norm or 0)
         if not model.classes:
-            raise ModelError(f"model {name!r} has no class embeddings")
+            raise ModelError(f"model {name!r} has no class embeddings, which DiT needs: load a class-conditional one")
         return model
 
     def check_size(self, height: int, width: int) -> None:

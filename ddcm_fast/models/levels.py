@@ -107,10 +107,15 @@ class VarianceLevels(Levels):
         config = scheduler.config
         self.prediction = config.get("prediction_type", "epsilon")
         if self.prediction not in PREDICTIONS[:3]:
-            raise ModelError(f"a scheduler that predicts {self.prediction!r} is not supported")
+            raise ModelError(
+                f"the scheduler predicts {self.prediction!r}; it must be one of {', '.join(PREDICTIONS[:3])}"
+            )
         self._alphas = scheduler.alphas_cumprod.double().cpu()
         if self.prediction == "epsilon" and float(self._alphas.min()) < 1e-9:
-            raise ModelError("the scheduler has zero terminal SNR, where the noise alone says nothing of the image")
+            raise ModelError(
+                "the scheduler has zero terminal SNR, where epsilon says nothing of the image: use "
+                "rescale_betas_zero_snr=False"
+            )
         self._clip = Clip(config)
         self.max_timestep = float(len(self._alphas) - 1)
         self._stride = 1
@@ -172,7 +177,7 @@ class EDMLevels(Levels):
         config = scheduler.config
         self.prediction = config.get("prediction_type", "epsilon")
         if self.prediction not in ("epsilon", "v_prediction"):
-            raise ModelError(f"an EDM scheduler that predicts {self.prediction!r} is not supported")
+            raise ModelError(f"an EDM scheduler predicts {self.prediction!r}; it must be epsilon or v_prediction")
         self._low, self._high = float(config["sigma_min"]), float(config["sigma_max"])
         self._data, self._rho = float(config.get("sigma_data", 0.5)), float(config.get("rho", 7.0))
         self._count = int(config.get("num_train_timesteps", 1000))
@@ -274,7 +279,7 @@ class FlowLevels(Levels):
             linear = config.get("time_shift_type", "exponential") == "linear"
             self._shift = mu if linear else math.exp(mu)
         if config.get("invert_sigmas"):
-            raise ModelError("a flow scheduler with inverted sigmas is not supported")
+            raise ModelError("the flow scheduler has inverted sigmas: give one with invert_sigmas=False")
         self.max_timestep = float(self._count)
 
     def alpha_sigma(self, t: float) -> tuple[float, float]:

@@ -291,7 +291,9 @@ def _load_unet(
     scheduler_name = str(read_config(folder / "scheduler_config.json").get("_class_name"))
     scheduler_class: Any = getattr(diffusers, scheduler_name, None)
     if diffusers.SchedulerMixin not in getattr(scheduler_class, "__mro__", ()):
-        raise ModelError(f"{name!r} asks for the scheduler {scheduler_name!r}, which diffusers does not have")
+        raise ModelError(
+            f"{name!r} asks for the scheduler {scheduler_name!r}, which diffusers does not have: update diffusers"
+        )
     try:
         if dtype is None:
             dtype = DTYPES[settings["dtype"]] if "dtype" in settings else default_dtype(device)

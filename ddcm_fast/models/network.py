@@ -203,7 +203,10 @@ class NetworkModel(DiffusionModel):
             own = condition if isinstance(condition, tuple) else (condition,)
             scale, *others = {self.guidance(c) for c in own}
             if others or len(own) not in (1, shape[0]):
-                raise ConfigError(f"{len(own)} conditions of {1 + len(others)} guidances for {shape[0]} images")
+                raise ConfigError(
+                    f"{len(own)} conditions of {1 + len(others)} guidances for {shape[0]} images; give one an image, "
+                    "of one guidance"
+                )
             # No inference tensors are kept: someone may want gradients through the network later.
             with torch.inference_mode(False), torch.no_grad():
                 rows = [self.prepare(c, scale is not None, shape) for c in own]
@@ -250,7 +253,10 @@ class NetworkModel(DiffusionModel):
         if not guided:
             return [label]
         if no_class is None:
-            raise ConfigError(f"model {self.name!r} has no unconditional class, so no classifier-free guidance")
+            raise ConfigError(
+                f"model {self.name!r} has no unconditional class, so no classifier-free guidance: leave guidance_scale "
+                "out"
+            )
         return [no_class, label]
 
     def _complete_prompt(self, condition: Condition | None) -> Condition | None:

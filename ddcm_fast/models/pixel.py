@@ -48,7 +48,7 @@ class PixelModel(NetworkModel):
         self._native_side(patch)
         embeddings = unet.config.get("num_class_embeds") or 0
         if classes is not None and embeddings != classes + 1:
-            raise ModelError(f"model {name!r} should have {classes} classes, but has {embeddings} class embeddings")
+            raise ModelError(f"model {name!r} must have {classes} classes, but has {embeddings} class embeddings")
         self.classes = embeddings if classes is None else classes
         self._no_class = classes
 

@@ -28,13 +28,13 @@ def read_config(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             text = file.read(_MAX_CONFIG + 1)
         if len(text) > _MAX_CONFIG:
-            raise ModelError(f"{path} is too long for a configuration")
+            raise ModelError(f"{path} is too long for a configuration, which has at most {_MAX_CONFIG >> 20} MiB")
         value = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         said = (str(error).splitlines() or ["it is nested too deep"])[0]
         raise ModelError(f"cannot read {path}: {said}") from error
     if not isinstance(value, dict):
-        raise ModelError(f"{path} holds no settings")
+        raise ModelError(f"{path} holds no settings; it must be a JSON object")
     return value
 
 

@@ -49,13 +49,9 @@ class Condition:
             if text is not None and not isinstance(text, str):
                 raise ConfigError(f"{name} is {type(text).__name__}; it must be a text")
             if text is not None and any("\ud800" <= c <= "\udfff" for c in text):
-                raise ConfigError(f"{name} is not UTF-8")
+                raise ConfigError(f"{name} is not UTF-8: {text[:40]!a}; it must be a text without lone surrogates")
             if text is not None and "\0" in text:
-                raise ConfigError(f"{name} holds a NUL character")
-            try:
-                (text or "").encode()
-            except UnicodeEncodeError as error:
-                raise ConfigError(f"{name} cannot be written as UTF-8: {text!a}") from error
+                raise ConfigError(f"{name} holds a NUL character: {text[:40]!a}; leave it out")
             if text == "":
                 object.__setattr__(self, name, None)
         label, scale = self.label, self.guidance_scale
@@ -66,7 +62,9 @@ class Condition:
                 raise ConfigError(f"guidance_scale is {scale!r}; it must be a number of at least 0")
             object.__setattr__(self, "guidance_scale", float(scale))
         if len(self._text().encode()) > MAX_BYTES:
-            raise ConfigError(f"a condition has at most {MAX_BYTES} bytes of text")
+            raise ConfigError(
+                f"the condition has {len(self._text().encode())} bytes of text; it must have at most {MAX_BYTES}"
+            )
 
     def __bool__(self) -> bool:
         """Whether anything at all is conditioned on."""
@@ -184,8 +182,10 @@ def settle(stored: Condition | ConditionHash | None, given: Condition | None) ->
                 "guidance scale to decode it"
             )
         if given.digest() != stored.value:
-            raise ConfigError(f"the file was made with another condition than the one given ({given})")
+            raise ConfigError(f"the file was made with another condition than {given}; give its own")
         return given
     if given is not None and given != stored:
-        raise ConfigError(f"the file was made with {stored or 'no condition'}, not with {given}")
+        raise ConfigError(
+            f"the file was made with {stored or 'no condition'}, not with {given}; leave the condition out"
+        )
     return stored

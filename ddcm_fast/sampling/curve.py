@@ -34,13 +34,18 @@ class InformationCurve:
         increasing = all(a < b for a, b in itertools.pairwise(self.t))
         finite = all(map(math.isfinite, (*self.t, *self.mse, self.power)))
         if len(self.t) < 2 or len(self.t) != len(self.mse) or not (increasing and finite):
-            raise ModelError("an information curve needs two or more increasing timesteps, each with its error")
+            raise ModelError(
+                f"an information curve needs two or more increasing timesteps, each with its error, not {len(self.t)} "
+                f"and {len(self.mse)}"
+            )
         if min(self.mse) < 0 or self.power <= 0:
-            raise ModelError("an information curve's errors must be at least 0, and its power above 0")
+            raise ModelError(
+                f"a curve's errors must be at least 0, not {min(self.mse)}, and its power above 0, not {self.power}"
+            )
         if not all(a <= b for a, b in itertools.pairwise(self.averaged_from)):
-            raise ModelError("the timesteps from which on a picture is averaged must increase")
+            raise ModelError(f"the timesteps from which on a picture is averaged must increase: {self.averaged_from}")
         if self.averaged_from and [len(row) for row in self.errors] != [len(self.t)] * (len(self.averaged_from) + 1):
-            raise ModelError("a curve of averaged pictures needs the errors of each resolution at every timestep")
+            raise ModelError(f"a curve needs the errors of each resolution at each of its {len(self.t)} timesteps")
 
     def limited(self, resolutions: int) -> InformationCurve:
         """The curve of pictures that only the first `resolutions` of the resolutions fit."""

@@ -132,7 +132,7 @@ class StepGraphs:
         prediction.
         """
         if not isinstance(chooser, (Blind, Toward)):
-            raise ConfigError("CUDA graphs serve compressing, decompressing and generating, not this task")
+            raise ConfigError(f"a CUDA graph cannot serve the chooser {type(chooser).__name__}; leave cuda_graph out")
         if x.shape != self._x.shape:
             self._forms.clear()
             numbers = [

@@ -118,7 +118,7 @@ class DiffusionModel(ABC):
 
     def level(self, t: float) -> Level:
         """The numbers of a timestep that `predictor` takes, for models that have one."""
-        raise ConfigError(f"model {self.name!r} cannot be captured in a CUDA graph")
+        raise ConfigError(f"model {self.name!r} cannot be captured in a CUDA graph; leave cuda_graph out")
 
     def predictor(self, condition: Any, shape: torch.Size) -> Predictor:
         """`predict` for one condition and states of one shape (B, *latent_shape), as a function of tensors alone.
@@ -128,7 +128,7 @@ class DiffusionModel(ABC):
 
         Raises ConfigError: this model has none.
         """
-        raise ConfigError(f"model {self.name!r} cannot be captured in a CUDA graph")
+        raise ConfigError(f"model {self.name!r} cannot be captured in a CUDA graph; leave cuda_graph out")
 
     @abstractmethod
     def fingerprint(self, dtype: torch.dtype | None = None) -> bytes:
@@ -161,7 +161,7 @@ class DiffusionModel(ABC):
         Raises ConfigError if the model cannot take it.
         """
         if condition:
-            raise ConfigError(f"model {self.name!r} is unconditional; it was given {condition}")
+            raise ConfigError(f"model {self.name!r} is unconditional; leave {condition} out")
         return None
 
     def training_timesteps(self) -> list[float]:

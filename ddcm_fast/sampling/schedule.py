@@ -98,7 +98,9 @@ def plan(
     """
     n = len(timesteps)
     if n == 0 or any(a <= b for a, b in itertools.pairwise(timesteps)):
-        raise ConfigError("a schedule needs at least one timestep, each below the one before it")
+        raise ConfigError(
+            f"a schedule needs at least one timestep, each below the one before it, not {list(timesteps)[:9]}"
+        )
     levels = [model.alpha_sigma(t) for t in timesteps] + [(1.0, 0.0)]
     steps = []
     for i, t in enumerate(timesteps):
@@ -144,7 +146,7 @@ def tail_timesteps(stop: int, count: int) -> list[float]:
     Raises ConfigError: fewer than `count` timesteps from `stop` down.
     """
     if count > stop + 1:
-        raise ConfigError(f"a tail of {count} steps does not fit below timestep {stop}")
+        raise ConfigError(f"tail is {count}; it must be at most {stop + 1} to fit below the timestep stop = {stop}")
     return [float(stop - i * stop // count) for i in range(count)]
 
 
@@ -163,4 +165,4 @@ def allocate(total: int, weights: Sequence[float]) -> list[int]:
 
 def _check_count(count: int, most: int) -> None:
     if not 1 <= count <= most:
-        raise ConfigError(f"T is {count}; this model's schedules have 1 to {most} steps")
+        raise ConfigError(f"T is {count}; it must be from 1 to {most} for this model")

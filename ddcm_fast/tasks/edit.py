@@ -25,10 +25,10 @@ def check_edit(
     """The targets with the model's defaults filled in; raises ConfigError for what `edit` cannot do."""
     steps = len(config.steps(model))
     if not targets or not t_edit:
-        raise ConfigError("an edit needs at least one target and one t_edit")
+        raise ConfigError(f"an edit needs at least one target and one t_edit, not {len(targets)} and {len(t_edit)}")
     for start in t_edit:
         if not 0 <= start <= steps:
-            raise ConfigError(f"t_edit is {start}; this file has steps 0 to {steps - 1}, and {steps} changes nothing")
+            raise ConfigError(f"t_edit is {start}; give 0 to {steps - 1} for this file ({steps} changes nothing)")
     return [model.complete_condition(as_condition(target)) for target in targets]
 
 

@@ -160,7 +160,7 @@ class Blur(LinearOperator):
 
     def __init__(self, kernel: Tensor) -> None:
         if kernel.dim() != 2 or kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
-            raise InputError(f"a blur kernel has two odd sides, not {tuple(kernel.shape)}")
+            raise InputError(f"a blur kernel must have two odd sides, not {tuple(kernel.shape)}")
         self._kernel = kernel
 
     def _mirrored(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -229,7 +229,7 @@ class Mask(LinearOperator):
 
     def __init__(self, mask: Tensor) -> None:
         if mask.dim() != 2:
-            raise InputError(f"a mask is (H, W), not {tuple(mask.shape)}")
+            raise InputError(f"a mask must be (H, W), not {tuple(mask.shape)}")
         self._mask = (mask > 0.5 if mask.dtype.is_floating_point else mask != 0).float()
         if not bool(self._mask.any()):
             raise InputError("the mask is black everywhere: make the known pixels white")
@@ -286,7 +286,7 @@ def operator(task: str, mask: Tensor | None = None) -> LinearOperator:
     Raises ConfigError for an unknown task or a missing or needless mask.
     """
     if (task == "inpaint") != (mask is not None):
-        raise ConfigError("the task inpaint needs a mask (--mask), and no other task takes one")
+        raise ConfigError(f"the task is {task!r}; inpaint needs a mask (--mask), and no other task takes one")
     if mask is not None:
         return Mask(mask)
     if task == "denoise":

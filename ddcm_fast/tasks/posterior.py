@@ -138,7 +138,7 @@ def restore(
         ConfigError: a latent model, or settings the model cannot take.
     """
     if measurement.dim() != 4 or len(measurement) != 1:
-        raise InputError(f"a measurement is (1, c, h, w), not {tuple(measurement.shape)}")
+        raise InputError(f"a measurement must be (1, c, h, w), not {tuple(measurement.shape)}")
     if not bool(torch.isfinite(measurement).all()):
         raise InputError("the measurement has NaN or infinite entries")
     _patch(codec.model)
@@ -147,5 +147,5 @@ def restore(
     blank = torch.zeros(1, codec.model.channels, height, width, dtype=torch.float32, device=y.device)
     made = operator.forward(blank).shape
     if made != y.shape:
-        raise InputError(f"this operator makes measurements of shape {tuple(made)}, not {tuple(y.shape)}")
+        raise InputError(f"the measurement is {tuple(y.shape)}; this operator needs {tuple(made)}")
     return codec.sample(Posterior(operator, y, height, width, shortlist, sigma, seed), height, width)[0]

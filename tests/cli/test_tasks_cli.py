@@ -125,7 +125,7 @@ def test_restore_errors(folder, tmp_path, capsys, monkeypatch, command, message)
     ("more", "message"),
     [
         (["--t-edit", "5"], "needs a target"),
-        (["--t-edit", "99", "--target-label", "1"], "steps 0 to 29"),
+        (["--t-edit", "99", "--target-label", "1"], "give 0 to 29"),
         (["--t-edit", "5", "--target-label", "11"], "labels 0 to 9"),
         (["--t-edit", "5", "--target-prompt", "a one"], "no prompt"),
     ],

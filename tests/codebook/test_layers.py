@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: From the bottom up. A part may import those before it, and modules of its own.
 LEVELS = (
     *("lazy", "errors", "files", "codebook", "measure", "sampling", "models", "codec"),
-    *("tasks", "pillow", "bulk", "evaluation", "cli", "doctor", "bench"),
+    *("tasks", "pillow", "app", "bulk", "evaluation", "cli", "doctor", "bench"),
 )
 
 

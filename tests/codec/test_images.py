@@ -383,11 +383,11 @@ def floats(*numbers):
 
 #: name: (a file's bytes, what the message says)
 REFUSED = {
-    "empty": (b"", "no known format"),
-    "text": (b"no picture\n", "no known format"),
+    "empty": (b"", "must be one of PNG"),
+    "text": (b"no picture\n", "must be one of PNG"),
     "PostScript": (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n",
-        "no known format",
+        "must be one of PNG",
     ),
     "truncated PNG": (pictures.png_of(RGB)[:-300], "truncated"),
     "truncated JPEG": (saved(Image.fromarray(RGB), "JPEG")[:-300], "truncated"),
@@ -483,7 +483,7 @@ def test_arrays(name):
 @pytest.mark.parametrize(
     ("array", "says"),
     [
-        (RGB / 255, "float array"),
+        (RGB / 255, "float64, which does not say"),
         (RGB.astype(np.int64), "uint8 or uint16, not int64"),
         (RGB.transpose(2, 0, 1), r"\(H, W\) or \(H, W, 3\)"),
         (RGB[None], r"\(H, W\) or \(H, W, 3\)"),

@@ -173,7 +173,7 @@ def test_errors() -> None:
         bench = Bench(GaussianField(), CONFIGS["ddcm"])
         bench.run(toward(bench.x0[0]), bench.graphs())
     bench = Bench(model, CONFIGS["ddcm"])
-    with pytest.raises(ConfigError, match="not this task"):
+    with pytest.raises(ConfigError, match="cannot serve the chooser"):
         bench.run(Match(lambda context: context.x0_hat), bench.graphs())
 
 

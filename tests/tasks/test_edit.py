@@ -67,8 +67,8 @@ def test_edit_towards_no_condition_and_from_a_hidden_source(codec):
     [
         ([Condition(label=10)], [3], "labels 0 to 9"),
         ([Condition(prompt="one")], [3], "no prompt"),
-        ([Condition(label=1)], [T + 1], "steps 0 to 59"),
-        ([Condition(label=1)], [-1], "steps 0 to 59"),
+        ([Condition(label=1)], [T + 1], "give 0 to 59"),
+        ([Condition(label=1)], [-1], "give 0 to 59"),
         ([], [3], "at least one target"),
     ],
 )

@@ -91,7 +91,7 @@ def test_motion_kernels_have_their_length():
         (lambda: operator("sr4").forward(torch.zeros(1, 3, 30, 32)), InputError, "no multiple"),
         (lambda: operator("color").forward(torch.zeros(1, 1, 8, 8)), InputError, "three channels"),
         (lambda: Mask(torch.ones(8, 8)).forward(torch.zeros(1, 3, 8, 9)), InputError, "resize the mask"),
-        (lambda: Mask(torch.ones(1, 8, 8)), InputError, "mask is"),
+        (lambda: Mask(torch.ones(1, 8, 8)), InputError, "mask must be"),
         (lambda: Mask(torch.zeros(8, 8)), InputError, "black everywhere"),
         (lambda: Blur(torch.ones(2, 3)), InputError, "odd sides"),
         (lambda: gaussian_kernel(0), ConfigError, "out of range"),

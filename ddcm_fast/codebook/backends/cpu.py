@@ -91,7 +91,7 @@ def _load() -> ctypes.PyDLL | str:
 def _library() -> ctypes.PyDLL:
     library = _load()
     if isinstance(library, str):
-        raise BackendError(f"the cpu backend is not available: {library}")
+        raise BackendError(f"the cpu backend is not available, choose another or auto: {library}")
     return library
 
 
@@ -107,7 +107,7 @@ def select_instruction_set(name: str) -> None:
     Raises BackendError if this machine lacks it.
     """
     if _library().ddcm_cpu_select(name.encode()) != 0:
-        raise BackendError(f"instruction set {name!r} is unknown or this machine lacks it")
+        raise BackendError(f"instruction set {name!r} is unknown or not here; choose avx512, avx2, portable or auto")
 
 
 @lru_cache(maxsize=256)

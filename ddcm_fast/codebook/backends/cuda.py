@@ -111,7 +111,9 @@ def _load(capability: tuple[int, int]) -> ctypes.CDLL | str:
 def _check(library: ctypes.CDLL, code: int) -> None:
     if code != 0:
         text = library.ddcm_error_string(code).decode()
-        raise BackendError(f"a CUDA kernel could not be started: {text}")
+        raise BackendError(
+            f"a CUDA kernel could not be started: {text}; choose another backend with --backend or DDCM_BACKEND"
+        )
 
 
 def batches(library: ctypes.CDLL, batch: int, c_spec: _Spec, name: str, *arguments: int) -> Iterator[slice]:
@@ -310,7 +312,7 @@ class Cuda(Backend):
             return self._library
         library = _load(torch.cuda.get_device_capability(device))
         if isinstance(library, str):
-            raise BackendError(f"backend 'cuda' cannot serve {device}: {library}")
+            raise BackendError(f"backend 'cuda' cannot serve {device}, choose another or auto: {library}")
         return library
 
     def _rotate(self, spec: CodebookSpec, x: Tensor, inverse: bool) -> Tensor:

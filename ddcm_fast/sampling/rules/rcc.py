@@ -117,13 +117,18 @@ class Rcc(Grouped):
         margin: int = DEFAULT_MARGIN,
     ) -> None:
         if groups.keys() != bits.keys():
-            raise ConfigError("the rule 'rcc' needs groups and bits of the same steps")
+            raise ConfigError(
+                f"the rule 'rcc' needs groups and bits of the same steps, not {sorted(groups.keys() ^ bits.keys())}"
+            )
         self._seed = seed
         self._bits: dict[int, float] = {}
         books: dict[int, Codebook] = {}
         for index, count in groups.items():
             if not (math.isfinite(bits[index]) and bits[index] >= 0 and count >= 1):
-                raise ConfigError(f"step {index} has {bits[index]} bits in {count} groups: impossible")
+                raise ConfigError(
+                    f"step {index} has {bits[index]} bits in {count} groups: impossible; it needs at least 0 bits in 1 "
+                    "group"
+                )
             own = round(_QUANTUM * bits[index] / count) / _QUANTUM
             log2_size = max(1, math.ceil(own) + margin)
             if log2_size > MAX_LOG2_SIZE:

@@ -49,12 +49,12 @@ class Threshold(Rule):
 
     def __init__(self, codebook: Codebook, atoms: Mapping[int, int]) -> None:
         if not codebook.signed or codebook.spec.groups != 1:
-            raise ConfigError("the rule 'threshold' needs a signed codebook of one group")
+            raise ConfigError(f"the rule 'threshold' needs a signed codebook of one group, not {codebook}")
         size = codebook.spec.size
         most = min(size, MAX_TOPK)
         for m in atoms.values():
             if not 1 <= m <= most:
-                raise ConfigError(f"M is {m}; the rule 'threshold' chooses 1 to {most} of K={size} atoms a step")
+                raise ConfigError(f"M is {m}; the rule 'threshold' takes 1 to {most} of K={size} atoms a step")
         super().__init__(codebook)
         self._atoms = dict(atoms)
         self._radices = {m: [comb(size, m), 1 << m] for m in set(atoms.values())}
@@ -129,6 +129,9 @@ def pool_weight(mask: Tensor, latent_shape: Sequence[int]) -> Tensor:
         raise InputError(f"the mask has shape {tuple(mask.shape)}; it must be (height, width) for a model with images")
     mask = mask.to(torch.float32)
     if not bool(torch.isfinite(mask).all()) or bool((mask < 0).any()) or not bool((mask > 0).any()):
-        raise InputError("the mask must be finite and at least 0, and not 0 everywhere")
+        raise InputError(
+            f"the mask runs from {float(mask.min()):g} to {float(mask.max()):g}; it must be at least 0, and not 0 "
+            "everywhere"
+        )
     pooled: Tensor = torch.nn.functional.adaptive_avg_pool2d(mask[None, None], (latent_shape[1], latent_shape[2]))
     return pooled
