@@ -56,7 +56,7 @@ def find(inputs: Sequence[Path], wanted: Callable[[str], bool], what: str, most:
     for path in inputs:
         found = list(_of(path, wanted, most))
         if not found:
-            raise InputError(f"{path} holds no {what}")
+            raise InputError(f"{path} holds no {what}; name files, folders, patterns or .tar archives that do")
         items += found
     return distinct(items)
 
@@ -68,7 +68,8 @@ def distinct(items: list[Item]) -> list[Item]:
         other = seen.setdefault(item.name.lower(), item)
         if other is not item:
             raise InputError(
-                f"{other.origin} and {item.origin} would both become {item.name}: put them into separate folders"
+                f"{other.origin} and {item.origin} would both become {item.name}: "
+                "give them different names, or take them in two runs"
             )
     return items
 
@@ -97,7 +98,7 @@ def _of(path: Path, wanted: Callable[[str], bool], most: int) -> Iterator[Item]:
     elif path.is_file():
         yield _file(path, path.parent, most)
     else:
-        raise InputError(f"cannot read {path}: No such file or directory")
+        raise InputError(f"cannot read {path}: No such file or directory; name files, folders or patterns")
 
 
 def _unreadable(error: OSError) -> NoReturn:
@@ -127,7 +128,7 @@ def _members(path: Path, wanted: Callable[[str], bool], most: int) -> Iterator[I
 def _slice(path: Path, offset: int, size: int, most: int) -> Callable[[], bytes]:
     def content() -> bytes:
         if size > most:
-            raise InputError(f"it has more than {most >> 20} MiB, which is longer than any such file")
+            raise InputError(f"it has more than {most >> 20} MiB, which is longer than any such file; leave it out")
         try:
             with path.open("rb") as file:
                 file.seek(offset)
@@ -135,7 +136,7 @@ def _slice(path: Path, offset: int, size: int, most: int) -> Callable[[], bytes]
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}") from error
         if len(data) < size:
-            raise InputError(f"{path} ends in the middle of it")
+            raise InputError(f"{path} ends in the middle of it: the archive is truncated")
         return data
 
     return content

@@ -68,7 +68,7 @@ def _run(args: argparse.Namespace) -> None:
         if name not in codecs.names():
             raise ConfigError(f"unknown codec {name!r}: choose among {', '.join(codecs.names())}")
     if not wanted:
-        raise ConfigError("--codecs names none")
+        raise ConfigError(f"--codecs is {args.codecs!r}; name one of {', '.join(codecs.names())} at least")
     items = distinct(find(args.input, is_image_ending, "images", MAX_IMAGE_FILE))[: args.limit]
     pairs = Pairs(metrics)
     outputs = Outputs(force=args.force, folder=args.output)
@@ -103,7 +103,8 @@ def _run(args: argparse.Namespace) -> None:
     if not args.quiet:
         _say(points, metrics, summary)
     if failed:
-        raise SomeFailedError(f"{len(failed)} of {len(items)} images failed; {args.output / 'results.csv'} says why")
+        where = args.output / "results.csv"
+        raise SomeFailedError(f"{len(failed)} of {len(items)} images failed, as {where} says; leave them out")
 
 
 def _json(value: Any) -> bytes:

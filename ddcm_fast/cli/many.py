@@ -71,7 +71,7 @@ def refuse_options(args: argparse.Namespace) -> None:
     given |= {name: getattr(args, name, None) for name in ("split", "dry_run")}
     for name, value in given.items():
         if value:
-            raise ConfigError(f"--{name.replace('_', '-')} is for many inputs and a folder as the output")
+            raise ConfigError(f"--{name.replace('_', '-')} is for many: give several inputs, or a folder as the output")
 
 
 def worker(args: argparse.Namespace) -> tuple[int, int]:
@@ -129,5 +129,5 @@ def run(
         say(text)
     if count.failed:
         raise SomeFailedError(
-            f"{count.failed} of {len(mine)} failed: {manifest.path} says why; --retry-failed tries them again"
+            f"{count.failed} of {len(mine)} failed, as {manifest.path} says: use --retry-failed to try them again"
         )

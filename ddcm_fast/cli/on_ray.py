@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
         try:
             said = ray.get(answers)
         except ray.exceptions.RayError as error:
-            raise DDCMError(f"a worker of Ray failed: {first_line(error)}; the same command goes on") from error
+            raise DDCMError(f"a worker of Ray failed: {first_line(error)}; give the command again to go on") from error
     finally:
         ray.shutdown()
     failed = sum(facts.get("failed", 0) for facts in said)

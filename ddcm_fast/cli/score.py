@@ -73,4 +73,4 @@ def _run(args: argparse.Namespace) -> None:
         said = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in facts.items()}
         say(", ".join(f"{name} {value}" for name, value in said.items()))
     if failed:
-        raise SomeFailedError(f"{len(failed)} of {len(shared)} pairs failed")
+        raise SomeFailedError(f"{len(failed)} of {len(shared)} pairs failed: give pictures of one size in both folders")

@@ -60,7 +60,8 @@ class Pairs:
         """Each metric of two RGB images of one size; None where it says nothing (equal images, too small ones)."""
         if original.size != decoded.size:
             raise InputError(
-                f"the images have {original.width}x{original.height} and {decoded.width}x{decoded.height} pixels"
+                f"the images have {original.width}x{original.height} and {decoded.width}x{decoded.height} pixels; "
+                "they must have as many"
             )
         a, b = to_tensor(original)[0], to_tensor(decoded)[0]
         found = {name: measure(a, b) for name, measure in self._measures.items()}
