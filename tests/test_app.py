@@ -60,7 +60,7 @@ def test_averaged_pictures_do_not_change_the_file(at_once):
     model = load_model("photo", dtype="float32")
     small = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
     result = list(work.compress(model, small, "product", 0.5))[-1]
-    assert result.data == Codec(model).compress(small, bpp=0.5)
+    assert result.data == Codec.from_preset(model, "product").compress(small, bpp=0.5)
 
 
 def test_a_prefix_is_a_coarser_picture(field):
