@@ -195,7 +195,7 @@ def test_codebook_refuses_bad_input(backend):
             index, _, _ = codebook.search(broken, 0)
             codebook.check_index(index.cpu())  # where the check is left to whoever reads the index
     if device == "cpu":
-        with pytest.raises(InputError, match="index 16"):
+        with pytest.raises(InputError, match="index is 16"):
             codebook.atoms(torch.tensor([[16]]), 0)
 
 
