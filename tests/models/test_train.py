@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddcm_fast.models.train import command, data, loop, photo
+from ddcm_fast.models.train import command, data, loop, pages, photo
 
 TINY = {
     "_class_name": "UNet2DModel",
@@ -171,6 +171,24 @@ def test_batches_are_crops_of_the_photographs() -> None:
     assert down == [1.0, 2.0]  # never upside down
 
 
+def test_a_share_of_the_crops_is_of_pages() -> None:
+    photo_, page = (torch.full((40, 40, 3), value, dtype=torch.uint8) for value in (10, 200))
+    batch = data.sample_batch([photo_], 400, 16, (1.0,), torch.Generator().manual_seed(0), [page], 0.25)
+    means = ((batch + 1) * 127.5).mean(dim=(1, 2, 3)).round()
+    assert set(means.tolist()) == {10.0, 200.0}
+    assert 70 < int((means == 200).sum()) < 130
+
+
+def test_pages_are_drawn_alike_from_a_seed() -> None:
+    drawn = pages.draw_pages(12, seed=3)
+    again = pages.draw_pages(12, seed=3)
+    assert all(page.dtype == torch.uint8 and page.shape == (288, 320, 3) for page in drawn)
+    assert all(torch.equal(one, other) for one, other in zip(drawn, again, strict=True))
+    assert not torch.equal(drawn[0], pages.draw_pages(1, seed=4)[0])
+    assert all(page.float().std() > 0 for page in drawn)  # something is on each of these
+    assert pages.draw_pages(1, seed=3, least=400)[0].shape == (400, 400, 3)
+
+
 def test_model_space_keeps_the_norm() -> None:
     crops = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     image = crops.double() / 127.5 - 1.0
@@ -231,6 +249,8 @@ def test_minutes_end_a_run(work: Path, capsys: pytest.CaptureFixture) -> None:
         (["--crop", "20"], "multiples of 16"),
         (["--crop", "256"], "no training photograph"),
         (["--holdout", "12"], "too few"),
+        (["--pages", "1"], "--pages must lie in"),
+        (["--pages", "0.5", "--page-count", "0"], "--page-count must be"),
         (["--holdout", "0"], "--holdout must be"),
         (["--lr", "0"], "--lr must be positive"),
         (["--t-range", "600", "10"], "t range"),

@@ -16,7 +16,7 @@ from ddcm_fast.models.train import digits
 from ddcm_fast.models.train.data import centre_crops, load_eval_folder, load_photos
 from ddcm_fast.models.train.errors import TrainError
 from ddcm_fast.models.train.loop import train_photo
-from ddcm_fast.models.train.photo import BUILT_IN, TrainConfig, evaluate, load_model, usable_device
+from ddcm_fast.models.train.photo import BUILT_IN, DTYPES, TrainConfig, evaluate, load_model, usable_device
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -121,8 +121,12 @@ def _add_photo(commands: Any) -> None:
     )
     p.add_argument("--short-side", type=int, default=d.short_side, help="photographs' short side")
     p.add_argument("--holdout", type=int, default=d.holdout, help="photographs held out")
+    p.add_argument(
+        "--pages", type=float, default=d.pages, help="share of crops of drawn pictures: text, windows, diagrams, plots"
+    )
+    p.add_argument("--page-count", type=int, default=d.page_count, help="drawn pictures, if any")
     _add_learning(p, d)
-    p.add_argument("--dtype", choices=("bf16", "fp32"), default=d.dtype, help="autocast type")
+    p.add_argument("--dtype", choices=DTYPES, default=d.dtype, help="autocast type; auto: bf16 where native")
     p.add_argument("--device", default=d.device, help="cpu, cuda, cuda:1, ...")
     p.add_argument("--threads", type=int, help="CPU threads")
     p.add_argument("--seed", type=int, default=d.seed, help="random seed")

@@ -117,18 +117,22 @@ def sample_batch(
     crop: int,
     scales: Sequence[float],
     generator: torch.Generator,
+    pages: Sequence[torch.Tensor] = (),
+    share: float = 0.0,
 ) -> torch.Tensor:
     """Random crops in the model's space: float32 ``batch`` x 12 x crop/2 x crop/2.
 
     ``scales[k]`` is the share of them (up to a common factor) averaged down k times by 2, as far as the
     photograph is large enough; half are flipped left to right. ``photos`` are uint8 H x W x 3, each at
-    least ``crop`` pixels.
+    least ``crop`` pixels; in a ``share`` of the crops they are ``pages`` instead, of the same form.
     """
     rand = torch.rand((batch, 5), generator=generator, dtype=torch.float64, device="cpu").tolist()
     limits = np.cumsum(scales) / np.sum(scales)
     out = torch.empty((batch, 3, crop, crop), dtype=torch.float32, device="cpu")
     for row, (pick, y, x, shrink, flip) in enumerate(rand):
-        photo = photos[int(pick * len(photos))]
+        drawn = pick < share
+        source, pick = (pages, pick / share) if drawn else (photos, (pick - share) / (1.0 - share))
+        photo = source[int(pick * len(source))]
         height, width = photo.shape[:2]
         factor = 2 ** int(np.searchsorted(limits, shrink, side="right"))
         while factor > 1 and min(height, width) < factor * crop:

@@ -25,6 +25,7 @@ from ddcm_fast import files
 from ddcm_fast.errors import first_line
 from ddcm_fast.models.train.data import centre_crops, load_photos, sample_batch
 from ddcm_fast.models.train.errors import TrainError
+from ddcm_fast.models.train.pages import draw_pages
 from ddcm_fast.models.train.photo import (
     WEIGHTS_NAME,
     Denoiser,
@@ -132,6 +133,7 @@ class Training:
         self._logged = (0, 0.0)  # steps and seconds at the last log line, and what has been measured since
         self._losses: list[torch.Tensor] = []
         self._norms: list[torch.Tensor] = []
+        self._pages = draw_pages(config.page_count, config.seed, max(config.crops)) if config.pages else []
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what ``read_state`` returned."""
@@ -176,7 +178,7 @@ class Training:
         crop = config.crops[which]
         batch = max(1, round(config.batch * (config.crops[0] / crop) ** 2))
         times = torch.multinomial(self._density, batch, replacement=True, generator=draws)
-        x0 = sample_batch(photos, batch, crop, config.scales, draws)
+        x0 = sample_batch(photos, batch, crop, config.scales, draws, self._pages, config.pages)
         x0, times = x0.to(self.device), times.to(self.device)
         noise = torch.randn(x0.shape, generator=self.noises, device=self.device, dtype=torch.float32)
         signal_scale = self._signal_scale[times, None, None, None]

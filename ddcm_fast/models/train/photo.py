@@ -31,6 +31,7 @@ import torch
 
 from ddcm_fast import files
 from ddcm_fast.errors import first_line
+from ddcm_fast.models.loading import default_dtype
 from ddcm_fast.models.train.data import to_model
 from ddcm_fast.models.train.errors import TrainError
 
@@ -53,6 +54,7 @@ PHOTO_CONFIG: dict[str, Any] = {
 }
 """``UNet2DModel`` arguments of the built-in photo model (6.6 M parameters)."""
 
+DTYPES = ("auto", "bf16", "fp32")
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 BUILT_IN = Path(__file__).resolve().parents[1] / "weights" / "photo"
 
@@ -72,12 +74,14 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip: float = 1.0
     ema: float = 0.999
-    dtype: str = "bf16"
+    dtype: str = "auto"
     device: str = "cpu"
     seed: int = 0
     scales: tuple[float, ...] = (0.5, 0.5)
     short_side: int = 288
     holdout: int = 40
+    pages: float = 0.0
+    page_count: int = 1500
     t_range: tuple[int, int] = (10, 600)
     t_uniform: float = 0.25
     snr_power: float = 0.25
@@ -118,8 +122,12 @@ def check(config: TrainConfig) -> None:
         raise TrainError(f"--scales are shares, none negative and not all 0, got {list(config.scales)}")
     if not 0.0 <= config.ema < 1.0:
         raise TrainError(f"--ema must lie in [0, 1), got {config.ema}")
-    if config.dtype not in ("bf16", "fp32"):
-        raise TrainError(f"--dtype must be bf16 or fp32, got {config.dtype}")
+    if config.dtype not in DTYPES:
+        raise TrainError(f"--dtype must be one of {', '.join(DTYPES)}, got {config.dtype}")
+    if not 0.0 <= config.pages < 1.0:
+        raise TrainError(f"--pages must lie in [0, 1), got {config.pages}")
+    if config.page_count < 1:
+        raise TrainError(f"--page-count must be at least 1, got {config.page_count}")
     if config.holdout < 1:
         raise TrainError(f"--holdout must be at least 1, got {config.holdout}")
 
@@ -169,8 +177,11 @@ def usable_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextManager[Any]:
-    """What the network runs in: bfloat16 autocast, or nothing for ``fp32``."""
-    if dtype == "fp32":
+    """What the network runs in: bfloat16 autocast, or nothing for ``fp32``.
+
+    ``auto`` is bfloat16 where the device is native in it: elsewhere it is emulated, and six times as slow or worse.
+    """
+    if dtype == "fp32" or (dtype == "auto" and default_dtype(device) != torch.bfloat16):
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
@@ -222,7 +233,7 @@ def evaluate(
     crops: torch.Tensor,
     *,
     timesteps: Sequence[int] = EVAL_TIMESTEPS,
-    dtype: str = "bf16",
+    dtype: str = "auto",
     batch: int = 4,
     seed: int = 0,
 ) -> EvalTable:
