@@ -24,7 +24,7 @@ from ddcm_fast.models import digits
 from ddcm_fast.sampling.choosers import Chooser, StepContext
 from ddcm_fast.sampling.condition import Condition
 from ddcm_fast.tasks import Subset, ccfg, classifier_gradient, edit, operator, restore, restore_blind
-from ddcm_fast.tasks.perceptual import model_denoiser
+from ddcm_fast.tasks.restorers import model_denoiser
 
 SIDE = 128
 FACE = (126, 10, 318, 202)  # of the astronaut

@@ -41,7 +41,7 @@ from ddcm_fast.sampling.rules import Rule
 from ddcm_fast.sampling.sampler import sample
 from ddcm_fast.sampling.schedule import Step, linspace, plan
 from ddcm_fast.tasks.guidance import ClassifierGuided
-from ddcm_fast.tasks.perceptual import load_restorer
+from ddcm_fast.tasks.restorers import load_restorer
 
 METRICS = ("fid", "kid", "clip")
 CLIP_MODEL = "openai/clip-vit-base-patch16"

@@ -28,8 +28,8 @@ from ddcm_fast.files import JSON, TEXT, write
 from ddcm_fast.models import digits
 from ddcm_fast.sampling.choosers import Chooser, StepContext
 from ddcm_fast.tasks.operators import LinearOperator, operator
-from ddcm_fast.tasks.perceptual import model_denoiser
 from ddcm_fast.tasks.posterior import Posterior, restore
+from ddcm_fast.tasks.restorers import model_denoiser
 
 RESULTS = Path(__file__).parent / "results"
 SIGMA = 0.05

@@ -84,5 +84,8 @@ def _decode_official(args: argparse.Namespace) -> tuple[Image.Image, str]:
 
     found = official.Settings.of_path(args.input.resolve())
     model = load_for(args, found.hub_id, "float32")
-    image = to_pil(official.decode(args.input, model, found, progress(args), limits_of(args)))
+    prompt = args.prompt
+    if prompt is None and found.cfg is not None:
+        prompt = official.source_prompt(args.input)
+    image = to_pil(official.decode(args.input, model, found, progress(args), limits_of(args), prompt))
     return image, f", official DDCM file of {found.hub_id}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,13 @@ from ddcm_fast.tasks.operators import TASKS
 from ddcm_fast.tasks.posterior import DEFAULT_SHORTLIST
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
     from ddcm_fast.codec.codec import Codec, Encoded
     from ddcm_fast.sampling.model import DiffusionModel
     from ddcm_fast.tasks.operators import LinearOperator
-    from ddcm_fast.tasks.perceptual import Restorer
+    from ddcm_fast.tasks.restorers import Restorer
 
 _EPILOG = """examples:
   ddcm restore --task sr4 --sigma 0.02 small.png big.png            four times larger, and big.ddcm
@@ -63,11 +65,16 @@ def add_parser(commands: Any) -> None:
     blind = p.add_argument_group("unknown degradation (compressed blind restoration)")
     blind.add_argument(
         "--restorer",
-        help="denoise:SIGMA (the model), or with --trust a torch.export (.pt2) or TorchScript file, which can run code",
+        help="denoise:SIGMA (the model), or with --trust a torch.export (.pt2) or TorchScript file, which can run "
+        "code, or weights that spandrel knows (.pth, as of SwinIR)",
     )
     blind.add_argument("--quality", help="no-reference metric of pyiqa: niqe, clipiqa+, topiq_nr-face, ...")
     blind.add_argument("--coefficient", type=float, default=1.0, help="weight of the metric (default %(default)s)")
-    blind.add_argument("--faces", action="store_true", help="the paper's settings for faces: T = 1000, K = 4096, niqe")
+    blind.add_argument(
+        "--faces",
+        action="store_true",
+        help="the paper's settings for faces: 512x512 pixels, gaussian atoms, T = 1000, K = 4096, niqe",
+    )
     blind.add_argument("--align", action="store_true", help="cut out and align faces first (facexlib)")
     p.add_argument("--draw-seed", type=seed, default=0, help="of random choices (default: 0)")
     add_coding(p)
@@ -94,7 +101,10 @@ def _run(args: argparse.Namespace) -> None:
         outputs.add(_measured(args), image_kind("measured.png"))
     settings = settings_of(args)
     if args.faces:
-        settings.update((k, v) for k, v in (("K", 4096), ("T", 1000)) if settings[k] is None)
+        from ddcm_fast.tasks.perceptual import FACE_CONFIG
+
+        own_settings = asdict(FACE_CONFIG)
+        settings.update((name, own_settings[name]) for name in ("kind", "K", "T") if settings[name] is None)
     codec = make_codec(args, load(args, args.model), preset(args.preset, **settings))
     if args.task is not None:
         results = [(args.output, *_restore_known(args, codec, outputs))]
@@ -174,10 +184,23 @@ def _denoiser(args: argparse.Namespace) -> float | None:
 
 
 def _restorer(args: argparse.Namespace, model: DiffusionModel) -> Restorer:
-    from ddcm_fast.tasks.perceptual import load_restorer, model_denoiser
+    from ddcm_fast.tasks.restorers import load_restorer, model_denoiser
 
     sigma = _denoiser(args)
     return load_restorer(args.restorer, model.device, args.trust) if sigma is None else model_denoiser(model, sigma)
+
+
+def _face(image: Image.Image) -> Image.Image:
+    """A face that is aligned already, of the size that the face model takes. Raises InputError: it is not square."""
+    from PIL import Image
+
+    from ddcm_fast.tasks.perceptual import FACE_SIDE
+
+    if image.width != image.height:
+        raise InputError(
+            f"the face has {image.width}x{image.height} pixels; an aligned one is square: crop it, or let --align do so"
+        )
+    return image if image.width == FACE_SIDE else image.resize((FACE_SIDE, FACE_SIDE), Image.Resampling.BILINEAR)
 
 
 def _restore_blind(args: argparse.Namespace, codec: Codec, outputs: Outputs) -> list[tuple[Path, Encoded]]:
@@ -190,7 +213,7 @@ def _restore_blind(args: argparse.Namespace, codec: Codec, outputs: Outputs) -> 
     metric = args.quality or (FACE_METRIC if args.faces else None)
     quality = load_quality(metric, device) if metric else None
     image = read_image(args.input, args, MAX_PIXELS_TO_CUT if args.align else MAX_PIXELS)
-    images = align_faces(image, device) if args.align else [image]
+    images = align_faces(image, device) if args.align else [_face(image) if args.faces else image]
     names = [args.output]
     for number in range(1, len(images)):
         names.append(args.output.with_name(f"{args.output.stem}_{number}{args.output.suffix}"))

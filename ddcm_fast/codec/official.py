@@ -6,7 +6,8 @@ only on the same kind of device, in the same dtype, with the same torch stream. 
 these files alone and is materialised, step by step.
 
 The sampler is theirs too: DDIM with eta = 1 on timesteps linspace(0, 999, T), each step ending 1000 // T timesteps
-below where it starts, the last one at the level of timestep 0; the empty prompt and no guidance.
+below where it starts, the last one at the level of timestep 0; the empty prompt and no guidance. Files of their
+text-based editing have `cfg=..` in the path and a source prompt, which their code writes beside the file.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from ddcm_fast.codebook.codebook import Codebook
 from ddcm_fast.codec.limits import Limits
 from ddcm_fast.errors import ConfigError, FormatError, InputError
 from ddcm_fast.sampling.choosers import Chooser, Replay, toward
+from ddcm_fast.sampling.condition import MAX_BYTES, Condition, Edit
 from ddcm_fast.sampling.model import DiffusionModel
 from ddcm_fast.sampling.rules import Greedy, Pursuit, Rule
 from ddcm_fast.sampling.sampler import Sample, sample
@@ -44,6 +47,7 @@ class Settings:
     Attributes:
         T: steps. high, low: only timesteps from high down to low carry bits. K: atoms. M: atoms a step.
         C: bits of a coefficient. model: short name of the model.
+        cfg: scale of classifier-free guidance, of files of text-based editing.
     """
 
     T: int
@@ -53,11 +57,12 @@ class Settings:
     M: int = 1
     C: int = 1
     model: str = ""
+    cfg: float | None = None
 
     def __post_init__(self) -> None:
         most = Pursuit.parameters
         possible = self.T >= 1 and self.K >= 2 and 1 <= self.M <= most["M"].high and 1 <= self.C <= most["C"].high
-        if not (possible and self.high >= self.low >= 0):
+        if not (possible and self.high >= self.low >= 0 and (self.cfg is None or math.isfinite(self.cfg))):
             raise FormatError(
                 f"impossible settings of an official file, see the name that its folder must have: {self}"
             )
@@ -74,11 +79,13 @@ class Settings:
                 "which says how to decode it"
             )
         T, K, M, C = (int(number[key][1]) for key in "TKMC")  # type: ignore[index]
-        return Settings(T, int(span[1]), int(span[2]), K, M, C, model[1])
+        cfg = re.search(r"cfg=(\d{1,6}(?:\.\d{1,12})?)(?![\d.])", text)
+        return Settings(T, int(span[1]), int(span[2]), K, M, C, model[1], float(cfg[1]) if cfg else None)
 
     def folder(self) -> str:
         """The folder name that says them."""
-        return f"T={self.T}_in{self.high}-{self.low}_K={self.K}_M={self.M}_C={self.C}_model={self.model}"
+        cfg = "" if self.cfg is None else f"_cfg={self.cfg}"
+        return f"T={self.T}_in{self.high}-{self.low}_K={self.K}_M={self.M}_C={self.C}{cfg}_model={self.model}"
 
     @property
     def hub_id(self) -> str:
@@ -230,13 +237,40 @@ def steps_of(model: DiffusionModel, settings: Settings) -> list[Step]:
     return steps
 
 
+def source_prompt(path: Path) -> str | None:
+    """The prompt that their editing writes beside a file, None if there is none."""
+    stem = path.name.split(".")[0].removesuffix("_noise_indices")
+    try:
+        return (path.parent / f"{stem}_srcprompt.txt").read_text(encoding="utf-8")[:MAX_BYTES]
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _condition(model: DiffusionModel, settings: Settings, prompt: str | None) -> Condition | None:
+    """What the model is told. Raises ConfigError: a prompt is missing, or the file knows none."""
+    if (settings.cfg is None) != (prompt is None):
+        said = "no cfg, so it has no" if settings.cfg is None else f"cfg={settings.cfg:g}, so it needs its"
+        raise ConfigError(
+            f"the file's name says {said} source prompt: give --prompt with such files alone, or leave "
+            "NAME_srcprompt.txt beside NAME_noise_indices.bin"
+        )
+    # Their code guides only where there is a prompt.
+    return model.complete_condition(Condition(prompt, guidance_scale=settings.cfg)) if prompt else None
+
+
 def _run(
-    model: DiffusionModel, settings: Settings, side: int, steps: list[Step], chooser: Chooser, progress: bool | None
+    model: DiffusionModel,
+    settings: Settings,
+    side: int,
+    steps: list[Step],
+    chooser: Chooser,
+    progress: bool | None,
+    condition: Any = None,
 ) -> Sample:
     shape = model.latent_shape(side, side)
     book = TorchRandn(math.prod(shape), settings.K, model.dtype, model.device)
     noise = book.draw(INITIAL_SEED, 1).view(1, *shape)
-    return sample(model, steps, _rule(book, settings), chooser, noise, None, progress, "official DDCM")
+    return sample(model, steps, _rule(book, settings), chooser, noise, condition, progress, "official DDCM")
 
 
 def _check(model: DiffusionModel, settings: Settings, side: int, limits: Limits) -> None:
@@ -253,6 +287,8 @@ def decode(
     settings: Settings | None = None,
     progress: bool | None = False,
     limits: Limits | None = None,
+    prompt: str | None = None,
+    edit: Edit | None = None,
 ) -> Tensor:
     """An official .bin file -> image (C, H, W) float32 in [-1, 1], of the model's own size.
 
@@ -261,13 +297,17 @@ def decode(
         model: load_model(settings.hub_id); float32 or float16 as in the encoder, on the same kind of device.
         settings: where the path does not say them.
         progress, limits: see Codec.
+        prompt: the source prompt of a file with `cfg`; see source_prompt.
+        edit: their text-based editing: from a step on, another prompt, with its guidance.
 
     Raises:
         FormatError: the file does not fit its name. LimitError: its name asks for more than the limits allow.
-        InputError: it cannot be read.
+        InputError: it cannot be read. ConfigError: a file with `cfg` without its prompt, or the other way round.
     """
     settings = settings or Settings.of_path(path)
     side = model.default_side
+    condition = _condition(model, settings, prompt)
+    told = Edit(0, condition) if edit is None else Edit(edit.start, model.complete_condition(edit.condition))
     _check(model, settings, side, limits or Limits())
     steps = steps_of(model, settings)
     coded = sum(step.coded for step in steps)
@@ -278,12 +318,18 @@ def decode(
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     rows = unpack(data, settings, coded)
     letters = [torch.tensor([row], dtype=torch.int64, device="cpu") for row in rows]
-    done = _run(model, settings, side, steps, Replay(letters), progress)
+    done = _run(
+        model, settings, side, steps, Replay(letters), progress, lambda step: told.at(step.index, condition)
+    )
     return model.decode(done.x0)[0]
 
 
 def encode(
-    image: Tensor, model: DiffusionModel, settings: Settings, progress: bool | None = False
+    image: Tensor,
+    model: DiffusionModel,
+    settings: Settings,
+    progress: bool | None = False,
+    prompt: str | None = None,
 ) -> tuple[bytes, Tensor]:
     """An image (C, H, W) in [-1, 1] of the model's own size -> the bytes of an official file, and what it decodes to.
 
@@ -296,6 +342,7 @@ def encode(
         )
     with torch.inference_mode():
         target = model.encode(image[None].to(model.device))
-    done = _run(model, settings, side, steps_of(model, settings), toward(target), progress)
+    condition = _condition(model, settings, prompt)
+    done = _run(model, settings, side, steps_of(model, settings), toward(target), progress, condition)
     rows = [letters[0].tolist() for letters in done.letters]
     return pack(rows, settings), model.decode(done.x0)[0]

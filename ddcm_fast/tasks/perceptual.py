@@ -8,12 +8,8 @@ no-reference metric of which less is better. The file holds the kept indices onl
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -24,14 +20,12 @@ from torch.nn.functional import pad
 from ddcm_fast.codec.codec import Codec, Encoded
 from ddcm_fast.codec.config import CodecConfig
 from ddcm_fast.codec.images import MAX_PIXELS_TO_CUT, ImageLike, to_srgb, to_tensor
-from ddcm_fast.errors import ConfigError, InputError, MissingExtraError, ModelError, first_line, out_of_memory
+from ddcm_fast.errors import ConfigError, InputError, MissingExtraError, first_line, out_of_memory
 from ddcm_fast.sampling.autocast import without_autocast
 from ddcm_fast.sampling.choosers import Chooser, StepContext, seeded
 from ddcm_fast.sampling.model import DiffusionModel
 from ddcm_fast.sampling.update import advance
-
-Restorer = Callable[[Tensor], Tensor]
-"""Degraded image (B, C, h, w) in [-1, 1] -> estimate (B, C, H, W) in [-1, 1]."""
+from ddcm_fast.tasks.restorers import Restorer
 
 Quality = Callable[[Tensor], Tensor]
 """Image (B, C, H, W) in [0, 1] -> (B,); less is better."""
@@ -126,76 +120,6 @@ def restore_blind(
     with torch.inference_mode():
         reference = model.encode(pad(estimate, (0, -width % m, 0, -height % m), mode="replicate"))
     return codec.sample(Perceptual(reference, quality, coefficient, seed), height, width)[0]
-
-
-def model_denoiser(model: DiffusionModel, sigma: float, condition: Any = None) -> Restorer:
-    """The diffusion model's own one-step denoiser as the restorer: E[x0 | x0 + sigma n], the MMSE estimate.
-
-    It restores images with white Gaussian noise of standard deviation `sigma` (in [-1, 1] units, on the model's x0):
-    the state alpha_t y at the training timestep with sigma_t / alpha_t nearest to sigma.
-    """
-    if not 0 < sigma < 10:
-        raise ConfigError(f"the noise level is {sigma}; it must be between 0 and 10")
-
-    def ratio(t: float) -> float:
-        alpha, noise = model.alpha_sigma(t)
-        return noise / alpha
-
-    t = min(model.training_timesteps(), key=lambda t: abs(ratio(t) - sigma))
-    alpha, _ = model.alpha_sigma(t)
-
-    def restorer(image: Tensor) -> Tensor:
-        height, width = image.shape[2:]
-        m = model.multiple
-        padded = pad(image, (0, -width % m, 0, -height % m), mode="replicate")
-        x0_hat, _ = model.predict(alpha * model.encode(padded), t, condition)
-        return model.decode(x0_hat)[..., :height, :width]
-
-    return restorer
-
-
-@contextlib.contextmanager
-def _quiet_log(name: str) -> Iterator[None]:
-    """Without a logger's words: what torch logs of a foreign file is a stack trace, and our error says it in a line."""
-    log = logging.getLogger(name)
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-
-
-def load_restorer(path: str | Path, device: torch.device | str = "cpu", trust: bool = False) -> Restorer:
-    """A restorer from a torch.export (.pt2) or TorchScript (.pt) file.
-
-    Both are programs: what such a file holds is run (reading a .pt2 file can also unpickle), and no way of loading
-    keeps it to tensors. Hence `trust`.
-
-    Raises:
-        InputError: no such file, or neither of the two.
-        ModelError: no `trust`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no such restorer: {path}")
-    if not trust:
-        raise ModelError(
-            f"{path} is a program that would be run as it is; if you know where it is from, load it with --trust "
-            "(trust=True in Python)"
-        )
-    try:
-        if path.suffix == ".pt2":
-            with _quiet_log("torch.export"):
-                return torch.export.load(path).module().to(device)
-        return torch.jit.load(path, map_location=device).eval()
-    except Exception as error:  # torch raises many types for a foreign file
-        if out_of_memory(error):
-            raise
-        raise InputError(
-            f"{path} is neither a torch.export file (.pt2) nor TorchScript: {first_line(error)}; save the restorer "
-            "with torch.export.save or torch.jit.save"
-        ) from error
 
 
 def load_quality(name: str, device: torch.device | str = "cpu") -> Quality:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ddcm_fast.cli import main
+from ddcm_fast.codec import container
 
 FAST = ["--device", "cpu", "-q"]
 
@@ -119,6 +120,26 @@ def test_restore_errors(folder, tmp_path, capsys, monkeypatch, command, message)
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["mask.png"]
+
+
+def test_faces_are_coded_as_in_the_paper(tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def load_quality(name, device):
+        asked.append(name)
+        return lambda image: image.mean((1, 2, 3))
+
+    monkeypatch.setattr("ddcm_fast.tasks.perceptual.load_quality", load_quality)
+    Image.new("RGB", (40, 40), (200, 150, 130)).save(tmp_path / "face.png")
+    Image.new("RGB", (40, 50)).save(tmp_path / "person.png")
+    command = ["restore", "--model", "gaussian-field", "--restorer", "denoise:0.4", "--faces", "-T", "3", *FAST]
+    assert main([*command, str(tmp_path / "face.png"), str(tmp_path / "good.png")]) == 0
+    header, _ = container.read((tmp_path / "good.ddcm").read_bytes())
+    assert (header.config.kind, header.config.K, header.config.T) == ("gaussian", 4096, 3)
+    assert (header.width, header.height) == (512, 512) and asked == ["niqe"]
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "person.png"), str(tmp_path / "out.png")]) == 2
+    assert "an aligned one is square" in capsys.readouterr().err and not (tmp_path / "out.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ def pipe() -> Any:
     return tiny_pipelines.build("sd")
 
 
-def by_hand(pipe: Any, bits: str, s: Settings) -> Tensor:
-    """Decoding as their code does it: global seeds, K x D tensors, DDIM's step."""
+def by_hand(pipe: Any, bits: str, s: Settings, prompts: tuple[str, str] = ("", ""), t_edit: int = 0) -> Tensor:
+    """Decoding as their code does it: global seeds, K x D tensors, DDIM's step, the prompts before and from t_edit."""
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler.from_config(
@@ -39,7 +39,7 @@ def by_hand(pipe: Any, bits: str, s: Settings) -> Tensor:
         at += n
         return int(bits[at - n : at], 2)
 
-    embeds = pipe.encode_prompt("", torch.device("cpu"), 1, False)[0]
+    without, *told = (pipe.encode_prompt(p, torch.device("cpu"), 1, False)[0] for p in ("", *prompts))
     torch.manual_seed(official.INITIAL_SEED)
     x = torch.randn(1, 4, 8, 8)
     grid = torch.linspace(0, 1, 2**s.C)
@@ -57,7 +57,9 @@ def by_hand(pipe: Any, bits: str, s: Settings) -> Tensor:
                 z = z * grid[code].sqrt() + noise[k] * (1 - grid[code]).sqrt()
                 z = z / z.std()
         with torch.no_grad():
-            eps = pipe.unet(x, t, encoder_hidden_states=embeds).sample
+            eps = pipe.unet(x, t, encoder_hidden_states=without).sample
+            if s.cfg is not None:
+                eps = eps + s.cfg * (pipe.unet(x, t, encoder_hidden_states=told[i >= t_edit]).sample - eps)
         x = scheduler.step(eps, t, x, eta=1.0, variance_noise=z[None]).prev_sample
     with torch.no_grad():
         return pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample.clamp(-1, 1)[0]
@@ -85,6 +87,32 @@ def test_decodes_like_their_code(settings: Settings, pipe: Any, tmp_path: Path) 
     coded = [s for s in official.steps_of(model, settings) if s.coded]
     bits = bin(int.from_bytes(data, "big"))[2:].zfill(settings.bits * len(coded))
     torch.testing.assert_close(decoded, by_hand(pipe, bits, settings), atol=2e-4, rtol=0)
+
+
+def test_editing_files_decode_like_their_code(pipe: Any, tmp_path: Path) -> None:
+    from ddcm_fast.sampling.condition import Condition, Edit
+
+    model, settings = wrap_pipeline(pipe), Settings(12, 999, 0, 64, model="tiny", cfg=6.0)
+    image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    data, reconstruction = official.encode(image, model, settings, prompt="a cat")
+    path = tmp_path / settings.folder() / "x_noise_indices.bin"
+    path.parent.mkdir()
+    path.write_bytes(data)
+    assert "_cfg=6.0_" in settings.folder() and Settings.of_path(path) == settings
+    assert torch.equal(official.decode(path, model, prompt="a cat"), reconstruction)
+    coded = [s for s in official.steps_of(model, settings) if s.coded]
+    bits = bin(int.from_bytes(data, "big"))[2:].zfill(settings.bits * len(coded))
+    torch.testing.assert_close(reconstruction, by_hand(pipe, bits, settings, ("a cat", "a cat")), atol=5e-4, rtol=0)
+    edited = official.decode(path, model, prompt="a cat", edit=Edit(4, Condition("a dog", guidance_scale=6.0)))
+    assert not torch.equal(edited, reconstruction)
+    torch.testing.assert_close(edited, by_hand(pipe, bits, settings, ("a cat", "a dog"), 4), atol=5e-4, rtol=0)
+    with pytest.raises(ConfigError, match="needs its source prompt"):
+        official.decode(path, model)
+    with pytest.raises(ConfigError, match="has no source prompt"):
+        official.decode(path, model, Settings(12, 999, 0, 64, model="tiny"), prompt="a cat")
+    assert official.source_prompt(path) is None
+    (path.parent / "x_srcprompt.txt").write_text("a cat")
+    assert official.source_prompt(path) == "a cat"
 
 
 def test_command_line(pipe: Any, tmp_path: Path) -> None:
@@ -132,6 +160,8 @@ def test_names() -> None:
     s = Settings.of_path("out/T=500_in999-0_K=1024_M=2_C=3_model=stable-diffusion-v1-4/a/b_noise_indices.bin")
     assert s == Settings(500, 999, 0, 1024, 2, 3, "stable-diffusion-v1-4")
     assert s.hub_id == "CompVis/stable-diffusion-v1-4"
+    edited = Settings.of_path("T=50_in999-0_K=16_M=1_C=3_cfg=7.5_model=stable-diffusion-v1-4/b.bin")
+    assert edited.cfg == 7.5 and Settings.of_path(f"{edited.folder()}/b.bin") == edited
     assert Settings(10, 9, 0, 8, model="stable-diffusion-2-1-base").hub_id == "stabilityai/stable-diffusion-2-1-base"
 
 

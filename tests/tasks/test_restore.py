@@ -1,5 +1,7 @@
 """Compressed posterior sampling and blind restoration: consistency, exactness, files, errors."""
 
+import sys
+
 import pytest
 import torch
 
@@ -8,8 +10,9 @@ from ddcm_fast.errors import ConfigError, InputError, MissingExtraError, ModelEr
 from ddcm_fast.models import digits
 from ddcm_fast.sampling.choosers import Chooser
 from ddcm_fast.tasks import operator, restore, restore_blind
-from ddcm_fast.tasks.perceptual import align_faces, load_quality, load_restorer, model_denoiser
+from ddcm_fast.tasks.perceptual import align_faces, load_quality
 from ddcm_fast.tasks.posterior import Posterior
+from ddcm_fast.tasks.restorers import load_restorer, model_denoiser
 
 MASK = torch.ones(8, 8)
 MASK[2:5, 2:6] = 0
@@ -195,6 +198,37 @@ def test_restorer_files(tmp_path, form):
         path = tmp_path / "half.pt"
         torch.jit.trace(Half(), torch.zeros(1, 1, 8, 8)).save(str(path))
     assert torch.equal(load_restorer(path, trust=True)(torch.ones(1, 1, 8, 8)), torch.full((1, 1, 8, 8), 0.5))
+
+
+def test_restorer_weights(tmp_path):
+    """A small SwinIR as DifFace trains it: unshuffled by 8, enlarged by 8, saved from DistributedDataParallel."""
+    swinir = pytest.importorskip("spandrel.architectures.SwinIR")
+    torch.manual_seed(0)
+    network = swinir.SwinIR(
+        img_size=8, embed_dim=12, depths=[2], num_heads=[2], window_size=8, mlp_ratio=2, upscale=8, img_range=1.0,
+        upsampler="nearest+conv", start_unshuffle=8,
+    ).eval()  # fmt: skip
+    theirs = {}
+    for name, value in network.state_dict().items():
+        theirs["module." + name.replace("conv_first.", "conv_first.1.")] = value
+    torch.save({"state_dict": theirs}, tmp_path / "swinir.pth")
+    with pytest.raises(ModelError, match="--trust"):
+        load_restorer(tmp_path / "swinir.pth")
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.inference_mode():
+        restored = load_restorer(tmp_path / "swinir.pth", trust=True)(image)
+        wanted = network(image * 0.5 + 0.5).clamp(0, 1) * 2 - 1
+    assert restored.shape == image.shape and torch.equal(restored, wanted)
+    torch.save({"state_dict": {"weight": torch.zeros(3)}}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="spandrel knows"):
+        load_restorer(tmp_path / "other.pth", trust=True)
+
+
+def test_restorer_weights_need_spandrel(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "spandrel", None)
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    with pytest.raises(MissingExtraError, match=r"ddcm-fast\[restorers\]"):
+        load_restorer(tmp_path / "x.safetensors")
 
 
 def test_bad_restorers(model, tmp_path, digit):
