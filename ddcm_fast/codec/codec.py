@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddcm_fast.codec import container
 from ddcm_fast.codec.config import DEFAULT_PRESET, CodecConfig, preset
-from ddcm_fast.codec.container import FileData
+from ddcm_fast.codec.container import FileData, Header
 from ddcm_fast.codec.identity import check_model, fingerprint, make_header
 from ddcm_fast.codec.images import ImageLike, load_image, to_pil, to_tensor
 from ddcm_fast.codec.job import Encoded, Job, make_job, make_target, make_weight, padded_size
@@ -24,12 +24,14 @@ from ddcm_fast.codec.limits import Limits
 from ddcm_fast.codec.rate import Control, Paced
 from ddcm_fast.errors import ConfigError, FormatError, InputError
 from ddcm_fast.models.loading import as_model
+from ddcm_fast.models.one_by_one import OneByOneModel
 from ddcm_fast.sampling.autocast import no_autocast
 from ddcm_fast.sampling.choosers import Blind, Chooser, Draw, Replay, toward
 from ddcm_fast.sampling.condition import Condition, ConditionHash, ConditionLike, Edit, as_condition, one_each, settle
 from ddcm_fast.sampling.graphs import StepGraphs, require_gpu
 from ddcm_fast.sampling.model import DiffusionModel
 from ddcm_fast.sampling.sampler import Sample, sample
+from ddcm_fast.sampling.schedule import Step
 
 __all__ = ["Codec", "Encoded", "Picture"]
 
@@ -67,9 +69,11 @@ class Codec:
         model: from load_model, or a diffusers pipeline (see models.wrap_pipeline).
         config: how `compress` and `generate` code; decoding takes everything from the file.
         backend: of the codebook, see Codebook.
-        batch_size: images a network call when several of one size are given. A network's output can depend on
-            the batch size in its last bits, so files decode bit for bit like the encoder's reconstruction only where
-            both use the same; 1 (the default) always does.
+        batch_size: images at a time when several of one size are given. A network's output can depend on that in its
+            last bits, so files decode bit for bit like the encoder's reconstruction where both use the same; 1 (the
+            default) always does, and `exact` at any.
+        exact: the network sees one image at a time, whatever the batch; only what is the same in any batch is shared,
+            the search of the codebook above all. A file is then that of the image alone, to the bit.
         progress: progress bars: True, False, or None for "if standard error is a terminal".
         cuda_graph: take whole steps as CUDA graphs (rules that are `capturable`): for a network whose kernels
             take less time than their launching. What was captured is kept for the last configuration and size.
@@ -88,6 +92,7 @@ class Codec:
         progress: bool | None = False,
         cuda_graph: bool = False,
         limits: Limits | None = None,
+        exact: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
@@ -98,6 +103,8 @@ class Codec:
         self.progress = progress
         self.cuda_graph = cuda_graph
         self.limits = limits or Limits()
+        self.exact = exact
+        self._one_by_one = OneByOneModel(self.model)
         self._last: tuple[Any, Job] | None = None
         if cuda_graph:
             require_gpu(self.model)
@@ -113,10 +120,11 @@ class Codec:
         progress: bool | None = False,
         cuda_graph: bool = False,
         limits: Limits | None = None,
+        exact: bool = False,
         **settings: Any,
     ) -> Codec:
         """A codec with a preset's configuration, some of it replaced: from_preset(model, "pursuit", K=1024, M=8)."""
-        return cls(model, preset(name, **settings), backend, batch_size, progress, cuda_graph, limits)
+        return cls(model, preset(name, **settings), backend, batch_size, progress, cuda_graph, limits, exact)
 
     # ---- encoding --------------------------------------------------------------------------------
 
@@ -138,7 +146,9 @@ class Codec:
             condition: prompt, label and guidance, for conditional models; or a sequence of one for each image.
             embed_condition: the condition travels in the file; if not, only 4 bytes of its hash do and the decoder
                 must be given it.
-            bpp: bits a pixel of the whole file, never exceeded and met within an atom; each image is then coded alone.
+            bpp: bits a pixel of the whole file, never exceeded and met within an atom. Where the rate is the number of
+                steps (greedy, pursuit), images are coded in batches as ever; where rates are met by each image's own
+                schedule (the `kl` schedules), each is coded alone.
             psnr: quality in dB to come within 0.2 dB of, by a few encodings of each image.
             mask: where the bits should go: a grey image or array of the images' size, or a tensor (H, W) of at least
                 0 (Turbo-DDCM's priority-aware coding; the decoder needs no mask).
@@ -156,19 +166,48 @@ class Codec:
         sizes: dict[tuple[int, int], list[int]] = {}
         for i, tensor in enumerate(tensors):
             sizes.setdefault((tensor.shape[2], tensor.shape[3]), []).append(i)
-        controlled = bpp is not None or psnr is not None
+        controlled = psnr is not None or (bpp is not None and self.config.shares_atoms)
         for members in sizes.values():
-            for batch in self._batches(members, conditions, 1 if controlled else self.batch_size):
-                images = torch.cat([tensors[i] for i in batch])
-                own = [conditions[i] for i in batch]
-                stored = [_stored(each, embed_condition) for each in own]
-                if controlled:
-                    coded = [self._controlled(images, bpp, psnr, own[0], stored[0], mask)]
-                else:
-                    coded, _ = self._encode(images, make_target(self.model, images), self.config, own, stored, mask)
-                for i, one in zip(batch, coded, strict=True):
-                    results[i] = one
+            if controlled:
+                for i in members:
+                    own, stored = conditions[i], _stored(conditions[i], embed_condition)
+                    results[i] = self._controlled(tensors[i], bpp, psnr, own, stored, mask)
+                continue
+            for config, alike in self._configs(members, tensors, conditions, embed_condition, bpp).items():
+                for batch in self._batches(alike, conditions, self.batch_size):
+                    images = torch.cat([tensors[i] for i in batch])
+                    each = [conditions[i] for i in batch]
+                    kept = [_stored(one, embed_condition) for one in each]
+                    coded, _ = self._encode(images, self._target(images), config, each, kept, mask)
+                    for i, one in zip(batch, coded, strict=True):
+                        results[i] = one
         return [r for r in results if r is not None]
+
+    def _configs(
+        self,
+        members: Sequence[int],
+        tensors: Sequence[Tensor],
+        conditions: Sequence[Condition | None],
+        embed_condition: bool,
+        bpp: float | None,
+    ) -> dict[CodecConfig, list[int]]:
+        """What images of one size are coded with: the codec's own, or with the steps that a rate leaves each."""
+        if bpp is None:
+            return {self.config: list(members)}
+        configs: dict[CodecConfig, list[int]] = {}
+        for i in members:
+            image, stored = tensors[i], _stored(conditions[i], embed_condition)
+            shape = self.model.latent_shape(*padded_size(self.model, *image.shape[-2:]))
+            state = torch.empty((1, *shape), dtype=torch.float32, device="cpu")  # only its size is asked for
+            configs.setdefault(self._control(image, state, conditions[i], stored, None).fixed(bpp), []).append(i)
+        return configs
+
+    def _target(self, images: Tensor) -> Tensor:
+        """x0 of images (B, C, H, W)."""
+        return make_target(self._model_for(len(images)), images)
+
+    def _model_for(self, batch: int) -> DiffusionModel:
+        return self._one_by_one if self.exact and batch > 1 else self.model
 
     def _encode(
         self,
@@ -205,9 +244,24 @@ class Codec:
         """One image (1, C, H, W) at a bitrate or a quality."""
         if bpp is not None and psnr is not None:
             raise ConfigError(f"bpp is {bpp} and psnr is {psnr}; give a bitrate or a quality, not both")
-        height, width = image.shape[-2:]
         x0 = make_target(self.model, image)
         self.limits.check_search(self.config, x0[0].numel(), 1, self.backend, self.model.device)
+        control = self._control(image, x0, condition, stored, mask)
+        if bpp is not None:
+            return control.at_rate(bpp)
+        assert psnr is not None
+        return control.at_quality(psnr)
+
+    def _control(
+        self,
+        image: Tensor,
+        x0: Tensor,
+        condition: Condition | None,
+        stored: Condition | ConditionHash | None,
+        mask: ImageLike | None,
+    ) -> Control:
+        """Of the rate of one image (1, C, H, W) with the state x0."""
+        height, width = image.shape[-2:]
 
         def encode(config: CodecConfig, bits: float) -> tuple[Encoded, float]:
             (coded,), error = self._encode(image, x0, config, [condition], [stored], mask, bits)
@@ -217,11 +271,7 @@ class Codec:
             return len(container.write(make_header(self.model, config, height, width, stored), b""))
 
         model = self.model.sized(x0.shape)
-        control = Control(model, self.config, image, x0, condition, mask is not None, header, encode)
-        if bpp is not None:
-            return control.at_rate(bpp)
-        assert psnr is not None
-        return control.at_quality(psnr)
+        return Control(model, self.config, image, x0, condition, mask is not None, header, encode)
 
     def compress(
         self,
@@ -288,25 +338,74 @@ class Codec:
             ModelError: made with another model.
             ConfigError: the condition is missing or is not the one the file was made with.
         """
+        if not 0 < first <= 1:
+            raise ConfigError(f"first is {first}; it must be above 0 and at most 1")
         data = container.file_bytes(data)
+        header, payload, told = self._opened(data, ignore_checksum, condition)
+        job = self._job_of(header)
+        if first < 1:
+            payload = payload[: max(0, math.ceil(first * len(data)) - (len(data) - len(payload)))]
+        rows = job.rule.read(payload, job.coded, prefix=first < 1 or ignore_checksum)
+        return self._replay(job, [rows], [header], [told])[0]
+
+    @_using_model
+    def decode_many(self, files: Sequence[FileData], condition: ConditionLike = None) -> list[Tensor]:
+        """The bytes of files -> images (C, H, W) as `decode` returns them, in the order given.
+
+        Those of one size and configuration are decoded in batches of the codec's `batch_size`; see `exact`.
+
+        Raises as `decode`, of the first file that cannot be decoded, before any is.
+        """
+        opened = [self._opened(container.file_bytes(data), False, condition) for data in files]
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for i, (header, _, told) in enumerate(opened):
+            scale = getattr(told, "guidance_scale", None)
+            alike.setdefault((header.config, header.width, header.height, header.edit, scale), []).append(i)
+        images: list[Tensor | None] = [None] * len(opened)
+        for members in alike.values():
+            job = self._job_of(opened[members[0]][0])
+            letters = {i: job.rule.read(opened[i][1], job.coded) for i in members}
+            for at in range(0, len(members), self.batch_size):
+                batch = members[at : at + self.batch_size]
+                headers, each = [opened[i][0] for i in batch], [opened[i][2] for i in batch]
+                decoded = self._replay(job, [letters[i] for i in batch], headers, each)
+                for i, image in zip(batch, decoded, strict=True):
+                    images[i] = image
+        return [image for image in images if image is not None]
+
+    def _opened(
+        self, data: bytes, ignore_checksum: bool, condition: ConditionLike
+    ) -> tuple[Header, bytes, Condition | None]:
+        """A file's header, its payload and what the model is told."""
         header, payload = container.read(data, ignore_checksum)
         self.limits.check("payload", len(payload))
         check_model(self.model, header)
         given = as_condition(condition)
-        condition = settle(header.condition, given and self.model.complete_condition(given))
+        return header, payload, settle(header.condition, given and self.model.complete_condition(given))
+
+    def _job_of(self, header: Header) -> Job:
         try:
-            job = self._job(header.config, header.height, header.width)
+            return self._job(header.config, header.height, header.width)
         except (ConfigError, InputError) as error:
             raise FormatError(f"the file asks for something this model cannot do: {error}") from error
-        if not 0 < first <= 1:
-            raise ConfigError(f"first is {first}; it must be above 0 and at most 1")
-        if first < 1:
-            payload = payload[: max(0, math.ceil(first * len(data)) - (len(data) - len(payload)))]
-        rows = job.rule.read(payload, job.coded, prefix=first < 1 or ignore_checksum)
-        letters = [torch.tensor([row], dtype=torch.int64, device="cpu") for row in rows]
-        edit = header.edit or Edit(0, condition)
-        done = self._run(job, Replay(letters), 1, "decompress", lambda step: edit.at(step.index, condition))
-        return job.crop(self.model.decode(done.x0))[0]
+
+    def _replay(
+        self,
+        job: Job,
+        letters: Sequence[Sequence[Sequence[int]]],
+        headers: Sequence[Header],
+        told: Sequence[Condition | None],
+    ) -> Tensor:
+        """Images (B, C, H, W) of files of one configuration: the letters of each, step by step."""
+        steps = zip(*letters, strict=True)
+        replay = Replay([torch.tensor(rows, dtype=torch.int64, device="cpu") for rows in steps])
+        edits = [header.edit or Edit(0, own) for header, own in zip(headers, told, strict=True)]
+
+        def condition(step: Step) -> Condition | tuple[Condition | None, ...] | None:
+            return _together([edit.at(step.index, own) for edit, own in zip(edits, told, strict=True)])
+
+        done = self._run(job, replay, len(letters), "decompress", condition)
+        return job.crop(self._model_for(len(letters)).decode(done.x0))
 
     def decompress(
         self, data: FileData, ignore_checksum: bool = False, condition: ConditionLike = None, first: float = 1.0
@@ -357,15 +456,16 @@ class Codec:
         noise = job.noise.expand(batch, *job.shape)
         graphs = None
         if self.cuda_graph:
-            graphs = job.graphs.get(batch) or StepGraphs(self.model, job.steps, job.rule)
+            graphs = job.graphs.get(batch) or StepGraphs(self._model_for(batch), job.steps, job.rule)
             job.graphs[batch] = graphs
-        return sample(self.model, job.steps, job.rule, chooser, noise, condition, self.progress, what, graphs)
+        model = self._model_for(batch)
+        return sample(model, job.steps, job.rule, chooser, noise, condition, self.progress, what, graphs)
 
     def _finish(
         self, job: Job, done: Sample, config: CodecConfig, stored: Sequence[Condition | ConditionHash | None]
     ) -> list[Encoded]:
         """Bring the letters to the host, once, and write the files."""
-        images = job.crop(self.model.decode(done.x0))
+        images = job.crop(self._model_for(len(done.x0)).decode(done.x0))
         rows = [letters.tolist() for letters in done.letters]
         headers = [make_header(self.model, config, job.height, job.width, each) for each in stored]
         for step, batch in zip(job.coded, rows, strict=True):
