@@ -140,6 +140,35 @@ def trailing(model: DiffusionModel, count: int) -> list[float]:
     return [grid[i * len(grid) // count] for i in range(count)]
 
 
+#: The timesteps at which DiffC's published code encodes with Stable Diffusion 1.5 (Vonderfecht and Liu 2025), each step
+#: of about as much information; Turbo-DDCM (Vaisman et al. 2026) puts 999 before them.
+_DIFFC = (
+    *(999, 972, 949, 929, 897, 869, 834, 805, 780, 751, 726, 704, 688, 670, 648, 627, 608, 591, 578, 561),
+    *(546, 530, 520, 510, 498, 491, 480, 465, 455, 447, 438, 429, 419, 410, 402, 390, 380, 371, 361, 353),
+    *(345, 336, 326, 319, 313, 305, 296, 289, 282, 276, 269, 261, 254, 247, 242, 237, 231, 224, 219, 213),
+    *(209, 204, 200, 194, 189, 185, 181, 175, 170, 167, 163, 160, 156, 153, 149, 146, 143, 139, 135, 132),
+    *(129, 125, 121, 118, 116, 113, 110, 107, 104, 101, 99, 96, 94, 92, 90, 87, 85),
+    *range(82, 48, -2),
+    *range(48, 0, -1),
+)
+
+
+def diffc(model: DiffusionModel, count: int) -> list[float]:
+    """`count` of DiffC's timesteps, evenly chosen from first to last as Turbo-DDCM does, or their nearest in the model.
+
+    Raises ConfigError: more than there are, or a model that has not as many different ones.
+    """
+    _check_count(count, len(_DIFFC))
+    chosen = [_DIFFC[round(i * (len(_DIFFC) - 1) / max(1, count - 1))] for i in range(count)]
+    grid = model.training_timesteps()
+    near = [min(grid, key=lambda t: (abs(t - wanted), t)) for wanted in chosen]
+    if len(set(near)) < count:
+        raise ConfigError(
+            f"T and tail are {count} steps; the schedule 'diffc' finds fewer among this model's timesteps"
+        )
+    return near
+
+
 def tail_timesteps(stop: int, count: int) -> list[float]:
     """`count` timesteps evenly spaced from `stop` towards the clean image, which follows the last.
 

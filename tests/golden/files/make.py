@@ -27,6 +27,8 @@ SETTINGS: dict[str, dict[str, int]] = {
     "turbo": {"T": 5, "K": 512, "atoms": 60},
     "turbo-hadamard": {"T": 5, "K": 512, "atoms": 60},
     "diffc": {"T": 6, "K": 4096, "atoms": 30},
+    "turbo-paper": {"T": 5, "K": 512, "atoms": 60},
+    "diffc-paper": {"T": 6, "K": 512, "atoms": 30, "tail": 2},
 }
 
 
