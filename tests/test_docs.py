@@ -28,7 +28,10 @@ EXAMPLES = sorted(path for path in ROOT.glob("examples/*.py") if path.stem not i
 
 kernels = pytest.mark.skipif(backends.available() == ["reference"], reason="a million atoms need a fused kernel")
 
-_FOLDERS = ("benchmarks", "csrc", "ddcm_fast", "docs", "examples", "kernels", "share", "tests", ".github", ".ci")
+_FOLDERS = (
+    *("benchmarks", "csrc", "ddcm_fast", "docs", "examples", "kernels", "packaging", "share", "tests"),
+    *(".github", ".ci"),
+)
 #: A path from the root, wherever it stands, and in backticks also the end of a source's path.
 _PATH = re.compile(rf"(?<![\w/.])(?:{'|'.join(map(re.escape, _FOLDERS))})/[\w./*-]*[\w/*]")
 _SOURCE = re.compile(r"`([\w./*-]+\.(?:py|cu|cpp|h))`")
