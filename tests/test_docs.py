@@ -19,18 +19,19 @@ from ddcm_fast.cli.command import build_parser
 from ddcm_fast.codebook import backends
 
 ROOT = Path(__file__).resolve().parents[1]
-_WHERE = ("*.md", "docs/**/*.md", ".github/*.md", "benchmarks/**/*.md")
+_WHERE = ("*.md", "docs/**/*.md", ".github/*.md", "benchmarks/**/*.md", "ddcm_fast/models/weights/*/*.md")
 PAGES = sorted(page for pattern in _WHERE for page in ROOT.glob(pattern))
 
-#: Pages whose programs run as they stand there, one after the other on its own.
-RUN = ("README.md", "docs/applications.md", "docs/pillow.md")
 #: Tested elsewhere: by test_cli_files.py, and with a pipeline by test_scheduler.py.
 _OTHERS = ("demo", "text_to_image", "text_to_audio", "img2img", "own_objective")
 EXAMPLES = sorted(path for path in ROOT.glob("examples/*.py") if path.stem not in _OTHERS)
 
 kernels = pytest.mark.skipif(backends.available() == ["reference"], reason="a million atoms need a fused kernel")
 
-_FOLDERS = ("benchmarks", "csrc", "ddcm_fast", "docs", "examples", "kernels", "share", "tests", ".github", ".ci")
+_FOLDERS = (
+    *("benchmarks", "csrc", "ddcm_fast", "docs", "examples", "kernels", "packaging", "share", "tests"),
+    *(".github", ".ci"),
+)
 #: A path from the root, wherever it stands, and in backticks also the end of a source's path.
 _PATH = re.compile(rf"(?<![\w/.])(?:{'|'.join(map(re.escape, _FOLDERS))})/[\w./*-]*[\w/*]")
 _SOURCE = re.compile(r"`([\w./*-]+\.(?:py|cu|cpp|h))`")
@@ -106,13 +107,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Image.effect_mandelbrot((32, 32), (-3, -2.5, 2, 2.5), 50).convert("RGB").save("photo.jpg")
     return tmp_path
-
-
-@kernels
-@pytest.mark.parametrize("page, number", [(page, n) for page in RUN for n in range(len(programs(ROOT / page)))])
-def test_programs_of_a_page_run(page: str, number: int, folder: Path) -> None:
-    names = {"residual": torch.randn(1, 16384)}
-    exec(compile(programs(ROOT / page)[number], page, "exec"), names)
 
 
 @kernels

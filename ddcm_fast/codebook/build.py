@@ -79,6 +79,15 @@ def source_hash(part: str, *extra: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def machine() -> str:
+    """The processor that libraries are for: this one, or that of a wheel for another.
+
+    Whoever builds such a wheel says so to setuptools in `_PYTHON_HOST_PLATFORM` (linux-aarch64), as CPython's own cross
+    builds do, and names the compiler in `CXX`.
+    """
+    return os.environ.get("_PYTHON_HOST_PLATFORM", "").rpartition("-")[2] or platform.machine()
+
+
 def compiler() -> list[str]:
     """The C++ compiler's command: `$CXX`, else the first of c++, g++ and clang++ on the path.
 
@@ -135,7 +144,7 @@ class Library:
 
     def stem(self) -> str:
         """Its name without the hash of its bytes."""
-        words = (*self.flags, repr(sorted(_X86_FLAGS.items())), sys.platform, platform.machine())
+        words = (*self.flags, repr(sorted(_X86_FLAGS.items())), sys.platform, machine())
         return f"libddcm_{self.part}{self.target}-{source_hash(self.part, *words)}"
 
 
@@ -201,7 +210,7 @@ def _run(command: list[str], folder: Path) -> None:
 def _instruction_set_flags(command: list[str], source: Path, folder: Path) -> tuple[str, ...]:
     """Flags for one file: those of its instruction set, or none where the compiler knows none such."""
     flags = _X86_FLAGS.get(source.name, ())
-    if not flags or platform.machine() not in ("x86_64", "AMD64"):
+    if not flags or machine() not in ("x86_64", "AMD64"):
         return ()
     empty = folder / f"empty-{source.name}"
     empty.touch()

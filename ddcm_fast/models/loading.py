@@ -42,6 +42,9 @@ PIPELINES = {
     "SanaPipeline": ("flow", "SanaModel"),
 }
 
+#: What diffusers does by itself, with a warning that a user can do nothing about where accelerate is not installed.
+_SPARING = {} if find_spec("accelerate") else {"low_cpu_mem_usage": False}
+
 #: Built-in models without weights; they compute in float32 whatever dtype is asked for.
 _ANALYTIC: dict[str, Callable[[torch.device], DiffusionModel]] = {
     "gaussian-field": lambda device: GaussianField(device=device),
@@ -206,7 +209,7 @@ def _load_pipeline(
 ) -> DiffusionModel:
     if options.get("trust_remote_code") or options.get("custom_pipeline"):
         raise ModelError("load_model runs no code of a model; load such a pipeline with diffusers and pass it to Codec")
-    safe = {"use_safetensors": None if trust else True, "trust_remote_code": False, **options}
+    safe = {**_SPARING, "use_safetensors": None if trust else True, "trust_remote_code": False, **options}
     folder = Path(name) if Path(name).is_dir() else _download(name, safe)
     _check_text_extra(folder / "model_index.json")
     check_folder(folder)
@@ -297,7 +300,7 @@ def _load_unet(
     try:
         if dtype is None:
             dtype = DTYPES[settings["dtype"]] if "dtype" in settings else default_dtype(device)
-        safe = {"use_safetensors": None if trust else True, **options}
+        safe = {**_SPARING, "use_safetensors": None if trust else True, **options}
         unet = diffusers.UNet2DModel.from_pretrained(folder, torch_dtype=dtype, **safe)
         scheduler = scheduler_class.from_pretrained(folder)
     except Exception as error:  # the library raises many types for a damaged folder

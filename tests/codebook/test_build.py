@@ -41,6 +41,15 @@ def test_changed_sources_are_not_served_by_an_old_library(monkeypatch: pytest.Mo
     assert build.cuda_library((9, 0)).stem() != build.cuda_library((8, 0)).stem()
 
 
+def test_a_wheel_for_another_processor_has_its_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sources, own = tiny_sources(monkeypatch, tmp_path), build.cpu_library().stem()
+    (sources / "cpu" / "avx2.cpp").write_text("#ifdef __AVX2__\n#error for another processor\n#endif\n")
+    monkeypatch.setenv("_PYTHON_HOST_PLATFORM", "linux-aarch64")
+    assert build.machine() == "aarch64" and build.cpu_library().stem() != own
+    assert build.candidates(build.cpu_library(), tmp_path) == []
+    build.build(build.cpu_library(), tmp_path)
+
+
 def test_no_compiler_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))

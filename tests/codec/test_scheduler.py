@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import runpy
 import sys
 import warnings
@@ -521,15 +520,6 @@ def test_examples(
     runpy.run_path(str(path), run_name="__main__")
     assert len(list(tmp_path.iterdir())) > 2  # the model and the photograph
     assert "False" not in capsys.readouterr().out
-
-
-def test_the_programs_of_the_page() -> None:
-    page = (ROOT / "docs" / "sampler.md").read_text(encoding="utf-8")
-    names = {"pipe": build("sd"), "side": 8, "photo": scheduler_cases.picture()}
-    programs = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    for program in programs:
-        exec(program, names)
-    assert len(programs) == 6 and len(names["files"]) == 2
 
 
 def test_states_of_any_number_of_dimensions() -> None:
