@@ -59,7 +59,7 @@ class Physics(LinearOperator):
             raise InputError(f"{said}; give one that its A makes: {first_line(error)}") from error
         if image.dim() != 4 or made.is_complex() or made.shape != measurement.shape:
             raise InputError(
-                f"{type(physics).__name__} makes {made.dtype} {tuple(made.shape)} of images {tuple(image.shape)}; it must "
+                f"{type(physics).__name__} makes {made.dtype} {tuple(made.shape)} of {tuple(image.shape)}; it must "
                 f"make real measurements {tuple(measurement.shape)} of images (B, C, H, W)"
             )
         self._height, self._width = image.shape[2:]
