@@ -12,7 +12,16 @@ from ddcm_fast.errors import ConfigError
 from ddcm_fast.lazy import deferred
 from ddcm_fast.sampling.rules import RULES, Rule, rule_named
 from ddcm_fast.sampling.rules.base import Parameter, Settings
-from ddcm_fast.sampling.schedule import Step, allocate, diffc, linspace, plan, tail_timesteps, trailing
+from ddcm_fast.sampling.schedule import (
+    Step,
+    allocate,
+    diffc,
+    linspace,
+    linspace_floor,
+    plan,
+    tail_timesteps,
+    trailing,
+)
 
 if TYPE_CHECKING:
     from ddcm_fast.sampling import information
@@ -20,8 +29,8 @@ if TYPE_CHECKING:
 else:
     deferred(globals(), information="ddcm_fast.sampling.information")
 
-#: Positions in this tuple are the numbers in files: append only.
-SCHEDULES = ("linspace", "trailing", "kl", "diffc")
+#: Positions in this tuple are the numbers in files: append only. The first was `linspace` until that was mended.
+SCHEDULES = ("linspace-floor", "trailing", "kl", "diffc", "linspace")
 #: Those that end in a tail.
 TAILED = ("kl", "diffc")
 
@@ -29,6 +38,7 @@ _MOST = 65535  # steps, and timesteps
 
 _TIMESTEPS: dict[str, Callable[[DiffusionModel, int], list[float]]] = {
     "linspace": linspace,
+    "linspace-floor": linspace_floor,
     "trailing": trailing,
 }
 
@@ -56,7 +66,7 @@ class CodecConfig(Settings):
         atoms: chosen in the whole file, shared out among the coded steps by the information the model's curve expects
             of them.
         T: coded steps. schedule: "linspace", "trailing", "kl" (equal information a step) or "diffc" (DiffC's published
-            timesteps, where steps share the atoms evenly).
+            timesteps, where steps share the atoms evenly); "linspace-floor" is what "linspace" was in files of 0.1.
         stop: timestep at which coding ends ("kl" only). tail: steps without bits after the coded ones;
             T + tail network evaluations in all. One gives the highest PSNR, more give sharper pictures.
         ancestral_tail: the tail's steps take the noise of atom 0 (DDPM) instead of none (DDIM).

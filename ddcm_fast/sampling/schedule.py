@@ -125,7 +125,19 @@ def plan(
 
 
 def linspace(model: DiffusionModel, count: int) -> list[float]:
-    """`count` training timesteps evenly spaced from the noisiest to the cleanest, both included."""
+    """`count` training timesteps evenly spaced from the noisiest to the cleanest, both included.
+
+    Rounded as diffusers' "linspace" is, which DDCM's own code takes: to the nearest from the cleanest on, a half to the
+    even one. A single one is the noisiest.
+    """
+    grid = model.training_timesteps()
+    _check_count(count, len(grid))
+    last = len(grid) - 1
+    return [grid[last - place] for place in reversed(_evenly(count, last))] if count > 1 else [grid[0]]
+
+
+def linspace_floor(model: DiffusionModel, count: int) -> list[float]:
+    """`linspace` with places in the model's list of timesteps rounded down, as files were made before it was mended."""
     grid = model.training_timesteps()
     _check_count(count, len(grid))
     if count == 1:
@@ -134,7 +146,10 @@ def linspace(model: DiffusionModel, count: int) -> list[float]:
 
 
 def trailing(model: DiffusionModel, count: int) -> list[float]:
-    """`count` training timesteps evenly spaced from the noisiest, as diffusers' "trailing" (Lin et al. 2024)."""
+    """`count` training timesteps evenly spaced from the noisiest, as diffusers' "trailing" (Lin et al. 2024).
+
+    Where `count` is no divisor of their number, some are the next noisier one to diffusers'.
+    """
     grid = model.training_timesteps()
     _check_count(count, len(grid))
     return [grid[i * len(grid) // count] for i in range(count)]
@@ -159,12 +174,12 @@ def diffc(model: DiffusionModel, count: int) -> list[float]:
     Raises ConfigError: more than there are, or a model that has not as many different ones.
     """
     _check_count(count, len(_DIFFC))
-    chosen = [_DIFFC[round(i * (len(_DIFFC) - 1) / max(1, count - 1))] for i in range(count)]
+    chosen = [_DIFFC[place] for place in _evenly(count, len(_DIFFC) - 1)]
     grid = model.training_timesteps()
     near = [min(grid, key=lambda t: (abs(t - wanted), t)) for wanted in chosen]
     if len(set(near)) < count:
         raise ConfigError(
-            f"T and tail are {count} steps; the schedule 'diffc' finds fewer among this model's timesteps"
+            f"T and tail are {count} steps; 'diffc' has only {len(set(near))} for this model: lower T or tail"
         )
     return near
 
@@ -190,6 +205,12 @@ def allocate(total: int, weights: Sequence[float]) -> list[int]:
     for i in order[: total - sum(parts)]:
         parts[i] += 1
     return parts
+
+
+def _evenly(count: int, last: int) -> list[int]:
+    """`count` places evenly spaced from 0 to `last`, both included; a half goes to the even place, as numpy rounds."""
+    spacing = last / max(1, count - 1)
+    return [round(i * spacing) for i in range(count)]
 
 
 def _check_count(count: int, most: int) -> None:
