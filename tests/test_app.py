@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import threading
 import time
@@ -82,6 +83,19 @@ def test_errors_and_limits_come_through(field, picture):
         list(work.compress(field, picture, "product", 0.5, Limits(pixels=100)))
     with pytest.raises(DDCMError, match=r"not a \.ddcm file"):
         list(work.decompress(field, b"no file"))
+    with pytest.raises(DDCMError, match="abacus"):
+        list(work.compress(field, picture, "product", 0.5, backend="abacus"))
+
+
+def test_the_command_hands_its_options_to_the_page(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(page, "gradio", lambda: None)
+    monkeypatch.setattr(page, "launch", lambda built, **how: seen.update(how))
+    monkeypatch.setattr(page, "build", lambda model, side, limits, backend: seen.update(limits=limits, backend=backend))
+    options = ["--model", "gaussian-field", "--backend", "reference", "--max-evaluations", "9", "--force"]
+    assert main(["app", *options, "--port", "8000", "-q"]) == 0
+    assert seen["backend"] == "reference" and seen["limits"].evaluations == 9 and seen["limits"].seconds == math.inf
+    assert seen["server_port"] == 8000
 
 
 def test_rivals_are_the_largest_that_fit(picture):

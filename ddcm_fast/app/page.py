@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,18 @@ def gradio() -> Any:
         raise MissingExtraError("the page needs gradio: pip install 'ddcm-fast[app]'") from error
 
 
-def build(model: DiffusionModel, max_side: int = 512) -> Any:
-    """The page for a model: a gradio.Blocks, to be launched. Pictures have at most max_side^2 pixels.
+def build(model: DiffusionModel, max_side: int = 512, limits: Limits | None = None, backend: str = "auto") -> Any:
+    """The page for a model: a gradio.Blocks, to be launched.
+
+    Args:
+        max_side: pictures have at most max_side^2 pixels. limits: of everything else, and of pixels if they are lower.
+        backend: of the codebook, see Codebook.
 
     Raises MissingExtraError: without gradio.
     """
     gr = gradio()
-    limits = Limits(pixels=max_side**2)
+    limits = limits or Limits()
+    limits = replace(limits, pixels=min(limits.pixels, max_side**2))
 
     def compress(path: str | None, name: str, bpp: float) -> Iterator[tuple[Any, ...]]:
         command = work.command(model.name, name, bpp)
@@ -44,7 +50,7 @@ def build(model: DiffusionModel, max_side: int = 512) -> Any:
             if path is None:
                 raise InputError("there is no picture yet: drop one, or choose a file")
             image = load_image(path, limits.pixels)  # not Gradio, whose formats start other programs
-            for found in work.compress(model, image, name, bpp, limits):
+            for found in work.compress(model, image, name, bpp, limits, backend):
                 if isinstance(found, Image.Image):
                     yield (image, found), gr.skip(), "coding ...", gr.skip(), command
                 else:
@@ -60,7 +66,7 @@ def build(model: DiffusionModel, max_side: int = 512) -> Any:
             if path is None:
                 raise InputError("there is no file yet: drop a .ddcm file, or choose one")
             data = Path(path).read_bytes()
-            for found in work.decompress(model, data, first / 100, limits):
+            for found in work.decompress(model, data, first / 100, limits, backend):
                 if isinstance(found, Image.Image):
                     yield found, "decoding ..."
                 else:

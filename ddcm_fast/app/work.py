@@ -117,12 +117,17 @@ def _run(model: DiffusionModel, action: Callable[[DiffusionModel], Result]) -> I
 
 
 def compress(
-    model: DiffusionModel, image: Image.Image, name: str, bpp: float, limits: Limits | None = None
+    model: DiffusionModel,
+    image: Image.Image,
+    name: str,
+    bpp: float,
+    limits: Limits | None = None,
+    backend: str = "auto",
 ) -> Iterator[Image.Image | Result]:
     """Pictures while an image is coded by a preset at a bitrate, then the Result. Raises DDCMError."""
 
     def action(watched: DiffusionModel) -> Result:
-        (coded,) = Codec(watched, preset(name), limits=limits).encode(image, bpp=bpp)
+        (coded,) = Codec(watched, preset(name), backend, limits=limits).encode(image, bpp=bpp)
         quality = psnr(to_tensor(image, model.channels)[0], coded.reconstruction.cpu())
         return Result(coded.data, coded.image, quality)
 
@@ -130,10 +135,14 @@ def compress(
 
 
 def decompress(
-    model: DiffusionModel, data: bytes, first: float = 1.0, limits: Limits | None = None
+    model: DiffusionModel, data: bytes, first: float = 1.0, limits: Limits | None = None, backend: str = "auto"
 ) -> Iterator[Image.Image | Result]:
     """Pictures while a file, or the first part of it, is decoded, then the Result. Raises DDCMError."""
-    return _run(model, lambda watched: Result(data, Codec(watched, limits=limits).decompress(data, first=first)))
+
+    def action(watched: DiffusionModel) -> Result:
+        return Result(data, Codec(watched, backend=backend, limits=limits).decompress(data, first=first))
+
+    return _run(model, action)
 
 
 def rivals(image: Image.Image, size: int) -> list[Rival]:

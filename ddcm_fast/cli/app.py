@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ddcm_fast.cli.arguments import add_common
+from ddcm_fast.cli.arguments import add_common, limits_of
 from ddcm_fast.cli.loading import load
 from ddcm_fast.codec.config import DEFAULT_MODEL
 from ddcm_fast.errors import InputError
@@ -28,4 +28,5 @@ def _run(args: argparse.Namespace) -> None:
     if not 16 <= args.max_side <= 4096:
         raise InputError(f"--max-side is {args.max_side}; it must be from 16 to 4096")
     gradio()
-    launch(build(load(args, args.model), args.max_side), server_name=args.host, server_port=args.port, quiet=args.quiet)
+    page = build(load(args, args.model), args.max_side, limits_of(args), args.backend)
+    launch(page, server_name=args.host, server_port=args.port, quiet=args.quiet)
