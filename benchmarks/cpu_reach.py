@@ -131,7 +131,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     result: dict[str, object] = {
-        "command": "python benchmarks/cpu_reach.py",
+        "command": f"python benchmarks/cpu_reach.py --output benchmarks/results/{options.output.name}",
         "baseline": "torch.randn(K, D) float32, matmul, argmax",
         "dim": DIM,
         "machine": machine(),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -149,6 +150,97 @@ def _cogvideox() -> Any:
     return seeded(CogVideoXPipeline(fast_tokenizer(), t5_text(), auto, transformer, scheduler))
 
 
+def _audioldm2() -> Any:
+    from diffusers import (
+        AudioLDM2Pipeline,
+        AudioLDM2ProjectionModel,
+        AudioLDM2UNet2DConditionModel,
+        AutoencoderKL,
+        DDIMScheduler,
+    )
+    from transformers import (
+        ClapConfig,
+        ClapFeatureExtractor,
+        ClapModel,
+        GPT2Config,
+        GPT2LMHeadModel,
+        SpeechT5HifiGan,
+        SpeechT5HifiGanConfig,
+    )
+
+    torch.manual_seed(0)
+    unet = AudioLDM2UNet2DConditionModel(
+        block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=8, sample_size=32, in_channels=4,
+        out_channels=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=(8, EMBED),
+    )  # fmt: skip
+    auto = AutoencoderKL(
+        in_channels=1, out_channels=1, block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=8,
+    )  # fmt: skip
+    small = {"num_hidden_layers": 1, "intermediate_size": 32, "projection_dim": 8}
+    clap = ClapModel(
+        ClapConfig(
+            text_config={
+                **small, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0, "vocab_size": 32, "hidden_size": 8,
+                "num_attention_heads": 1,
+            },
+            audio_config={
+                **small, "spec_size": 8, "window_size": 4, "num_mel_bins": 8, "depths": [1, 1], "patch_stride": 2,
+                "num_attention_heads": [1, 1], "hidden_size": 192, "patch_size": 2, "patch_embed_input_channels": 4,
+            },
+            projection_dim=EMBED,
+        )
+    )  # fmt: skip
+    language = GPT2LMHeadModel(
+        GPT2Config(n_embd=EMBED, n_head=1, n_layer=1, vocab_size=32, n_positions=99, bos_token_id=0, eos_token_id=1)
+    )
+    vocoder = SpeechT5HifiGan(
+        SpeechT5HifiGanConfig(
+            model_in_dim=8, sampling_rate=16000, upsample_initial_channel=16, upsample_rates=[2, 2],
+            upsample_kernel_sizes=[4, 4], resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]],
+            normalize_before=False,
+        )
+    )  # fmt: skip
+    return seeded(
+        AudioLDM2Pipeline(
+            auto, clap, t5_text(), AudioLDM2ProjectionModel(EMBED, EMBED, EMBED), language, fast_tokenizer(),
+            fast_tokenizer(), ClapFeatureExtractor(feature_size=8, hop_length=7900), unet,
+            DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False),
+            vocoder,
+        )
+    )  # fmt: skip
+
+
+def _beside(pipeline: Any) -> Any:
+    """The package of a pipeline, which has its networks; Wuerstchen's is at another place in newer diffusers."""
+    return import_module(pipeline.__module__.rpartition(".")[0])
+
+
+def _wuerstchen_prior() -> Any:
+    from diffusers import DDPMWuerstchenScheduler, WuerstchenPriorPipeline
+
+    torch.manual_seed(0)
+    prior = _beside(WuerstchenPriorPipeline).WuerstchenPrior(c_in=2, c=8, depth=2, c_cond=EMBED, c_r=8, nhead=2)
+    return seeded(WuerstchenPriorPipeline(clip_tokenizer(), clip_text(), prior, DDPMWuerstchenScheduler()))
+
+
+def _wuerstchen() -> Any:
+    from diffusers import DDPMWuerstchenScheduler, WuerstchenDecoderPipeline
+
+    torch.manual_seed(0)
+    decoder = _beside(WuerstchenDecoderPipeline).WuerstchenDiffNeXt(
+        c_cond=EMBED, c_hidden=[320], nhead=[-1], blocks=[1], level_config=["CT"], clip_embd=EMBED,
+        inject_effnet=[False],
+    )  # fmt: skip
+    vqgan = _beside(WuerstchenDecoderPipeline).PaellaVQModel(bottleneck_blocks=1, num_vq_embeddings=2)
+    return seeded(
+        WuerstchenDecoderPipeline(
+            clip_tokenizer(), clip_text(), decoder, DDPMWuerstchenScheduler(), vqgan, latent_dim_scale=4.0
+        )
+    )
+
+
 def _kandinsky() -> Any:
     from diffusers import DDPMScheduler, KandinskyV22Pipeline, UNet2DConditionModel, VQModel
 
@@ -212,6 +304,13 @@ CASES: dict[str, Case] = {
         _kandinsky, {"image_embeds": torch.ones(1, EMBED), "negative_image_embeds": torch.zeros(1, EMBED), **SIZE},
         _LATENT,
     ),
+    "wuerstchen-prior": Case(_wuerstchen_prior, {**PROMPT, "height": 128, "width": 128}, (2, 3, 3)),
+    "wuerstchen": Case(
+        _wuerstchen, {**PROMPT, "image_embeddings": torch.ones(1, 4, 4, 4), "guidance_scale": 2.0}, (4, 16, 16)
+    ),
+    "audioldm2": Case(
+        _audioldm2, {**PROMPT, "transcription": "a red fox", "audio_length_in_s": 0.004, "max_new_tokens": 2}, (4, 8, 4)
+    ),
     "stable-audio": Case(_stable_audio, {**PROMPT, "audio_end_in_s": 1.0}, (3, 4)),
     "animatediff": Case(_animatediff, {**PROMPT, **SIZE, "num_frames": 2}, (4, 2, 8, 8)),
     "cogvideox": Case(_cogvideox, {**PROMPT, **SIZE, "num_frames": 9, "max_sequence_length": 8}, (3, 4, 2, 2)),
@@ -230,7 +329,7 @@ def output(pipe: Any, case: Case, **more: Any) -> torch.Tensor:
 #: Cases that a target is followed in.
 COMPRESSED = (
     *("ddpm", "edm", "ldm", "dit", "sd", "sd-inpaint", "sd-controlnet", "sdxl", "pixart-sigma", "sd3", "flux-dev"),
-    *("sana", "stable-audio"),
+    *("sana", "wuerstchen-prior", "audioldm2", "stable-audio"),
 )
 
 

@@ -131,9 +131,10 @@ struct Simd {
 }  // namespace
 
 #include "simd.h"
+#include "coarse_simd.h"
 
 const Kernels* avx2_kernels() {
-  static constexpr Kernels kernels = make_kernels("avx2");
+  static constexpr Kernels kernels = make_kernels("avx2", coarse_sign_scores, listed_sign_scores);
   return &kernels;
 }
 

@@ -92,8 +92,8 @@ Plan::Plan(const Geometry& g, int64_t rows, int requested) {
   scratch_bytes = round_up(kernels->scratch_bytes(g, row_block), 64);
 }
 
-Chunk score_chunk(const Geometry& g, const Plan& plan, const float* w, int64_t batch, uint32_t step,
-                  int64_t group, int64_t chunk, int64_t row_block, char* memory, uint64_t* norms) {
+Chunk make_chunk(const Geometry& g, const Plan& plan, const float* w, int64_t batch, uint32_t step,
+                 int64_t group, int64_t chunk, int64_t row_block, char* memory, uint64_t* norms, ScoreTask& task) {
   Chunk out;
   out.group = group;
   out.first = g.first + chunk * plan.chunk;
@@ -103,7 +103,6 @@ Chunk score_chunk(const Geometry& g, const Plan& plan, const float* w, int64_t b
   out.scores = reinterpret_cast<float*>(memory);
   out.stride = plan.stride;
   out.norms = norms;
-  ScoreTask task;
   task.geometry = &g;
   task.w = w + out.row * g.dim + g.group_start(group);
   task.row_stride = g.dim;
@@ -117,6 +116,13 @@ Chunk score_chunk(const Geometry& g, const Plan& plan, const float* w, int64_t b
   task.stride = plan.stride;
   task.norms = norms;
   task.scratch = memory + plan.scores_bytes;
+  return out;
+}
+
+Chunk score_chunk(const Geometry& g, const Plan& plan, const float* w, int64_t batch, uint32_t step,
+                  int64_t group, int64_t chunk, int64_t row_block, char* memory, uint64_t* norms) {
+  ScoreTask task;
+  const Chunk out = make_chunk(g, plan, w, batch, step, group, chunk, row_block, memory, norms, task);
   kernels->scores(task);
   return out;
 }

@@ -134,7 +134,11 @@ struct Chunk {
 };
 
 
-// Scores one task in bytes() of memory, a thread's own; norms: ScoreTask's.
+// One task in bytes() of memory, a thread's own; norms: ScoreTask's. `task` is what it was scored by.
+Chunk make_chunk(const Geometry& g, const Plan& plan, const float* w, int64_t batch, uint32_t step,
+                 int64_t group, int64_t chunk, int64_t row_block, char* memory, uint64_t* norms, ScoreTask& task);
+
+// The same, scored.
 Chunk score_chunk(const Geometry& g, const Plan& plan, const float* w, int64_t batch, uint32_t step,
                   int64_t group, int64_t chunk, int64_t row_block, char* memory, uint64_t* norms);
 

@@ -66,6 +66,11 @@ struct Kernels {
   // group only, so that results do not depend on chunks, rows or threads.
   void (*scores)(const ScoreTask& task);
 
+  // Of `sign`, or both null: scores that are wrong by at most margin[row], and the exact ones, as `scores` makes them,
+  // of the atoms of a list. `atoms` and `out` have room for count rounded up to 16.
+  void (*coarse_scores)(const ScoreTask& task, float* margin);
+  void (*listed_scores)(const ScoreTask& task, int row, const uint32_t* atoms, int count, float* out);
+
   // The best of `count` scores: |s| + bias[k] if is_signed, else s + bias[k]; bias may be null.
   Best (*argmax)(const float* scores, const float* bias, int count, bool is_signed);
 

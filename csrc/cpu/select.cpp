@@ -4,7 +4,7 @@
 #include <mutex>
 #include <vector>
 
-#include "driver.h"
+#include "coarse.h"
 
 namespace ddcm {
 namespace cpu {
@@ -49,7 +49,8 @@ class TopK {
   TopK(const Geometry& g, const float* w, int64_t rows, uint32_t step, int64_t m, const Ranking& ranking, int threads)
       : g_(g), w_(w), rows_(rows), step_(step), m_(m), ranking_(ranking), plan_(g, rows, threads),
         thread_owns_(g.groups >= 2 * plan_.threads),
-        thread_bytes_(plan_.bytes() + round_up(plan_.chunk * 8, 64)),
+        coarse_(has_coarse(g, plan_)),
+        thread_bytes_(coarse_ ? CoarseTask::bytes(plan_) : plan_.bytes() + round_up(plan_.chunk * 8, 64)),
         memory_(thread_bytes_ * plan_.threads),
         selections_(static_cast<size_t>(rows * (thread_owns_ ? plan_.threads : 1))) {
     for (Selection& s : selections_) s.best.reserve(static_cast<size_t>(2 * m + 64));
@@ -88,6 +89,10 @@ class TopK {
   // Scores a task and adds its candidates to the selections of its rows.
   void collect(int64_t group, int64_t chunk, int64_t row_block, int owner, int worker) {
     char* thread_memory = memory_.get() + thread_bytes_ * worker;
+    if (coarse_) {
+      collect_coarse(group, chunk, row_block, owner, thread_memory);
+      return;
+    }
     const Chunk c = score_chunk(g_, plan_, w_, rows_, step_, group, chunk, row_block, thread_memory, nullptr);
     int* position = reinterpret_cast<int*>(thread_memory + plan_.bytes());
     float* value = reinterpret_cast<float*>(position + plan_.chunk);
@@ -105,6 +110,34 @@ class TopK {
       for (int i = 0; i < found; ++i)
         best.push(Candidate{value[i], s[position[i]], static_cast<uint32_t>(c.first + position[i])}, m_);
       best.shrink(m_);  // so that the next task filters by the m-th best value so far
+    }
+  }
+
+  // The same by coarse scores: exact ones of those atoms only that can be among the m best.
+  void collect_coarse(int64_t group, int64_t chunk, int64_t row_block, int owner, char* memory) {
+    CoarseTask task(g_, plan_, w_, rows_, step_, ranking_, group, chunk, row_block, memory);
+    for (int r = 0; r < task.chunk().rows; ++r) {
+      Selection& best = selection(owner, task.chunk().row + r);
+      float threshold;
+      {
+        const std::lock_guard<std::mutex> lock(best.mutex);
+        threshold = best.threshold;
+      }
+      const float wrong = task.wrong(r, task.best(r));
+      int found = task.list(r, threshold - wrong);
+      if (found > 2 * m_) {  // the chunk itself has m atoms that are better than most of these
+        float* value = task.listed();
+        std::nth_element(value, value + (m_ - 1), value + found, [](float a, float b) { return a > b; });
+        found = task.list(r, value[m_ - 1] - 2 * wrong);
+      }
+      std::vector<Candidate> exact;
+      exact.reserve(static_cast<size_t>(found));
+      task.score(r, found, [&](int64_t k, float value, float score) {
+        exact.push_back(Candidate{value, score, static_cast<uint32_t>(k)});
+      });
+      const std::lock_guard<std::mutex> lock(best.mutex);
+      for (const Candidate& c : exact) best.push(c, m_);
+      best.shrink(m_);
     }
   }
 
@@ -129,7 +162,7 @@ class TopK {
   const int64_t m_;
   const Ranking& ranking_;
   const Plan plan_;
-  const bool thread_owns_;
+  const bool thread_owns_, coarse_;
   const int64_t thread_bytes_;
   const Memory memory_;
   std::vector<Selection> selections_;

@@ -57,9 +57,10 @@ void scores(const ScoreTask& task) {
     hadamard_scores(task);
 }
 
-constexpr Kernels make_kernels(const char* name) {
-  return Kernels{name,      scratch_bytes, scores,       argmax,    filter,     extend_paths,
-                 block_words, flip, add_signs, add_gaussians, gaussian_integers, add_hadamard,
+constexpr Kernels make_kernels(const char* name, decltype(Kernels::coarse_scores) coarse_scores = nullptr,
+                               decltype(Kernels::listed_scores) listed_scores = nullptr) {
+  return Kernels{name,      scratch_bytes, scores,       coarse_scores, listed_scores, argmax, filter,
+                 extend_paths, block_words, flip, add_signs, add_gaussians, gaussian_integers, add_hadamard,
                  transform, scale, gather};
 }
 

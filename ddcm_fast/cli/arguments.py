@@ -134,7 +134,7 @@ def add_rate(parser: argparse.ArgumentParser) -> None:
     rate.add_argument("--psnr", type=float, help="quality in dB to meet within 0.2 dB, by a few encodings")
 
 
-def rate_of(args: argparse.Namespace, config: CodecConfig) -> dict[str, float]:
+def rate_of(args: argparse.Namespace, config: CodecConfig) -> dict[str, Any]:
     """The bitrate or quality asked for: --bpp, --psnr or --quality, else medium unless the rate was set by hand."""
     if args.bpp is not None:
         return {"bpp": args.bpp}
@@ -157,6 +157,18 @@ def add_condition(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument("--negative-prompt", help="text to stay away from")
     group.add_argument("--guidance-scale", type=float, help="of classifier-free guidance (default: the model's own)")
     return group
+
+
+def add_classifier(group: argparse._ArgumentGroup) -> None:
+    """Options of classifier guidance, which a file needs again to be decoded."""
+    group.add_argument(
+        "--classifier",
+        type=Path,
+        metavar="FILE",
+        help="with --trust, guide by a classifier of noisy images, (x_t, t) -> logits: one of guided-diffusion's "
+        "checkpoints by its name (256x256_classifier.pt), or a .pt2 or TorchScript file; decoding needs it too",
+    )
+    group.add_argument("--classifier-scale", type=float, default=1.0, help="of classifier guidance (default: 1)")
 
 
 def condition_of(args: argparse.Namespace) -> Condition | None:

@@ -6,7 +6,7 @@ import argparse
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddcm_fast.cli import many
 from ddcm_fast.cli.arguments import (
@@ -24,11 +24,14 @@ from ddcm_fast.cli.compress_many import add_options
 from ddcm_fast.cli.compress_many import run as many_run
 from ddcm_fast.cli.loading import load, make_codec
 from ddcm_fast.cli.pictures import is_image_ending, read_image
-from ddcm_fast.cli.terminal import tell
+from ddcm_fast.cli.terminal import complain, tell
 from ddcm_fast.codec import container
 from ddcm_fast.codec.config import preset
 from ddcm_fast.errors import InputError
 from ddcm_fast.files import STDIN, STDOUT, Outputs
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def add_parser(commands: Any) -> None:
@@ -94,11 +97,13 @@ def _one(args: argparse.Namespace) -> None:
     outputs.write(args.output, coded.data)
     quality = psnr(to_tensor(image, model.channels)[0], coded.reconstruction.cpu())
     used = container.read(coded.data)[0].config
+    jpeg = _jpeg_psnr(image, len(coded.data)) if mask is None and model.channels == 3 else None
     facts = {
         "output": str(args.output),
         "bytes": len(coded.data),
         "bpp": coded.bpp,
         "psnr": quality if math.isfinite(quality) else None,
+        "jpeg_psnr": jpeg,
         "seconds": seconds,
         "model": model.name,
         "evaluations": codec.work(used, image.height, image.width),
@@ -110,3 +115,25 @@ def _one(args: argparse.Namespace) -> None:
         args,
         facts,
     )
+    if jpeg is not None and quality < min(jpeg - _HOPELESS, _PERFECT) and not args.quiet:
+        complain(
+            f"warning: {args.input} is no picture for the model {model.name!r}: a JPEG of {len(coded.data)} bytes has "
+            f"{jpeg:.1f} dB, {jpeg - quality:.1f} more than this file"
+        )
+
+
+#: dB by which a JPEG is to be better before that is said, and above which nobody sees a difference.
+_HOPELESS, _PERFECT = 0.5, 42.0
+
+
+def _jpeg_psnr(image: Image.Image, size: int) -> float | None:
+    """PSNR in dB of the best JPEG of at most `size` bytes; None if there is none so small."""
+    from ddcm_fast.codec.images import psnr, to_tensor
+    from ddcm_fast.evaluation.codecs import make
+
+    shown = image.convert("RGB")
+    coded = make("jpeg", None).code(shown, 8 * size / (shown.width * shown.height))
+    if not coded.fits:
+        return None
+    quality = psnr(to_tensor(shown), to_tensor(coded.image))
+    return quality if math.isfinite(quality) else None

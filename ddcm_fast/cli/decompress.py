@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddcm_fast.cli import many
 from ddcm_fast.cli.arguments import (
+    add_classifier,
     add_common,
     add_condition,
     condition_of,
@@ -45,7 +46,7 @@ def add_parser(commands: Any) -> None:
     p.add_argument("--model", help="the file's model, if it is not built in: a folder or hub id")
     p.add_argument("--ignore-checksum", action="store_true", help="decode a damaged or cut file as it is")
     p.add_argument("--first", type=share, default=1.0, help="decode only this part of the file, as in 30%%")
-    add_condition(p)
+    add_classifier(add_condition(p))
     many.add_many(p)
     add_common(p)
     p.set_defaults(run=_run)

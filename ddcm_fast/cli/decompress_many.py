@@ -46,4 +46,6 @@ def _make(args: argparse.Namespace, name: str) -> tuple[Work, str]:
         return image_bytes(image, name), {"width": image.width, "height": image.height}
 
     how = {"model": args.model, "dtype": args.dtype, "condition": condition_of(args)}
+    if args.classifier is not None:
+        how |= {"classifier": args.classifier, "classifier_scale": args.classifier_scale}
     return work, many.settings(name=name, first=args.first, ignore=args.ignore_checksum, **how)

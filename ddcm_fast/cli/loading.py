@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def load(args: argparse.Namespace, name: str, dtype: str | None = None) -> DiffusionModel:
-    """The model of a name that the user gave, in --dtype or else in `dtype`."""
+    """The model of a name that the user gave, in --dtype or else in `dtype`; guided by --classifier if there is one."""
     from ddcm_fast.models.loading import load_model
 
     start = time.perf_counter()
@@ -28,7 +28,16 @@ def load(args: argparse.Namespace, name: str, dtype: str | None = None) -> Diffu
     seconds = time.perf_counter() - start
     where = f"{model.device} in {str(model.dtype).removeprefix('torch.')}"
     _log.info("model %s on %s, loaded in %.1f s", model.name, where, seconds)
-    return model
+    return model if getattr(args, "classifier", None) is None else _guided(args, model)
+
+
+def _guided(args: argparse.Namespace, model: DiffusionModel) -> DiffusionModel:
+    """A model under the guidance of --classifier."""
+    from ddcm_fast.tasks.classifiers import load_classifier
+    from ddcm_fast.tasks.guidance import ClassifierGuided
+
+    classify = load_classifier(args.classifier, model.device, args.trust)
+    return ClassifierGuided(model, classify, scale=args.classifier_scale)
 
 
 def load_for(args: argparse.Namespace, name: str, dtype: str) -> DiffusionModel:
@@ -45,7 +54,9 @@ def load_for(args: argparse.Namespace, name: str, dtype: str) -> DiffusionModel:
     return load(args, args.model or name, dtype)
 
 
-def make_codec(args: argparse.Namespace, model: DiffusionModel, config: CodecConfig | None = None) -> Codec:
+def make_codec(
+    args: argparse.Namespace, model: DiffusionModel, config: CodecConfig | None = None, batch_size: int = 1
+) -> Codec:
     """A codec with the options' backend and limits; without `config` one that only decodes."""
     from ddcm_fast.codebook import backends
     from ddcm_fast.codec.codec import Codec
@@ -53,4 +64,4 @@ def make_codec(args: argparse.Namespace, model: DiffusionModel, config: CodecCon
     _log.info("codebooks by the backend %s", backends.resolve(args.backend, model.device))
     if config is not None:
         _log.info("coding %s", ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(config).items()))
-    return Codec(model, config, args.backend, progress=progress(args), limits=limits_of(args))
+    return Codec(model, config, args.backend, batch_size, progress=progress(args), limits=limits_of(args))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
-from itertools import groupby
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, Union
 
 import numpy as np
@@ -15,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from ddcm_fast.codec import container
+from ddcm_fast.codec.batches import Conditions, Prompts, batches, conditions_of, stored, together
 from ddcm_fast.codec.config import DEFAULT_PRESET, CodecConfig, preset
-from ddcm_fast.codec.container import FileData
+from ddcm_fast.codec.container import FileData, Header
 from ddcm_fast.codec.identity import check_model, fingerprint, make_header
 from ddcm_fast.codec.images import ImageLike, load_image, to_pil, to_tensor
 from ddcm_fast.codec.job import Encoded, Job, make_job, make_target, make_weight, padded_size
@@ -24,17 +24,21 @@ from ddcm_fast.codec.limits import Limits
 from ddcm_fast.codec.rate import Control, Paced
 from ddcm_fast.errors import ConfigError, FormatError, InputError
 from ddcm_fast.models.loading import as_model
+from ddcm_fast.models.one_by_one import OneByOneModel
 from ddcm_fast.sampling.autocast import no_autocast
-from ddcm_fast.sampling.choosers import Blind, Chooser, Draw, Replay, toward
-from ddcm_fast.sampling.condition import Condition, ConditionHash, ConditionLike, Edit, as_condition, one_each, settle
+from ddcm_fast.sampling.choosers import Blind, Chooser, Draw, Replay, Seed, toward
+from ddcm_fast.sampling.condition import Condition, ConditionHash, ConditionLike, Edit, as_condition, settle
 from ddcm_fast.sampling.graphs import StepGraphs, require_gpu
 from ddcm_fast.sampling.model import DiffusionModel
 from ddcm_fast.sampling.sampler import Sample, sample
+from ddcm_fast.sampling.schedule import Step
 
 __all__ = ["Codec", "Encoded", "Picture"]
 
 #: What an image may be given as, or its file's path.
 Picture = Union[ImageLike, "os.PathLike[str]"]
+#: (codec, index of the step, its timestep, tensors by name) -> anything.
+Callback = Callable[["Codec", int, float, dict[str, Tensor]], Any]
 _SINGLE = (Image.Image, np.ndarray, Tensor, os.PathLike)
 
 P = ParamSpec("P")
@@ -52,11 +56,6 @@ def _using_model(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatena
     return run
 
 
-def _stored(condition: Condition | None, embed: bool) -> Condition | ConditionHash | None:
-    """What a header says of a condition."""
-    return condition if condition is None or embed else ConditionHash(condition.digest())
-
-
 class Codec:
     """Compress and decompress images with a diffusion model.
 
@@ -67,16 +66,21 @@ class Codec:
         model: from load_model, or a diffusers pipeline (see models.wrap_pipeline).
         config: how `compress` and `generate` code; decoding takes everything from the file.
         backend: of the codebook, see Codebook.
-        batch_size: images a network call when several of one size are given. A network's output can depend on
-            the batch size in its last bits, so files decode bit for bit like the encoder's reconstruction only where
-            both use the same; 1 (the default) always does.
+        batch_size: images at a time when several of one size are given. A network's output can depend on that in its
+            last bits, so files decode bit for bit like the encoder's reconstruction where both use the same; 1 (the
+            default) always does, and `exact` at any.
+        exact: the network sees one image at a time, whatever the batch; only what is the same in any batch is shared,
+            the search of the codebook above all. A file is then that of the image alone, to the bit.
         progress: progress bars: True, False, or None for "if standard error is a terminal".
         cuda_graph: take whole steps as CUDA graphs (rules that are `capturable`): for a network whose kernels
             take less time than their launching. What was captured is kept for the last configuration and size.
         limits: of what files and settings may ask for; whatever asks for more raises LimitError before any work.
+        callback_on_step_end: called after every step of every run, as a pipeline's of diffusers is: (codec, index,
+            timestep, {"latents": x_s, "x0_hat": E[x0 | x_t]}), both (B, *latent_shape) float32 and not to be changed.
+            What it returns is not looked at; what it raises ends the run. With `bpp` and `psnr` there are several runs.
 
     Raises:
-        ConfigError: batch_size below 1; cuda_graph without a GPU.
+        ConfigError: batch_size below 1; cuda_graph without a GPU, or with a callback.
     """
 
     def __init__(
@@ -88,9 +92,13 @@ class Codec:
         progress: bool | None = False,
         cuda_graph: bool = False,
         limits: Limits | None = None,
+        exact: bool = False,
+        callback_on_step_end: Callback | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+        if cuda_graph and callback_on_step_end is not None:
+            raise ConfigError(f"cuda_graph is {cuda_graph}, and a captured step calls nobody; leave the callback out")
         self.model = as_model(model)
         self.config = preset(DEFAULT_PRESET) if config is None else config
         self.backend = backend
@@ -98,6 +106,9 @@ class Codec:
         self.progress = progress
         self.cuda_graph = cuda_graph
         self.limits = limits or Limits()
+        self.exact = exact
+        self._one_by_one = OneByOneModel(self.model)
+        self.callback_on_step_end = callback_on_step_end
         self._last: tuple[Any, Job] | None = None
         if cuda_graph:
             require_gpu(self.model)
@@ -113,10 +124,15 @@ class Codec:
         progress: bool | None = False,
         cuda_graph: bool = False,
         limits: Limits | None = None,
+        exact: bool = False,
+        callback_on_step_end: Callback | None = None,
         **settings: Any,
     ) -> Codec:
         """A codec with a preset's configuration, some of it replaced: from_preset(model, "pursuit", K=1024, M=8)."""
-        return cls(model, preset(name, **settings), backend, batch_size, progress, cuda_graph, limits)
+        config = preset(name, **settings)
+        return cls(
+            model, config, backend, batch_size, progress, cuda_graph, limits, exact, callback_on_step_end
+        )
 
     # ---- encoding --------------------------------------------------------------------------------
 
@@ -124,11 +140,12 @@ class Codec:
     def encode(
         self,
         images: Picture | Sequence[Picture],
-        condition: ConditionLike | Sequence[ConditionLike] = None,
+        condition: Conditions = None,
         embed_condition: bool = True,
         bpp: float | None = None,
         psnr: float | None = None,
         mask: ImageLike | None = None,
+        prompt: Prompts = None,
     ) -> list[Encoded]:
         """Code images; always a list, in the order given.
 
@@ -138,10 +155,13 @@ class Codec:
             condition: prompt, label and guidance, for conditional models; or a sequence of one for each image.
             embed_condition: the condition travels in the file; if not, only 4 bytes of its hash do and the decoder
                 must be given it.
-            bpp: bits a pixel of the whole file, never exceeded and met within an atom; each image is then coded alone.
+            bpp: bits a pixel of the whole file, never exceeded and met within an atom. Where the rate is the number of
+                steps (greedy, pursuit), images are coded in batches as ever; where rates are met by each image's own
+                schedule (the `kl` schedules), each is coded alone.
             psnr: quality in dB to come within 0.2 dB of, by a few encodings of each image.
             mask: where the bits should go: a grey image or array of the images' size, or a tensor (H, W) of at least
                 0 (Turbo-DDCM's priority-aware coding; the decoder needs no mask).
+            prompt: in the place of `condition` where there is nothing else to say: a text, or one for each image.
 
         Raises:
             InputError: not an image, NaN, or a side outside 16 to 4096 pixels. LimitError: beyond the limits.
@@ -151,24 +171,53 @@ class Codec:
         most = self.limits.pixels
         loaded = [load_image(item, most) if isinstance(item, os.PathLike) else item for item in items]
         tensors = [row for item in loaded for row in to_tensor(item, self.model.channels, most).split(1)]
-        conditions = self._conditions(condition, len(tensors))
+        conditions = conditions_of(self.model, condition, prompt, len(tensors))
         results: list[Encoded | None] = [None] * len(tensors)
         sizes: dict[tuple[int, int], list[int]] = {}
         for i, tensor in enumerate(tensors):
             sizes.setdefault((tensor.shape[2], tensor.shape[3]), []).append(i)
-        controlled = bpp is not None or psnr is not None
+        controlled = psnr is not None or (bpp is not None and self.config.shares_atoms)
         for members in sizes.values():
-            for batch in self._batches(members, conditions, 1 if controlled else self.batch_size):
-                images = torch.cat([tensors[i] for i in batch])
-                own = [conditions[i] for i in batch]
-                stored = [_stored(each, embed_condition) for each in own]
-                if controlled:
-                    coded = [self._controlled(images, bpp, psnr, own[0], stored[0], mask)]
-                else:
-                    coded, _ = self._encode(images, make_target(self.model, images), self.config, own, stored, mask)
-                for i, one in zip(batch, coded, strict=True):
-                    results[i] = one
+            if controlled:
+                for i in members:
+                    own, said = conditions[i], stored(conditions[i], embed_condition)
+                    results[i] = self._controlled(tensors[i], bpp, psnr, own, said, mask)
+                continue
+            for config, alike in self._configs(members, tensors, conditions, embed_condition, bpp).items():
+                for batch in batches(alike, conditions, self.batch_size):
+                    images = torch.cat([tensors[i] for i in batch])
+                    each = [conditions[i] for i in batch]
+                    kept = [stored(one, embed_condition) for one in each]
+                    coded, _ = self._encode(images, self._target(images), config, each, kept, mask)
+                    for i, one in zip(batch, coded, strict=True):
+                        results[i] = one
         return [r for r in results if r is not None]
+
+    def _configs(
+        self,
+        members: Sequence[int],
+        tensors: Sequence[Tensor],
+        conditions: Sequence[Condition | None],
+        embed_condition: bool,
+        bpp: float | None,
+    ) -> dict[CodecConfig, list[int]]:
+        """What images of one size are coded with: the codec's own, or with the steps that a rate leaves each."""
+        if bpp is None:
+            return {self.config: list(members)}
+        configs: dict[CodecConfig, list[int]] = {}
+        for i in members:
+            image, said = tensors[i], stored(conditions[i], embed_condition)
+            shape = self.model.latent_shape(*padded_size(self.model, *image.shape[-2:]))
+            state = torch.empty((1, *shape), dtype=torch.float32, device="cpu")  # only its size is asked for
+            configs.setdefault(self._control(image, state, conditions[i], said, None).fixed(bpp), []).append(i)
+        return configs
+
+    def _target(self, images: Tensor) -> Tensor:
+        """x0 of images (B, C, H, W)."""
+        return make_target(self._model_for(len(images)), images)
+
+    def _model_for(self, batch: int) -> DiffusionModel:
+        return self._one_by_one if self.exact and batch > 1 else self.model
 
     def _encode(
         self,
@@ -176,7 +225,7 @@ class Codec:
         x0: Tensor,
         config: CodecConfig,
         conditions: Sequence[Condition | None],
-        stored: Sequence[Condition | ConditionHash | None],
+        said: Sequence[Condition | ConditionHash | None],
         mask: ImageLike | None,
         bits: float = 0.0,
     ) -> tuple[list[Encoded], float]:
@@ -190,8 +239,8 @@ class Codec:
         chooser = toward(x0, weight)
         if bits > 0 and job.coded and job.rule.varies:
             chooser = Paced(x0, weight, job.rule, job.coded, bits)
-        done = self._run(job, chooser, len(images), "compress", _together(conditions))
-        return self._finish(job, done, config, stored), float((done.x0 - x0).double().square().mean())
+        done = self._run(job, chooser, len(images), "compress", together(conditions))
+        return self._finish(job, done, config, said), float((done.x0 - x0).double().square().mean())
 
     def _controlled(
         self,
@@ -199,41 +248,53 @@ class Codec:
         bpp: float | None,
         psnr: float | None,
         condition: Condition | None,
-        stored: Condition | ConditionHash | None,
+        said: Condition | ConditionHash | None,
         mask: ImageLike | None,
     ) -> Encoded:
         """One image (1, C, H, W) at a bitrate or a quality."""
         if bpp is not None and psnr is not None:
             raise ConfigError(f"bpp is {bpp} and psnr is {psnr}; give a bitrate or a quality, not both")
-        height, width = image.shape[-2:]
         x0 = make_target(self.model, image)
         self.limits.check_search(self.config, x0[0].numel(), 1, self.backend, self.model.device)
-
-        def encode(config: CodecConfig, bits: float) -> tuple[Encoded, float]:
-            (coded,), error = self._encode(image, x0, config, [condition], [stored], mask, bits)
-            return coded, error
-
-        def header(config: CodecConfig) -> int:
-            return len(container.write(make_header(self.model, config, height, width, stored), b""))
-
-        model = self.model.sized(x0.shape)
-        control = Control(model, self.config, image, x0, condition, mask is not None, header, encode)
+        control = self._control(image, x0, condition, said, mask)
         if bpp is not None:
             return control.at_rate(bpp)
         assert psnr is not None
         return control.at_quality(psnr)
 
+    def _control(
+        self,
+        image: Tensor,
+        x0: Tensor,
+        condition: Condition | None,
+        said: Condition | ConditionHash | None,
+        mask: ImageLike | None,
+    ) -> Control:
+        """Of the rate of one image (1, C, H, W) with the state x0."""
+        height, width = image.shape[-2:]
+
+        def encode(config: CodecConfig, bits: float) -> tuple[Encoded, float]:
+            (coded,), error = self._encode(image, x0, config, [condition], [said], mask, bits)
+            return coded, error
+
+        def header(config: CodecConfig) -> int:
+            return len(container.write(make_header(self.model, config, height, width, said), b""))
+
+        model = self.model.sized(x0.shape)
+        return Control(model, self.config, image, x0, condition, mask is not None, header, encode)
+
     def compress(
         self,
         images: Picture | Sequence[Picture],
-        condition: ConditionLike | Sequence[ConditionLike] = None,
+        condition: Conditions = None,
         embed_condition: bool = True,
         bpp: float | None = None,
         psnr: float | None = None,
         mask: ImageLike | None = None,
+        prompt: Prompts = None,
     ) -> bytes | list[bytes]:
         """`encode`, only the files: bytes for one image, a list for a batch or a sequence."""
-        files = [coded.data for coded in self.encode(images, condition, embed_condition, bpp, psnr, mask)]
+        files = [coded.data for coded in self.encode(images, condition, embed_condition, bpp, psnr, mask, prompt)]
         single = isinstance(images, _SINGLE) and not (isinstance(images, Tensor) and images.dim() != 3)
         return files[0] if single else files
 
@@ -242,32 +303,59 @@ class Codec:
         count: int,
         height: int,
         width: int,
-        seed: int | torch.Generator = 0,
-        condition: ConditionLike | Sequence[ConditionLike] = None,
+        seed: Seed | Sequence[Seed] = 0,
+        condition: Conditions = None,
         embed_condition: bool = True,
+        prompt: Prompts = None,
     ) -> list[Encoded]:
-        """Draw `count` images at random; each comes with its file. `seed` chooses the symbols."""
-        return self.sample(Draw(seed), height, width, count, condition, embed_condition)
+        """Draw `count` images at random; each comes with its file.
 
-    @_using_model
+        `seed` chooses the symbols. From a sequence of one for each image, an image has the same symbols whatever is
+        generated beside it.
+
+        Raises ConfigError: another number of seeds, conditions or prompts than images.
+        """
+        if not isinstance(seed, Sequence):
+            chooser = Draw(seed)
+            return self._sample(lambda _: chooser, height, width, count, condition, embed_condition, prompt)
+        if len(seed) != count:
+            raise ConfigError(f"{len(seed)} seeds for {count} images; give one for all or one an image")
+        return self._sample(
+            lambda batch: Draw([seed[i] for i in batch]), height, width, count, condition, embed_condition, prompt
+        )
+
     def sample(
         self,
         chooser: Chooser,
         height: int,
         width: int,
         count: int = 1,
-        condition: ConditionLike | Sequence[ConditionLike] = None,
+        condition: Conditions = None,
         embed_condition: bool = True,
     ) -> list[Encoded]:
         """Images whose noise any Chooser picks (see ddcm_fast.tasks); each comes with its file."""
+        return self._sample(lambda _: chooser, height, width, count, condition, embed_condition, None)
+
+    @_using_model
+    def _sample(
+        self,
+        chooser_of: Callable[[list[int]], Chooser],
+        height: int,
+        width: int,
+        count: int,
+        condition: Conditions,
+        embed_condition: bool,
+        prompt: Prompts,
+    ) -> list[Encoded]:
+        """Images whose noise is picked by the Chooser of each batch."""
         padded_size(self.model, height, width)
-        conditions = self._conditions(condition, count)
+        conditions = conditions_of(self.model, condition, prompt, count)
         job = self._job(self.config, height, width)
         out: list[Encoded] = []
-        for batch in self._batches(range(count), conditions, self.batch_size):
+        for batch in batches(range(count), conditions, self.batch_size):
             own = [conditions[i] for i in batch]
-            done = self._run(job, chooser, len(batch), "generate", _together(own))
-            out += self._finish(job, done, self.config, [_stored(each, embed_condition) for each in own])
+            done = self._run(job, chooser_of(batch), len(batch), "generate", together(own))
+            out += self._finish(job, done, self.config, [stored(each, embed_condition) for each in own])
         return out
 
     # ---- decoding --------------------------------------------------------------------------------
@@ -288,25 +376,74 @@ class Codec:
             ModelError: made with another model.
             ConfigError: the condition is missing or is not the one the file was made with.
         """
+        if not 0 < first <= 1:
+            raise ConfigError(f"first is {first}; it must be above 0 and at most 1")
         data = container.file_bytes(data)
+        header, payload, told = self._opened(data, ignore_checksum, condition)
+        job = self._job_of(header)
+        if first < 1:
+            payload = payload[: max(0, math.ceil(first * len(data)) - (len(data) - len(payload)))]
+        rows = job.rule.read(payload, job.coded, prefix=first < 1 or ignore_checksum)
+        return self._replay(job, [rows], [header], [told])[0]
+
+    @_using_model
+    def decode_many(self, files: Sequence[FileData], condition: ConditionLike = None) -> list[Tensor]:
+        """The bytes of files -> images (C, H, W) as `decode` returns them, in the order given.
+
+        Those of one size and configuration are decoded in batches of the codec's `batch_size`; see `exact`.
+
+        Raises as `decode`, of the first file that cannot be decoded, before any is.
+        """
+        opened = [self._opened(container.file_bytes(data), False, condition) for data in files]
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for i, (header, _, told) in enumerate(opened):
+            scale = getattr(told, "guidance_scale", None)
+            alike.setdefault((header.config, header.width, header.height, header.edit, scale), []).append(i)
+        images: list[Tensor | None] = [None] * len(opened)
+        for members in alike.values():
+            job = self._job_of(opened[members[0]][0])
+            letters = {i: job.rule.read(opened[i][1], job.coded) for i in members}
+            for at in range(0, len(members), self.batch_size):
+                batch = members[at : at + self.batch_size]
+                headers, each = [opened[i][0] for i in batch], [opened[i][2] for i in batch]
+                decoded = self._replay(job, [letters[i] for i in batch], headers, each)
+                for i, image in zip(batch, decoded, strict=True):
+                    images[i] = image
+        return [image for image in images if image is not None]
+
+    def _opened(
+        self, data: bytes, ignore_checksum: bool, condition: ConditionLike
+    ) -> tuple[Header, bytes, Condition | None]:
+        """A file's header, its payload and what the model is told."""
         header, payload = container.read(data, ignore_checksum)
         self.limits.check("payload", len(payload))
         check_model(self.model, header)
         given = as_condition(condition)
-        condition = settle(header.condition, given and self.model.complete_condition(given))
+        return header, payload, settle(header.condition, given and self.model.complete_condition(given))
+
+    def _job_of(self, header: Header) -> Job:
         try:
-            job = self._job(header.config, header.height, header.width)
+            return self._job(header.config, header.height, header.width)
         except (ConfigError, InputError) as error:
             raise FormatError(f"the file asks for something this model cannot do: {error}") from error
-        if not 0 < first <= 1:
-            raise ConfigError(f"first is {first}; it must be above 0 and at most 1")
-        if first < 1:
-            payload = payload[: max(0, math.ceil(first * len(data)) - (len(data) - len(payload)))]
-        rows = job.rule.read(payload, job.coded, prefix=first < 1 or ignore_checksum)
-        letters = [torch.tensor([row], dtype=torch.int64, device="cpu") for row in rows]
-        edit = header.edit or Edit(0, condition)
-        done = self._run(job, Replay(letters), 1, "decompress", lambda step: edit.at(step.index, condition))
-        return job.crop(self.model.decode(done.x0))[0]
+
+    def _replay(
+        self,
+        job: Job,
+        letters: Sequence[Sequence[Sequence[int]]],
+        headers: Sequence[Header],
+        told: Sequence[Condition | None],
+    ) -> Tensor:
+        """Images (B, C, H, W) of files of one configuration: the letters of each, step by step."""
+        steps = zip(*letters, strict=True)
+        replay = Replay([torch.tensor(rows, dtype=torch.int64, device="cpu") for rows in steps])
+        edits = [header.edit or Edit(0, own) for header, own in zip(headers, told, strict=True)]
+
+        def condition(step: Step) -> Condition | tuple[Condition | None, ...] | None:
+            return together([edit.at(step.index, own) for edit, own in zip(edits, told, strict=True)])
+
+        done = self._run(job, replay, len(letters), "decompress", condition)
+        return job.crop(self._model_for(len(letters)).decode(done.x0))
 
     def decompress(
         self, data: FileData, ignore_checksum: bool = False, condition: ConditionLike = None, first: float = 1.0
@@ -320,21 +457,6 @@ class Codec:
         return sum(self.model.cost(step.t, shape) for step in config.steps(self.model.sized(shape)))
 
     # ---- parts -----------------------------------------------------------------------------------
-
-    def _conditions(
-        self, given: ConditionLike | Sequence[ConditionLike], count: int
-    ) -> list[Condition | None]:
-        """The conditions of `count` images, the model's defaults filled in."""
-        return [self.model.complete_condition(each) for each in one_each(given, count)]
-
-    @staticmethod
-    def _batches(
-        members: Sequence[int], conditions: Sequence[Condition | None], size: int
-    ) -> Iterator[list[int]]:
-        """Members in their order, at most `size` at a time and of one guidance scale: what a network call takes."""
-        for _, run in groupby(members, lambda i: getattr(conditions[i], "guidance_scale", None)):
-            alike = list(run)
-            yield from (alike[first : first + size] for first in range(0, len(alike), size))
 
     def _job(self, config: CodecConfig, height: int, width: int) -> Job:
         # With the curve's fingerprint: a model may be calibrated anew.
@@ -357,17 +479,20 @@ class Codec:
         noise = job.noise.expand(batch, *job.shape)
         graphs = None
         if self.cuda_graph:
-            graphs = job.graphs.get(batch) or StepGraphs(self.model, job.steps, job.rule)
+            graphs = job.graphs.get(batch) or StepGraphs(self._model_for(batch), job.steps, job.rule)
             job.graphs[batch] = graphs
-        return sample(self.model, job.steps, job.rule, chooser, noise, condition, self.progress, what, graphs)
+        call = self.callback_on_step_end
+        tell = None if call is None else partial(call, self)
+        model = self._model_for(batch)
+        return sample(model, job.steps, job.rule, chooser, noise, condition, self.progress, what, graphs, tell)
 
     def _finish(
-        self, job: Job, done: Sample, config: CodecConfig, stored: Sequence[Condition | ConditionHash | None]
+        self, job: Job, done: Sample, config: CodecConfig, said: Sequence[Condition | ConditionHash | None]
     ) -> list[Encoded]:
         """Bring the letters to the host, once, and write the files."""
-        images = job.crop(self.model.decode(done.x0))
+        images = job.crop(self._model_for(len(done.x0)).decode(done.x0))
         rows = [letters.tolist() for letters in done.letters]
-        headers = [make_header(self.model, config, job.height, job.width, each) for each in stored]
+        headers = [make_header(self.model, config, job.height, job.width, each) for each in said]
         for step, batch in zip(job.coded, rows, strict=True):
             if any(min(row, default=0) < 0 for row in batch):
                 raise InputError(f"the model's prediction at t={step.t:g} is NaN or infinite; try --dtype float32")
@@ -376,8 +501,3 @@ class Codec:
             Encoded(container.write(header, payload), image)
             for header, payload, image in zip(headers, payloads, images, strict=True)
         ]
-
-
-def _together(conditions: Sequence[Condition | None]) -> Condition | tuple[Condition | None, ...] | None:
-    """What a model is told of a batch: the condition of all, or each one's."""
-    return conditions[0] if len(set(conditions)) == 1 else tuple(conditions)

@@ -12,7 +12,16 @@ from ddcm_fast.errors import ConfigError
 from ddcm_fast.lazy import deferred
 from ddcm_fast.sampling.rules import RULES, Rule, rule_named
 from ddcm_fast.sampling.rules.base import Parameter, Settings
-from ddcm_fast.sampling.schedule import Step, allocate, linspace, plan, tail_timesteps, trailing
+from ddcm_fast.sampling.schedule import (
+    Step,
+    allocate,
+    diffc,
+    linspace,
+    linspace_floor,
+    plan,
+    tail_timesteps,
+    trailing,
+)
 
 if TYPE_CHECKING:
     from ddcm_fast.sampling import information
@@ -20,13 +29,16 @@ if TYPE_CHECKING:
 else:
     deferred(globals(), information="ddcm_fast.sampling.information")
 
-#: Positions in this tuple are the numbers in files: append only.
-SCHEDULES = ("linspace", "trailing", "kl")
+#: Positions in this tuple are the numbers in files: append only. The first was `linspace` until that was mended.
+SCHEDULES = ("linspace-floor", "trailing", "kl", "diffc", "linspace")
+#: Those that end in a tail.
+TAILED = ("kl", "diffc")
 
 _MOST = 65535  # steps, and timesteps
 
 _TIMESTEPS: dict[str, Callable[[DiffusionModel, int], list[float]]] = {
     "linspace": linspace,
+    "linspace-floor": linspace_floor,
     "trailing": trailing,
 }
 
@@ -53,8 +65,9 @@ class CodecConfig(Settings):
         K: atoms in the codebook. M: atoms a step. C: bits of a coefficient or letter.
         atoms: chosen in the whole file, shared out among the coded steps by the information the model's curve expects
             of them.
-        T: coded steps. schedule: "linspace", "trailing" or "kl" (equal information a step).
-        stop: timestep at which coding ends ("kl" only). tail: steps without bits from there to the clean image;
+        T: coded steps. schedule: "linspace", "trailing", "kl" (equal information a step) or "diffc" (DiffC's published
+            timesteps, where steps share the atoms evenly); "linspace-floor" is what "linspace" was in files of 0.1.
+        stop: timestep at which coding ends ("kl" only). tail: steps without bits after the coded ones;
             T + tail network evaluations in all. One gives the highest PSNR, more give sharper pictures.
         ancestral_tail: the tail's steps take the noise of atom 0 (DDPM) instead of none (DDIM).
         t_range: (high, low): only steps with low <= t <= high carry bits, the others use atom 0.
@@ -98,13 +111,13 @@ class CodecConfig(Settings):
             if limits is not None and not isinstance(field.default, bool):
                 object.__setattr__(self, name, integer(name, value, limits.low, limits.high))  # numpy's, too
         self.rule_type.check(self)
-        if (self.schedule == "kl") != (self.tail > 0) or (self.stop > 0 and self.schedule != "kl"):
+        if (self.schedule in TAILED) != (self.tail > 0) or (self.stop > 0 and self.schedule != "kl"):
             raise ConfigError(
-                f"stop is {self.stop} and tail {self.tail} with the schedule {self.schedule!r}; they belong to 'kl', "
-                "which needs a tail of at least one step"
+                f"stop is {self.stop} and tail {self.tail} with the schedule {self.schedule!r}; stop belongs to 'kl', "
+                "tail to 'kl' and 'diffc', which need one of at least one step"
             )
         if self.ancestral_tail and self.tail == 0:
-            raise ConfigError(f"ancestral_tail needs the schedule 'kl' and its tail, not {self.schedule!r}")
+            raise ConfigError(f"ancestral_tail needs a schedule with a tail ('kl', 'diffc'), not {self.schedule!r}")
         if self.t_range is not None:
             high, low = (integer("t_range's timestep", t, 0, _MOST) for t in _pair(self.t_range))
             if low > high:
@@ -123,12 +136,14 @@ class CodecConfig(Settings):
 
     def steps(self, model: DiffusionModel) -> list[Step]:
         """The schedule's steps for a model, with what is coded in each: the plan that encoder and decoder follow."""
-        if self.schedule == "kl":
-            timesteps = information.kl_timesteps(model, self.T, self.stop)
-            end = tail_timesteps(self.stop, self.tail)
+        if self.schedule in TAILED:
             coded = [True] * self.T + [False] * self.tail
             eta = [1.0] * self.T + [float(self.ancestral_tail)] * self.tail
-            steps = plan(model, timesteps + end, coded, eta)
+            if self.schedule == "diffc":
+                timesteps = diffc(model, self.T + self.tail)
+            else:
+                timesteps = information.kl_timesteps(model, self.T, self.stop) + tail_timesteps(self.stop, self.tail)
+            steps = plan(model, timesteps, coded, eta)
         else:
             steps = plan(model, _TIMESTEPS[self.schedule](model, self.T))
         if self.t_range is not None:
@@ -154,7 +169,8 @@ class CodecConfig(Settings):
         return [planned.get(step.index, step) for step in steps]
 
     def _parts(self, model: DiffusionModel, steps: Sequence[Step]) -> list[int]:
-        return allocate(self.atoms, information.shares(model, steps))
+        even = self.schedule == "diffc"
+        return allocate(self.atoms, [1.0] * len(steps) if even else information.shares(model, steps))
 
     def make_rule(self, steps: Sequence[Step], dim: int, backend: str) -> Rule:
         """The rule for states of `dim` entries; `steps` as returned by `steps`."""
@@ -198,6 +214,16 @@ PRESETS: dict[str, tuple[CodecConfig, str]] = {
     "diffc": (
         CodecConfig(rule="rcc", kind="hadamard", K=65536, atoms=1600, T=40, schedule="kl", stop=100, tail=3),
         "DiffC: reverse channel coding, noise distributed as the forward process has it (needs constriction)",
+    ),
+    "turbo-paper": (
+        CodecConfig(rule="threshold", kind="gaussian", K=16384, atoms=1425, T=19, schedule="diffc", tail=1),
+        "Turbo-DDCM with its paper's codebook and timesteps, the same number of atoms at each; to compare with",
+    ),
+    "diffc-paper": (
+        CodecConfig(
+            rule="rcc_padded", kind="hadamard", K=65536, C=2, atoms=1200, T=60, schedule="kl", stop=100, tail=10
+        ),
+        "DiffC with its paper's chunks of 16 bits, 2 of them padding, in many steps; to compare with",
     ),
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, Union
 
 from ddcm_fast.codebook.law import KINDS, MAX_SIZE, NOISE_LAW_VERSION
-from ddcm_fast.codec.config import RULE_NUMBERS, SCHEDULES, CodecConfig
+from ddcm_fast.codec.config import RULE_NUMBERS, SCHEDULES, TAILED, CodecConfig
 from ddcm_fast.errors import ConfigError, FormatError, InputError
 from ddcm_fast.files import Kind
 from ddcm_fast.sampling.condition import MAX_BYTES, Condition, ConditionHash, Edit, read_condition
@@ -186,7 +186,7 @@ def write(header: Header, payload: bytes) -> bytes:
     for field in RULE_NUMBERS:
         if field in rule.parameters:
             w.varint(getattr(config, field))
-    if config.schedule == "kl":
+    if config.schedule in TAILED:
         w.varint(config.stop)
         w.varint(config.tail)
     if config.t_range is not None:
@@ -260,7 +260,7 @@ def _read_config(r: _Reader, what: int, how: int) -> CodecConfig:
     rule = _read_rule(r, what >> 4)
     steps, seed, size = r.varint(), r.varint(), r.size()
     fields = {field: r.varint() for field in RULE_NUMBERS if field in rule.parameters}
-    stop, tail = (r.varint(), r.varint()) if SCHEDULES[schedule] == "kl" else (0, 0)
+    stop, tail = (r.varint(), r.varint()) if SCHEDULES[schedule] in TAILED else (0, 0)
     try:
         return CodecConfig(
             rule=rule.name,

@@ -50,7 +50,7 @@ def check_model(model: DiffusionModel, header: Header) -> None:
             f"the file was made with the network in {header.dtype}, this one is in {dtype_name(model.dtype)}: "
             f"the picture will be worse than the encoder's; load the model with dtype={header.dtype!r}",
             DDCMWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
 
 

@@ -148,6 +148,17 @@ class Control:
         """The largest file of at most `bpp` bits a pixel. Raises ConfigError: there is none."""
         return self._sized(positive(bpp, "bpp") * self._pixels)
 
+    def fixed(self, bpp: float) -> CodecConfig:
+        """What `at_rate` codes with, for rules that share no atoms: the rate alone says it, before anything is coded.
+
+        Raises ConfigError: there is none.
+        """
+        config = self.config
+        for _ in range(2):  # the header's length depends a little on what is in it
+            bits = self._payload(positive(bpp, "bpp") * self._pixels, config)
+            config = self._with_payload(config, bits, 1.0)
+        return config
+
     def at_quality(self, psnr: float) -> Encoded:
         """A file of about that PSNR in dB, see search_psnr. Raises ConfigError: there is none."""
         goal = positive(psnr, "psnr")

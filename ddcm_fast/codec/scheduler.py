@@ -34,8 +34,6 @@ from ddcm_fast.models.levels import EDMLevels
 from ddcm_fast.sampling.autocast import without_autocast
 from ddcm_fast.sampling.choosers import Blind, Chooser, Draw, StepContext, toward
 from ddcm_fast.sampling.model import eps_from_x0
-from ddcm_fast.sampling.rules import Rule
-from ddcm_fast.sampling.schedule import Step
 from ddcm_fast.sampling.update import complete
 
 
@@ -45,18 +43,6 @@ class StepOutput(BaseOutput):
 
     prev_sample: Tensor
     pred_original_sample: Tensor
-
-
-class _Draws(Blind):
-    """Draw, with a generator an image."""
-
-    def __init__(self, generators: Sequence[torch.Generator]) -> None:
-        self._draws = [Draw(generator) for generator in generators]
-
-    def letters(self, rule: Rule, step: Step, batch: int, device: torch.device) -> Tensor:
-        if batch != len(self._draws):
-            raise ConfigError(f"{len(self._draws)} generators for {batch} images; give one, or one an image")
-        return torch.cat([draw.letters(rule, step, 1, device) for draw in self._draws])
 
 
 class DDCMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -335,8 +321,6 @@ class DDCMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             if not self._recorded:
                 raise
             raise FormatError(f"the file asks for something this call cannot do: {error}") from error
-        if chooser is None and isinstance(generator, (list, tuple)):
-            chooser = _Draws(generator)
         if chooser is None:
             chooser = Draw(generator if generator is not None else torch.default_generator)
         if not isinstance(chooser, Blind):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddcm_fast.codec.container import PIPELINE
 from ddcm_fast.errors import ConfigError, ModelError
-from ddcm_fast.models.levels import levels_of
+from ddcm_fast.models.levels import CosineLevels, levels_of
 from ddcm_fast.sampling.model import DiffusionModel, Level
 from ddcm_fast.sampling.schedule import Step, plan
 
@@ -26,6 +26,7 @@ SOURCES = (
     "EDMEulerScheduler",
     "CosineDPMSolverMultistepScheduler",
     "CMStochasticIterativeScheduler",
+    "DDPMWuerstchenScheduler",
     "FlowMatchEulerDiscreteScheduler",
 )
 
@@ -48,11 +49,14 @@ def source_name(config: Mapping[str, Any]) -> str:
         return "LCMScheduler"
     if "beta_schedule" in config and config.get("timestep_type", "discrete") == "discrete":
         return "DDPMScheduler"
+    if "scaler" in config:
+        return "DDPMWuerstchenScheduler"
     if "shift" in config:
         return "FlowMatchEulerDiscreteScheduler"
     raise ModelError(
         "this scheduler's configuration is not supported: it must have discrete timesteps and a beta schedule (DDPM, "
-        "DDIM, PNDM, DPM-Solver, UniPC, Euler, LCM, ...), or be of an EDM, consistency or flow matching scheduler"
+        "DDIM, PNDM, DPM-Solver, UniPC, Euler, LCM, ...), or be of an EDM, consistency, flow matching or Wuerstchen's "
+        "scheduler"
     )
 
 
@@ -121,6 +125,8 @@ class Timesteps:
             raise ConfigError(f"set_timesteps takes no {unknown[0]} with the timesteps of {source}")
         self.source.set_timesteps(device=device, **given)
         names = self.source.timesteps.tolist()
+        if names[-1] == 0 and isinstance(self.model.levels, CosineLevels):
+            del names[-1]  # where Wuerstchen's last step ends
         sigmas = self.source.sigmas.tolist() if hasattr(self.source, "sigmas") else names
         position = self.model.levels.position
         pairs = zip(names, sigmas[: len(names)], strict=True)
@@ -129,10 +135,13 @@ class Timesteps:
 
     def step(self, timestep: Any) -> Step:
         """The step that begins at a timestep; raises ConfigError where it is not one that is set."""
-        try:
-            return self._steps[float(timestep)]
-        except KeyError:
-            raise ConfigError(f"timestep {timestep} is not one of the {len(self._steps)} that are set") from None
+        given = torch.as_tensor(timestep).flatten()[0]  # Wuerstchen's pipelines give one an image
+        found = self._steps.get(float(given))
+        if found is None and given.dtype in (torch.float16, torch.bfloat16):  # to which they round it
+            found = next((step for name, step in self._steps.items() if torch.tensor(name).to(given) == given), None)
+        if found is None:
+            raise ConfigError(f"timestep {timestep} is not one of the {len(self._steps)} that are set")
+        return found
 
     def fingerprint(self, shape: torch.Size) -> bytes:
         """4 bytes of the noise levels, the timesteps and the shape of an image's latents; `shape` is a batch's."""

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -16,6 +17,9 @@ from ddcm_fast.errors import ConfigError, InputError, MissingExtraError, first_l
 
 #: The smaller side that torchmetrics wants for five scales of MS-SSIM with windows of 11 pixels.
 MS_SSIM_SIDE = 176
+
+#: Endings of the images that torch-fidelity finds.
+FIDELITY_ENDINGS = (".png", ".jpg", ".jpeg")
 
 OF_PAIRS = ("psnr", "ms-ssim", "lpips", "dists")
 OF_SETS = ("fid", "kid")
@@ -74,8 +78,11 @@ def _ms_ssim(functional: Any, a: Tensor, b: Tensor) -> float | None:
     return float(functional.multiscale_structural_similarity_index_measure(a[None], b[None], data_range=2.0))
 
 
-def of_sets(names: list[str], first: Path, second: Path) -> dict[str, float]:
-    """FID and KID of two folders of images, by torch-fidelity, which fetches its network.
+def of_sets(names: list[str], first: Path, second: Path, weights: Path | None = None) -> dict[str, float]:
+    """FID and KID of two folders of images and all that is below them, by torch-fidelity.
+
+    Args:
+        weights: of its Inception network, a pickle that it unpickles as it is; None: it fetches them.
 
     Raises ConfigError: an unknown name. MissingExtraError: torch-fidelity is not installed. InputError: it failed.
     """
@@ -89,11 +96,55 @@ def of_sets(names: list[str], first: Path, second: Path) -> dict[str, float]:
             input2=str(second),
             fid="fid" in names,
             kid="kid" in names,
-            samplefind_deep=True,
+            # Of KID, which draws subsets: not more than the smaller folder has.
+            kid_subset_size=min(1000, *(_images(folder) for folder in (first, second))),
+            samples_find_deep=True,
+            feature_extractor_weights_path=None if weights is None else str(weights),
             verbose=False,
-            cuda=import_module("torch").cuda.is_available(),
+            cuda=torch.cuda.is_available(),
         )
     except Exception as error:  # its own, its network's and the readers'
         raise InputError(f"torch-fidelity could not compare {first} and {second}: {first_line(error)}") from error
     keys = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}
     return {name: float(found[keys[name]]) for name in names}
+
+
+def _images(folder: Path) -> int:
+    return sum(path.suffix.lower() in FIDELITY_ENDINGS for path in folder.rglob("*"))
+
+
+#: CLIP's models by their authors' names (Radford et al. 2021), and the hub's.
+CLIP_MODELS = {
+    "ViT-B/32": "openai/clip-vit-base-patch32",
+    "ViT-B/16": "openai/clip-vit-base-patch16",
+    "ViT-L/14": "openai/clip-vit-large-patch14",
+    "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
+}
+
+
+class ClipScore:
+    """100 max(cos(image, caption), 0) by a CLIP model (Hessel et al. 2021, without their factor of 2.5).
+
+    Args:
+        model: one of CLIP_MODELS, a hub id or a folder. device: where it runs.
+
+    Raises MissingExtraError: transformers is not installed. InputError: the model cannot be loaded.
+    """
+
+    def __init__(self, model: str = "ViT-L/14", device: str = "cpu") -> None:
+        transformers = _package("transformers", "metrics")
+        name = CLIP_MODELS.get(model, model)
+        try:
+            self._network = transformers.CLIPModel.from_pretrained(name).to(device).eval()
+            self._processor = transformers.CLIPProcessor.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot load the CLIP model {name!r}, download it first: {first_line(error)}") from error
+        self._device = device
+
+    @torch.inference_mode()
+    def __call__(self, images: list[Image.Image], captions: list[str]) -> list[float]:
+        """The score of each image with its caption, which ends where the model's texts do."""
+        given = self._processor(text=captions, images=images, return_tensors="pt", padding=True, truncation=True)
+        out = self._network(**given.to(self._device))
+        alike = torch.cosine_similarity(out.image_embeds.float(), out.text_embeds.float())
+        return [100 * max(0.0, float(one)) for one in alike]

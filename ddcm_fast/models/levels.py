@@ -162,6 +162,38 @@ class VarianceLevels(Levels):
         return said
 
 
+class CosineLevels(Levels):
+    """Wuerstchen's (Pernias et al. 2023): variance preserving, epsilon, a cosine over continuous timesteps 1 to 0.
+
+    alpha^2 = cos^2((t + s) / (1 + s) pi / 2), over its value at 0 and within [0.0001, 0.9999].
+
+    Args:
+        scheduler: DDPMWuerstchenScheduler; `scaler` bends t as there.
+    """
+
+    prediction = "epsilon"
+    max_timestep = 1.0
+
+    def __init__(self, scheduler: Any) -> None:
+        self._offset, self._scaler = float(scheduler.config["s"]), float(scheduler.config["scaler"])
+
+    def alpha_sigma(self, t: float) -> tuple[float, float]:
+        bent = 1 - (1 - t) ** self._scaler if self._scaler > 1 else t**self._scaler
+        first, now = (math.cos((at + self._offset) / (1 + self._offset) * math.pi / 2) ** 2 for at in (0.0, bent))
+        square = min(max(now / first, 1e-4), 0.9999)
+        return square**0.5, (1 - square) ** 0.5
+
+    def timesteps(self) -> list[float]:
+        """A thousand of them."""
+        return [i / 1000 for i in range(1000, 0, -1)]
+
+    def x0(self, x: Tensor, output: Tensor, level: Level) -> Tensor:
+        return (x - level.sigma * output) / level.alpha
+
+    def describe(self) -> dict[str, Any]:
+        return {"cosine": [self._offset, self._scaler]}
+
+
 class EDMLevels(Levels):
     """Variance exploding, x_t = x0 + sigma eps, with EDM's preconditioning (Karras et al. 2022, table 1).
 
@@ -321,9 +353,11 @@ def levels_of(scheduler: Any) -> Levels:
         return EDMLevels(scheduler)
     if name == "CMStochasticIterativeScheduler":
         return ConsistencyLevels(scheduler)
+    if name == "DDPMWuerstchenScheduler":
+        return CosineLevels(scheduler)
     if hasattr(scheduler, "alphas_cumprod"):
         return VarianceLevels(scheduler)
     raise ModelError(
         f"the scheduler {name} is not supported: it must have alphas_cumprod (DDPM, DDIM, PNDM, DPM-Solver, UniPC, "
-        "Euler, LCM, ...), or be an EDM, consistency or flow matching scheduler"
+        "Euler, LCM, ...), or be an EDM, consistency, flow matching or Wuerstchen's scheduler"
     )

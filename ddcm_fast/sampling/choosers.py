@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import Any, Union
 
 import torch
 from torch import Tensor
@@ -85,7 +85,11 @@ def toward(target: Tensor, weight: Tensor | None = None) -> Toward:
     return Toward(target, weight)
 
 
-def seeded(seed: int | torch.Generator) -> torch.Generator:
+#: What random choices may begin from: a number, or a generator from which one is drawn.
+Seed = Union[int, torch.Generator]
+
+
+def seeded(seed: Seed) -> torch.Generator:
     """A CPU generator of its own for a seed, or for the next number of a generator (of any device).
 
     Raises ConfigError: not an integer from 0 to 2^64 - 1 or a generator.
@@ -113,14 +117,25 @@ class Blind(Chooser):
 
 
 class Draw(Blind):
-    """Generator: uniformly random letters, from a CPU generator so that they do not depend on the device."""
+    """Generator: uniformly random letters, from CPU generators so that they do not depend on the device.
 
-    def __init__(self, seed: int | torch.Generator) -> None:
-        self._generator = seeded(seed)
+    Args:
+        seed: of the whole batch; or a list of one for each image, whose letters then do not depend on the others.
+    """
+
+    def __init__(self, seed: Seed | Sequence[Seed]) -> None:
+        self._alone = not isinstance(seed, Sequence)
+        self._generators = [seeded(one) for one in (seed if isinstance(seed, Sequence) else [seed])]
 
     def letters(self, rule: Rule, step: Step, batch: int, device: torch.device) -> Tensor:
+        if self._alone:
+            drawn = rule.draw(batch, step, self._generators[0])
+        elif batch == len(self._generators):
+            drawn = torch.cat([rule.draw(1, step, generator) for generator in self._generators])
+        else:
+            raise ConfigError(f"{len(self._generators)} seeds for {batch} images; give one for all or one an image")
         # The copy takes the numbers before it returns; only waiting for the device's other work is left out.
-        return rule.draw(batch, step, self._generator).to(device, non_blocking=True)
+        return drawn.to(device, non_blocking=True)
 
 
 class Replay(Blind):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ def sample(
     progress: bool | None = False,
     description: str = "",
     graphs: StepGraphs | None = None,
+    on_step_end: Callable[[int, float, dict[str, Tensor]], Any] | None = None,
 ) -> Sample:
     """Run the reverse process, all of it inside `model.using()`.
 
@@ -51,6 +52,8 @@ def sample(
         progress: show a progress bar: True, False, or None for "if standard error is a terminal".
         description: text of the progress bar.
         graphs: take the steps as CUDA graphs; made of the same model, steps and rule.
+        on_step_end: called after each step that is no graph: (its index, its timestep, {"latents": x_s, "x0_hat": the
+            prediction that the step began with}); the tensors are not to be changed.
 
     Returns:
         Sample. The same inputs give the same bits on the same device.
@@ -73,6 +76,8 @@ def sample(
                 x, choice = complete(
                     StepContext(model, rule, step, x, x0_hat, eps_hat, current, following), chooser, step
                 )
+                if on_step_end is not None:
+                    on_step_end(step.index, step.t, {"latents": x, "x0_hat": x0_hat})
             if choice is not None:
                 letters.append(choice)
             bar.update(work[step.index])

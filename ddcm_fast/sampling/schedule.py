@@ -125,7 +125,19 @@ def plan(
 
 
 def linspace(model: DiffusionModel, count: int) -> list[float]:
-    """`count` training timesteps evenly spaced from the noisiest to the cleanest, both included."""
+    """`count` training timesteps evenly spaced from the noisiest to the cleanest, both included.
+
+    Rounded as diffusers' "linspace" is, which DDCM's own code takes: to the nearest from the cleanest on, a half to the
+    even one. A single one is the noisiest.
+    """
+    grid = model.training_timesteps()
+    _check_count(count, len(grid))
+    last = len(grid) - 1
+    return [grid[last - place] for place in reversed(_evenly(count, last))] if count > 1 else [grid[0]]
+
+
+def linspace_floor(model: DiffusionModel, count: int) -> list[float]:
+    """`linspace` with places in the model's list of timesteps rounded down, as files were made before it was mended."""
     grid = model.training_timesteps()
     _check_count(count, len(grid))
     if count == 1:
@@ -134,10 +146,42 @@ def linspace(model: DiffusionModel, count: int) -> list[float]:
 
 
 def trailing(model: DiffusionModel, count: int) -> list[float]:
-    """`count` training timesteps evenly spaced from the noisiest, as diffusers' "trailing" (Lin et al. 2024)."""
+    """`count` training timesteps evenly spaced from the noisiest, as diffusers' "trailing" (Lin et al. 2024).
+
+    Where `count` is no divisor of their number, some are the next noisier one to diffusers'.
+    """
     grid = model.training_timesteps()
     _check_count(count, len(grid))
     return [grid[i * len(grid) // count] for i in range(count)]
+
+
+#: The timesteps at which DiffC's published code encodes with Stable Diffusion 1.5 (Vonderfecht and Liu 2025), each step
+#: of about as much information; Turbo-DDCM (Vaisman et al. 2026) puts 999 before them.
+_DIFFC = (
+    *(999, 972, 949, 929, 897, 869, 834, 805, 780, 751, 726, 704, 688, 670, 648, 627, 608, 591, 578, 561),
+    *(546, 530, 520, 510, 498, 491, 480, 465, 455, 447, 438, 429, 419, 410, 402, 390, 380, 371, 361, 353),
+    *(345, 336, 326, 319, 313, 305, 296, 289, 282, 276, 269, 261, 254, 247, 242, 237, 231, 224, 219, 213),
+    *(209, 204, 200, 194, 189, 185, 181, 175, 170, 167, 163, 160, 156, 153, 149, 146, 143, 139, 135, 132),
+    *(129, 125, 121, 118, 116, 113, 110, 107, 104, 101, 99, 96, 94, 92, 90, 87, 85),
+    *range(82, 48, -2),
+    *range(48, 0, -1),
+)
+
+
+def diffc(model: DiffusionModel, count: int) -> list[float]:
+    """`count` of DiffC's timesteps, evenly chosen from first to last as Turbo-DDCM does, or their nearest in the model.
+
+    Raises ConfigError: more than there are, or a model that has not as many different ones.
+    """
+    _check_count(count, len(_DIFFC))
+    chosen = [_DIFFC[place] for place in _evenly(count, len(_DIFFC) - 1)]
+    grid = model.training_timesteps()
+    near = [min(grid, key=lambda t: (abs(t - wanted), t)) for wanted in chosen]
+    if len(set(near)) < count:
+        raise ConfigError(
+            f"T and tail are {count} steps; 'diffc' has only {len(set(near))} for this model: lower T or tail"
+        )
+    return near
 
 
 def tail_timesteps(stop: int, count: int) -> list[float]:
@@ -161,6 +205,12 @@ def allocate(total: int, weights: Sequence[float]) -> list[int]:
     for i in order[: total - sum(parts)]:
         parts[i] += 1
     return parts
+
+
+def _evenly(count: int, last: int) -> list[int]:
+    """`count` places evenly spaced from 0 to `last`, both included; a half goes to the even place, as numpy rounds."""
+    spacing = last / max(1, count - 1)
+    return [round(i * spacing) for i in range(count)]
 
 
 def _check_count(count: int, most: int) -> None:

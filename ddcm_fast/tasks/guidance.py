@@ -8,7 +8,9 @@ decodes without the classifier, the label or whatever gave g.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from ddcm_fast.errors import ConfigError
 from ddcm_fast.models.wrapped import WrappedModel
 from ddcm_fast.sampling.choosers import Chooser, StepContext, seeded
+from ddcm_fast.sampling.condition import Condition
 from ddcm_fast.sampling.model import DiffusionModel
 
 Objective = Callable[[StepContext], Tensor]
@@ -103,35 +106,75 @@ class ClassifierGuided(WrappedModel):
     Unlike the choosers of this module it changes the model's predictions, so its files decode only with the same
     classifier, label and scale; they say so, since those are part of its fingerprint.
 
+    A step's mean moves by beta / sqrt(1 - beta) times scale times the gradient, beta = 1 - (alpha_t / alpha_s)^2 (their
+    algorithm 2). Their ancestral sampler (algorithm 1) moves it by the variance of the step, which its networks learn,
+    between beta sigma_s^2 / sigma_t^2 and beta: nearly the same for many steps.
+
     Args:
-        model: the model that is guided. classify: (state, t) -> logits, differentiable in the state.
-        label, scale: the class and how strongly.
+        model: the model that is guided. classify: (state, t) -> logits, differentiable in the state; where it has a
+            `digest`, that tells it from others in fingerprints, else its answer to noise does.
+        label: the class of all images; None: the label of each one's condition, which a model without classes of its
+            own is not told.
+        scale: how strongly.
+
+    Raises ConfigError: a scale that is no number.
     """
 
     def __init__(
-        self, model: DiffusionModel, classify: Callable[[Tensor, float], Tensor], label: int, scale: float = 1.0
+        self,
+        model: DiffusionModel,
+        classify: Callable[[Tensor, float], Tensor],
+        label: int | None = None,
+        scale: float = 1.0,
     ) -> None:
         super().__init__(model)
+        if not math.isfinite(scale):
+            raise ConfigError(f"the scale of classifier guidance is {scale}; it must be a number")
         self._classify = classify
         self._label, self._scale = label, scale
+        # Whether the model is told all of a condition: where it has no classes, labels are for the classifier alone.
+        self._tells = bool(model.classes) or label is not None
+        if not self._tells:
+            self.classes = self._answer().numel()
+
+    def complete_condition(self, condition: Condition | None) -> Condition | None:
+        """See DiffusionModel. Where the labels are the conditions', each needs one that the classifier knows."""
+        label = None if condition is None else condition.label
+        told = self.inner.complete_condition(condition if self._tells else _without_label(condition))
+        if self._label is None and (label is None or label >= self.classes):
+            raise ConfigError(f"the label is {label}; classifier guidance needs one from 0 to {self.classes - 1}")
+        return told if self._tells else replace(told or Condition(), label=label)
 
     def predict(self, x: Tensor, t: float, condition: Any = None) -> tuple[Tensor, Tensor]:
         """Where the state is noise alone, it says nothing of the class."""
         alpha, sigma = self.alpha_sigma(t)
-        x0_hat, eps_hat = self.inner.predict(x, t, condition)
+        own = condition if isinstance(condition, tuple) else (condition,)
+        told = own if self._tells else tuple(_without_label(each) for each in own)
+        x0_hat, eps_hat = self.inner.predict(x, t, told[0] if len(set(told)) == 1 else told)
         if alpha == 0:
             return x0_hat, eps_hat
         with torch.inference_mode(False), torch.enable_grad():
             state = x.clone().requires_grad_()
-            log_p = self._classify(state, t).log_softmax(1)[:, self._label].sum()
+            labels = [each.label for each in own] if self._label is None else [self._label]
+            classes = torch.tensor(labels, dtype=torch.int64, device=x.device).expand(len(x))
+            log_p = self._classify(state, t).log_softmax(1).gather(1, classes[:, None]).sum()
             (gradient,) = torch.autograd.grad(log_p, state)
         eps_hat = eps_hat - self._scale * sigma * gradient
         return (x - sigma * eps_hat) / alpha, eps_hat
 
     def changes(self) -> str:
-        """The label, the scale and the classifier's answer to noise."""
+        """The label, the scale and what tells the classifier from others."""
+        digest = getattr(self._classify, "digest", None) or self._answer().argsort()[None].tolist()
+        return f"{self._label} {self._scale} {digest}"
+
+    def _answer(self) -> Tensor:
+        """The classifier's answer to noise, (classes,) float32 on the CPU."""
         shape = (1, *self.latent_shape(self.default_side, self.default_side))
         probe = torch.randn(shape, generator=seeded(0), dtype=torch.float32, device="cpu")
         with torch.no_grad():
-            answer = self._classify(probe.to(self.device), self.max_timestep / 2).float().argsort().cpu()
-        return f"{self._label} {self._scale} {answer.tolist()}"
+            return self._classify(probe.to(self.device), self.max_timestep / 2)[0].float().cpu()
+
+
+def _without_label(condition: Condition | None) -> Condition | None:
+    """What a model without classes is told of a condition."""
+    return None if condition is None else replace(condition, label=None) or None

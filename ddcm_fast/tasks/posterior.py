@@ -15,6 +15,8 @@ the step takes a random atom (Morozov's discrepancy principle).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
@@ -26,6 +28,7 @@ from ddcm_fast.sampling.choosers import Chooser, StepContext, seeded
 from ddcm_fast.sampling.model import DiffusionModel
 from ddcm_fast.sampling.rules import Greedy
 from ddcm_fast.tasks.operators import LinearOperator
+from ddcm_fast.tasks.physics import as_operator
 
 DEFAULT_SHORTLIST = 16
 
@@ -121,7 +124,7 @@ def _patch(model: DiffusionModel) -> int:
 def restore(
     codec: Codec,
     measurement: Tensor,
-    operator: LinearOperator,
+    operator: LinearOperator | Any,
     sigma: float = 0.0,
     shortlist: int = DEFAULT_SHORTLIST,
     seed: int | torch.Generator = 0,
@@ -130,19 +133,20 @@ def restore(
 
     Args:
         codec: the model and configuration; a pixel-space model.
-        measurement: y (1, c, h, w) float32.
-        operator: H. sigma: standard deviation of n. shortlist, seed: see Posterior.
+        measurement: y (1, c, h, w) float32, of an image in [-1, 1].
+        operator: H, or one with `A` and `A_adjoint` such as deepinv's LinearPhysics (physics.py), whose measurement may
+            have any shape (1, ...). sigma: standard deviation of n. shortlist, seed: see Posterior.
 
     Raises:
         InputError: a measurement with the wrong shape for H, or with NaN or infinite entries.
-        ConfigError: a latent model, or settings the model cannot take.
+        ConfigError: a latent model, no linear operator, or settings the model cannot take.
     """
-    if measurement.dim() != 4 or len(measurement) != 1:
+    if len(measurement) != 1 or (isinstance(operator, LinearOperator) and measurement.dim() != 4):
         raise InputError(f"a measurement must be (1, c, h, w), not {tuple(measurement.shape)}")
     if not bool(torch.isfinite(measurement).all()):
         raise InputError("the measurement has NaN or infinite entries")
     _patch(codec.model)
-    y = measurement.to(codec.model.device, torch.float32)
+    operator, y = as_operator(operator, measurement.to(codec.model.device, torch.float32))
     height, width = operator.image_size(y.shape[2], y.shape[3])
     blank = torch.zeros(1, codec.model.channels, height, width, dtype=torch.float32, device=y.device)
     made = operator.forward(blank).shape

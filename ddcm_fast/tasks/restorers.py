@@ -81,6 +81,16 @@ def load_restorer(path: str | Path, device: torch.device | str = "cpu", trust: b
         raise InputError(f"no such restorer: {path}")
     if path.suffix in _WEIGHTS:
         return _from_weights(path, torch.device(device), trust)
+    return load_program(path, device, trust, "restorer")
+
+
+def load_program(path: Path, device: torch.device | str, trust: bool, what: str) -> Callable[..., Tensor]:
+    """A torch.export (.pt2) or TorchScript file, `what` being what it is for.
+
+    Raises:
+        InputError: neither of these.
+        ModelError: no `trust`.
+    """
     if not trust:
         raise ModelError(
             f"{path} is a program that would be run as it is; if you know where it is from, load it with --trust "
@@ -95,7 +105,7 @@ def load_restorer(path: str | Path, device: torch.device | str = "cpu", trust: b
         if out_of_memory(error):
             raise
         raise InputError(
-            f"{path} is neither a torch.export file (.pt2) nor TorchScript: {first_line(error)}; save the restorer "
+            f"{path} is neither a torch.export file (.pt2) nor TorchScript: {first_line(error)}; save the {what} "
             "with torch.export.save or torch.jit.save"
         ) from error
 

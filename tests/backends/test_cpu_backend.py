@@ -120,6 +120,35 @@ def test_rows_do_not_matter():
         assert torch.equal(together, alone)
 
 
+@pytest.mark.parametrize(
+    ("dim", "size", "groups", "batch"), [(4096, 5000, 1, 3), (300, 5000, 2, 5), (257, 2048, 1, 1), (64, 33000, 3, 2)]
+)
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("biased", [True, False])
+def test_coarse_scores_find_what_exact_ones_do(instruction_set, dim, size, groups, batch, signed, biased):
+    """AVX2 searches `sign` by coarse scores first: the answer is the exact scores' all the same, ties included."""
+    spec, step = CodebookSpec("sign", dim, size, groups, SEED), step_tensor(STEP, "cpu")
+    draws = torch.Generator().manual_seed(dim)
+    w = torch.randn(batch, dim, generator=draws)
+    bias = 5 * torch.randn(groups, size, generator=draws) if biased else None
+    few = torch.where(w > 2.2, w, 0)
+    few[:, : dim // 4] = 0  # whole tiles of zeros
+    for residual in (w, w**7, 1e-30 * w, few, (w > 1.5).float(), w / torch.arange(1, dim + 1) ** 2):
+        scores = CPU.scores(spec, residual, step)
+        value = (scores.abs() if signed else scores) + (0 if bias is None else bias)
+        wanted = value.argmax(-1)  # the first of equals
+        index, sign, score = CPU.search(spec, residual, step, signed, bias)
+        assert torch.equal(index, wanted)
+        found = scores.gather(-1, wanted[..., None])[..., 0]
+        assert torch.equal(sign * score, found)
+        for m in (1, 20, 300):
+            index, sign, score = CPU.topk(spec, residual, step, m, signed, bias)
+            wanted = value.argsort(dim=-1, descending=True, stable=True)[..., :m]
+            assert torch.equal(index, wanted)
+            assert torch.equal(sign * score, scores.gather(-1, index))
+    assert CPU.search(spec, torch.zeros(1, dim), step, signed, None)[0].tolist() == [[0] * groups]
+
+
 def test_more_rows_than_a_task_takes():
     spec = CodebookSpec("sign", 40, 100, 1, SEED)
     w, step = torch.randn(600, 40), step_tensor(STEP, "cpu")

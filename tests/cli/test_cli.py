@@ -49,6 +49,20 @@ def test_presets_with_their_own_settings(photo, tmp_path, capsys, name):
     assert "K          50" in out and "seed       7" in out and "gaussian" in out
 
 
+def test_a_picture_for_jpeg_is_called_one(tmp_path, capsys):
+    halves = Image.new("L", (128, 128))
+    halves.paste(255, (0, 0, 128, 61))
+    halves.convert("RGB").save(tmp_path / "halves.png")
+    command = ["compress", tmp_path / "halves.png", tmp_path / "x.ddcm", "--model", "gaussian-field", "-T", 5]
+    code, out, err = run(capsys, *command, "--bpp", 1, "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["jpeg_psnr"] > facts["psnr"] + 0.5
+    assert "warning:" in err and "is no picture for the model 'gaussian-field': a JPEG of" in err
+    assert run(capsys, *command, "--bpp", 1, "-q") == (0, "", "")
+    code, out, err = run(capsys, *command, "--bpp", 0.1, "--json")  # no JPEG is so small
+    assert code == 0 and json.loads(out)["jpeg_psnr"] is None and err == ""
+
+
 def test_generate(tmp_path, capsys):
     folder = tmp_path / "new"
     args = ["--output-dir", folder, "-n", 2, "--size", "24x16", "--preset", "ddcm", "-T", 3, "-K", 64, "-q"]

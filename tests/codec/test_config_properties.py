@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ddcm_fast import Codec, load_model
 from ddcm_fast.codebook.law import KINDS
-from ddcm_fast.codec.config import PRESETS, CodecConfig, preset
+from ddcm_fast.codec.config import PRESETS, SCHEDULES, TAILED, CodecConfig, preset
 from ddcm_fast.errors import ConfigError, DDCMError
 from ddcm_fast.sampling.rules.base import SearchCost
 from ddcm_fast.sampling.schedule import allocate
@@ -27,15 +27,15 @@ IMAGE = FIELD.draw(1, 16, 17, seed=2).clamp(-1, 1)
 def configs(draw: st.DrawFn, names: tuple[str, ...] = tuple(PRESETS)) -> CodecConfig:
     name = draw(st.sampled_from(names))
     rule = PRESETS[name][0].rule
-    schedule = draw(st.sampled_from(("linspace", "trailing", "kl")))
+    schedule = draw(st.sampled_from(SCHEDULES))
     given: dict[str, Any] = {
         "kind": draw(st.sampled_from(KINDS)),
         "schedule": schedule,
         "T": draw(st.integers(1, 16)),
         "seed": draw(st.sampled_from((0, 7, 2**64 - 1))),
         "stop": draw(st.sampled_from((5, 100, 600))) if schedule == "kl" else 0,
-        "tail": draw(st.integers(1, 3)) if schedule == "kl" else 0,
-        "ancestral_tail": schedule == "kl" and draw(st.booleans()),
+        "tail": draw(st.integers(1, 3)) if schedule in TAILED else 0,
+        "ancestral_tail": schedule in TAILED and draw(st.booleans()),
         "t_range": draw(st.sampled_from((None, None, (900, 200), (300, 299)))),
     }
     if PRESETS[name][0].shares_atoms:
@@ -45,7 +45,7 @@ def configs(draw: st.DrawFn, names: tuple[str, ...] = tuple(PRESETS)) -> CodecCo
     if rule == "trellis":
         given["C"] = draw(st.integers(1, 3))
         given["K"] = 1 << given["C"] + draw(st.integers(given["C"], 6))
-    elif rule == "rcc":
+    elif rule in ("rcc", "rcc_padded"):
         given["K"] = 1 << draw(st.integers(7, 9))
     else:
         given["K"] = draw(st.one_of(st.integers(1, 40), st.sampled_from((64, 256, 1000))))

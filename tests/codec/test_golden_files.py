@@ -18,7 +18,7 @@ import make as golden  # noqa: E402
 
 @pytest.mark.parametrize("name", golden.SETTINGS)
 def test_decodes_to_the_picture_it_did(name: str) -> None:
-    if name == "diffc":
+    if name.startswith("diffc"):
         pytest.importorskip("constriction")
     decoded = np.asarray(to_pil(golden.codec(name).decode((FOLDER / f"{name}.ddcm").read_bytes())), dtype=int)
     expected = np.asarray(Image.open(FOLDER / f"{name}.png"), dtype=int)
@@ -27,6 +27,6 @@ def test_decodes_to_the_picture_it_did(name: str) -> None:
 
 @pytest.mark.parametrize("name", golden.SETTINGS)
 def test_is_still_what_the_encoder_makes(name: str) -> None:
-    if name == "diffc":
+    if name.startswith("diffc"):
         pytest.importorskip("constriction")
     assert golden.codec(name).encode(golden.picture())[0].data == (FOLDER / f"{name}.ddcm").read_bytes()

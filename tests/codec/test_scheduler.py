@@ -192,6 +192,8 @@ STEPS: dict[str, Any] = {
         algorithm_type="sde-dpmsolver++", solver_order=1, euler_at_final=True
     ),
     "lcm": lambda: diffusers.LCMScheduler(),
+    "wuerstchen": lambda: diffusers.DDPMWuerstchenScheduler(),
+    "wuerstchen-bent": lambda: diffusers.DDPMWuerstchenScheduler(scaler=1.5),
     "cosine-sde": lambda: pytest.importorskip("torchsde") and diffusers.CosineDPMSolverMultistepScheduler(
         solver_order=1
     ),
@@ -224,6 +226,8 @@ def test_a_step_is_diffusers(name: str, monkeypatch: pytest.MonkeyPatch) -> None
         mine = ours.step(output, ours.timesteps[place], x, generator=seeded(place))
         noise.append(ours._run.rule.noise(ours._run.letters[0], steps.plan[place]).view_as(x))
         t = theirs.timesteps[place]
+        if name.startswith("wuerstchen"):
+            t = t.expand(len(x))
         if name == "cosine-sde":
             theirs.noise_sampler = lambda *a: noise[-1]
         if name.startswith("flow"):
@@ -239,7 +243,7 @@ def test_steps_are_the_codecs() -> None:
     codec = Codec(pipe, CodecConfig(T=5, K=64, kind="sign", seed=9))
     (coded,) = codec.generate(1, 16, 16, seed=4)
     scheduler = with_codebook(pipe, K=64, kind="sign", seed=9)
-    scheduler.set_timesteps(timesteps=[999, 750, 500, 250, 0])
+    scheduler.set_timesteps(timesteps=[999, 749, 500, 250, 0])
     x = scheduler.initial_latents((1, 3, 16, 16))
     with scheduler.using(Draw(4)), torch.no_grad():
         for t in scheduler.timesteps:
@@ -351,6 +355,99 @@ def test_callbacks_and_interruptions() -> None:
     assert container.read(data)[0].config.T == 2
     with scheduler.replay(data):
         assert torch.equal(output(pipe, case, callback_on_step_end=callback, **more), made)
+
+
+# ---- adapters and offloading -----------------------------------------------------------------------
+
+
+def _lora(pipe: Any) -> dict[str, Any]:
+    peft = pytest.importorskip("peft")
+    pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), "style")
+    return {"cross_attention_kwargs": {"scale": 0.7}}
+
+
+def _ip_adapter(pipe: Any) -> dict[str, Any]:
+    """An IP-Adapter of random weights, given the embedding of an image."""
+    unet, cross, dim = pipe.unet, pipe.unet.config.cross_attention_dim, 8
+    torch.manual_seed(0)
+    layers = {}
+    for number, name in enumerate(unet.attn_processors):
+        if name.endswith("attn2.processor"):
+            inner = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+            for which in ("k", "v"):
+                layers[f"{number}.to_{which}_ip.weight"] = torch.randn(inner, cross) * 0.3
+    projection = {"proj.weight": torch.randn(4 * cross, dim), "proj.bias": torch.randn(4 * cross),
+                  "norm.weight": torch.ones(cross), "norm.bias": torch.zeros(cross)}  # fmt: skip
+    unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": layers}])
+    return {"ip_adapter_image_embeds": [torch.randn(2, 1, dim)]}
+
+
+def _offload_model(pipe: Any) -> dict[str, Any]:
+    pytest.importorskip("accelerate")
+    pipe.enable_model_cpu_offload(device="cpu")
+    return {}
+
+
+def _offload_layers(pipe: Any) -> dict[str, Any]:
+    """What `enable_sequential_cpu_offload` does with a network; itself it refuses to work without an accelerator."""
+    accelerate = pytest.importorskip("accelerate")
+    with pytest.raises(RuntimeError, match="accelerator"):
+        pipe.enable_sequential_cpu_offload()
+    for network in (pipe.unet, pipe.vae, pipe.text_encoder):
+        accelerate.cpu_offload(network, torch.device("cpu"))
+    return {}
+
+
+def _offload_groups(pipe: Any) -> dict[str, Any]:
+    hooks = pytest.importorskip("diffusers.hooks")
+    for network in (pipe.unet, pipe.vae):
+        hooks.apply_group_offloading(network, torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+    return {}
+
+
+CHANGES = {
+    "LoRA": _lora,
+    "IP-Adapter": _ip_adapter,
+    "enable_model_cpu_offload": _offload_model,
+    "accelerate.cpu_offload": _offload_layers,
+    "group offloading": _offload_groups,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_done_to_a_pipeline(change: str) -> None:
+    """Adapters change the picture, offloading changes nothing; the letters replay in either."""
+    case = CASES["sd"]
+    pipe = case.build()
+    scheduler = with_codebook(pipe)
+    more: dict[str, Any] = {"latents": scheduler.initial_latents((1, *case.state))}
+    plain = output(pipe, case, generator=seeded(), **more)
+    more |= CHANGES[change](pipe)
+    made = output(pipe, case, generator=seeded(), **more)
+    data = scheduler.to_bytes()
+    with scheduler.replay(data):
+        assert torch.equal(output(pipe, case, **more), made)
+        assert scheduler.to_bytes() == data
+    assert torch.allclose(made, plain, atol=1e-5) is (change not in ("LoRA", "IP-Adapter"))
+    target = torch.zeros(1, *case.state)
+    with scheduler.toward(target):
+        coded = output(pipe, case, **more)
+    with scheduler.replay(scheduler.to_bytes()):
+        assert torch.equal(output(pipe, case, **more), coded)
+
+
+def test_wuerstchen_in_half_precision() -> None:
+    """Its pipelines round the timesteps to the networks' dtype, and give one an image."""
+    case = CASES["wuerstchen-prior"]
+    pipe = case.build().to(dtype=torch.bfloat16)
+    scheduler = with_codebook(pipe)
+    more: dict[str, Any] = {"latents": scheduler.initial_latents((2, *case.state), dtype=torch.bfloat16)}
+    more |= {"num_images_per_prompt": 2, "num_inference_steps": 60, "output_type": "pt"}
+    made = pipe(**{**case.call, **more}).image_embeddings
+    files = scheduler.files()
+    assert container.read(files[0])[0].config.T == 60
+    with scheduler.replay(files):
+        assert torch.equal(pipe(**{**case.call, **more}).image_embeddings, made)
 
 
 def test_half_precision() -> None:

@@ -13,10 +13,23 @@ from ddcm_fast.sampling.rules.greedy import Greedy
 from ddcm_fast.sampling.rules.product import Product
 from ddcm_fast.sampling.rules.pursuit import Pursuit
 from ddcm_fast.sampling.rules.rcc import Rcc
+from ddcm_fast.sampling.rules.rcc_padded import RccPadded
 from ddcm_fast.sampling.rules.threshold import Threshold
 from ddcm_fast.sampling.rules.trellis import Trellis
 
-__all__ = ["RULES", "Greedy", "Product", "Pursuit", "Rcc", "Rule", "Threshold", "Trellis", "register", "rule_named"]
+__all__ = [
+    "RULES",
+    "Greedy",
+    "Product",
+    "Pursuit",
+    "Rcc",
+    "RccPadded",
+    "Rule",
+    "Threshold",
+    "Trellis",
+    "register",
+    "rule_named",
+]
 
 #: Rules of other packages: entry points of this group are loaded when a rule is named that is not registered.
 ENTRY_POINTS = "ddcm_fast.rules"
@@ -31,6 +44,7 @@ RULES: dict[str, type[Rule]] = {
         Threshold,
         Rcc,
         Trellis,
+        RccPadded,
     )
 }
 

@@ -66,18 +66,14 @@ def class_weights(bits: float, log2_size: int) -> tuple[int, ...]:
     return tuple(max(1, round(_WEIGHT_SCALE * m / sum(masses))) for m in masses)
 
 
-def expected_length(information: float) -> float:
-    """Length of the index of a group that a step asks for that much information, in bits.
+def expected_length(information: float, log2_size: int) -> float:
+    """Length of the index of a group of 2^log2_size candidates that a step asks for that much information, in bits.
 
     Measured: an index of 6 to 10 bits of information takes 1.7 more, and on photographs the groups ask for an eighth
-    more than their image's curve says. In theory KL + log2(KL + 1) + O(1) is enough (Li and El Gamal 2018).
+    more than their image's curve says. In theory KL + log2(KL + 1) + O(1) is enough (Li and El Gamal 2018). With few
+    candidates beyond the information the index cannot be that long.
     """
-    return 1.12 * information + 1.7
-
-
-def _information(settings: Settings) -> int:
-    """Information of a group: log2 K less the margin that its search needs."""
-    return settings.K.bit_length() - 1 - DEFAULT_MARGIN
+    return min(1.12 * information + 1.7, float(log2_size))
 
 
 class Rcc(Grouped):
@@ -141,23 +137,39 @@ class Rcc(Grouped):
         super().__init__(books, Codebook(kind, dim, 1, seed=seed, signed=False, backend=backend))
 
     @classmethod
+    def margin_of(cls, settings: Settings) -> int:
+        """The margin of a configuration's groups."""
+        return DEFAULT_MARGIN
+
+    @classmethod
+    def _information(cls, settings: Settings) -> int:
+        """Of a group: log2 K less the margin that its search needs."""
+        return settings.K.bit_length() - 1 - cls.margin_of(settings)
+
+    @classmethod
+    def _length(cls, settings: Settings) -> float:
+        """Of a group's index."""
+        return expected_length(cls._information(settings), settings.K.bit_length() - 1)
+
+    @classmethod
     def check(cls, settings: Settings) -> None:
-        if _information(settings) < 1 or settings.K & (settings.K - 1):
-            raise ConfigError(f"K is {settings.K}; rcc takes a power of two, at least {2 ** (DEFAULT_MARGIN + 1)}")
+        if cls._information(settings) < 1 or settings.K & (settings.K - 1):
+            least = 2 ** (cls.margin_of(settings) + 1)
+            raise ConfigError(f"K is {settings.K}; {cls.name} takes a power of two, at least {least}")
 
     @classmethod
     def make(cls, settings: Settings, steps: Sequence[Step], dim: int, backend: str) -> Rule:
         groups = cls.groups_of(settings, steps, dim)
-        bits = {index: float(count * _information(settings)) for index, count in groups.items()}
-        return cls(settings.kind, dim, groups, bits, settings.seed, backend)
+        bits = {index: float(count * cls._information(settings)) for index, count in groups.items()}
+        return cls(settings.kind, dim, groups, bits, settings.seed, backend, cls.margin_of(settings))
 
     @classmethod
     def payload_bits(cls, settings: Settings, plan: Plan, dim: int) -> float:
-        return settings.atoms * expected_length(_information(settings))
+        return settings.atoms * cls._length(settings)
 
     @classmethod
     def worth(cls, settings: Settings, step_bits: float) -> float:
-        return _information(settings) / expected_length(_information(settings))
+        return cls._information(settings) / cls._length(settings)
 
     def least_bits(self, step: Step) -> float:
         """Every index of the likeliest class, less what the coder's rounding may save."""
@@ -211,7 +223,8 @@ class Rcc(Grouped):
 
     def expected_bits(self, step: Step) -> float:
         """What `write` spends in the mean."""
-        return self.codebook(step).spec.groups * expected_length(self._bits[step.index])
+        spec = self.codebook(step).spec
+        return spec.groups * expected_length(self._bits[step.index], spec.size.bit_length() - 1)
 
     def lengths(self, letters: Sequence[int], step: Step) -> list[float]:
         """Bits that `write` spends on each of one image's letters of a step, but for the coder's rounding."""

@@ -1,6 +1,6 @@
-"""Makes the golden files: one .ddcm a preset, of the analytic model, and the picture that it decodes to.
+"""Makes the golden files: at least one .ddcm a preset, of the analytic model, and the picture that it decodes to.
 
-    python tests/golden/files/make.py
+    python tests/golden/files/make.py [FILE ...]
 
 They say that a file of today decodes tomorrow. Made once; made anew only where the format or the noise law gets a new
 version, and then beside the old ones.
@@ -8,7 +8,9 @@ version, and then beside the old ones.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +20,19 @@ from ddcm_fast import Codec, load_model
 FOLDER = Path(__file__).resolve().parent
 SIDE = 16
 
-#: Preset -> settings that keep it small.
-SETTINGS: dict[str, dict[str, int]] = {
-    "ddcm": {"T": 12, "K": 256},
-    "pursuit": {"T": 8, "K": 128, "M": 3, "C": 2},
+#: File -> settings that keep it small, and its preset where that has another name.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ddcm": {"T": 12, "K": 256, "schedule": "linspace-floor"},
+    "pursuit": {"T": 8, "K": 128, "M": 3, "C": 2, "schedule": "linspace-floor"},
+    "ddcm-linspace": {"preset": "ddcm", "T": 12, "K": 256},
+    "pursuit-linspace": {"preset": "pursuit", "T": 8, "K": 128, "M": 3, "C": 2},
     "product": {"T": 6, "K": 1024, "atoms": 60},
     "trellis": {"T": 6, "K": 256, "C": 2, "atoms": 120},
     "turbo": {"T": 5, "K": 512, "atoms": 60},
     "turbo-hadamard": {"T": 5, "K": 512, "atoms": 60},
     "diffc": {"T": 6, "K": 4096, "atoms": 30},
+    "turbo-paper": {"T": 5, "K": 512, "atoms": 60},
+    "diffc-paper": {"T": 6, "K": 512, "atoms": 30, "tail": 2},
 }
 
 
@@ -38,12 +44,13 @@ def picture() -> torch.Tensor:
 
 
 def codec(name: str) -> Codec:
-    """The preset's codec, on the plain-torch backend's twin that this machine has."""
-    return Codec.from_preset(load_model("gaussian-field", device="cpu"), name, **SETTINGS[name])
+    """A file's codec, on the plain-torch backend's twin that this machine has."""
+    settings = {"preset": name, **SETTINGS[name]}
+    return Codec.from_preset(load_model("gaussian-field", device="cpu"), settings.pop("preset"), **settings)
 
 
 def main() -> None:
-    for name in SETTINGS:
+    for name in sys.argv[1:] or SETTINGS:
         coded = codec(name).encode(picture())[0]
         (FOLDER / f"{name}.ddcm").write_bytes(coded.data)
         coded.image.save(FOLDER / f"{name}.png")
