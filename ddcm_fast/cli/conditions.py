@@ -53,7 +53,7 @@ def _lines(path: Path, data: bytes, what: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} must be UTF-8, one of its {what} a line: {error}") from error
     if not lines:
-        raise InputError(f"{path} has no {what}; give a file with one a line")
+        raise InputError(f"{path} has no {what}; it must have one a line")
     return lines
 
 

@@ -135,10 +135,12 @@ class Timesteps:
 
     def step(self, timestep: Any) -> Step:
         """The step that begins at a timestep; raises ConfigError where it is not one that is set."""
-        given = torch.as_tensor(timestep).flatten()[0]  # Wuerstchen's pipelines give one an image
-        found = self._steps.get(float(given))
-        if found is None and given.dtype in (torch.float16, torch.bfloat16):  # to which they round it
-            found = next((step for name, step in self._steps.items() if torch.tensor(name).to(given) == given), None)
+        if isinstance(timestep, Tensor) and timestep.dim():
+            timestep = timestep[0]  # Wuerstchen's pipelines give one an image
+        found = self._steps.get(float(timestep))
+        if found is None and isinstance(timestep, Tensor) and timestep.is_floating_point():  # and round it to their dtype
+            rounded = torch.tensor(list(self._steps), dtype=torch.float64, device="cpu").to(timestep.dtype).tolist()
+            found = dict(zip(rounded, self._steps.values(), strict=True)).get(float(timestep))
         if found is None:
             raise ConfigError(f"timestep {timestep} is not one of the {len(self._steps)} that are set")
         return found
