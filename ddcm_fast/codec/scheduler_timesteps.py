@@ -138,7 +138,7 @@ class Timesteps:
         if isinstance(timestep, Tensor) and timestep.dim():
             timestep = timestep[0]  # Wuerstchen's pipelines give one an image
         found = self._steps.get(float(timestep))
-        if found is None and isinstance(timestep, Tensor) and timestep.is_floating_point():  # and round it to their dtype
+        if found is None and isinstance(timestep, Tensor) and timestep.is_floating_point():  # and round it
             rounded = torch.tensor(list(self._steps), dtype=torch.float64, device="cpu").to(timestep.dtype).tolist()
             found = dict(zip(rounded, self._steps.values(), strict=True)).get(float(timestep))
         if found is None:
