@@ -129,7 +129,7 @@ def test_networks_run_with_autocast_off():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(without_autocast(network.forward)(x), expected)
         assert torch.is_autocast_enabled("cpu")
-    for function in (NetworkModel._inputs, Codec.encode, Codec.decode, Codec.sample):
+    for function in (NetworkModel._inputs, Codec.encode, Codec.decode, Codec.decode_many, Codec._sample):
         assert hasattr(function, "__wrapped__"), function
 
 
