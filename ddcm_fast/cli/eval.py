@@ -28,14 +28,13 @@ def add_parser(commands: Any) -> None:
     p.add_argument(
         "--codecs",
         default="jpeg,webp,avif,product,trellis",
-        help="jpeg, webp, avif, jxl, and presets (default: %(default)s)",
+        help="jpeg, webp, avif, jxl, and presets, these with settings as in ddcm:K=65536 (default: %(default)s)",
     )
     p.add_argument("--bpp", default="0.1,0.2,0.35,0.5", help="bits a pixel (default: %(default)s)")
     p.add_argument("--metrics", default="psnr,ms-ssim", help="psnr, ms-ssim, lpips, dists (default: %(default)s)")
     p.add_argument("--crop", type=int, help="side of a centre crop; smaller images are taken whole")
     p.add_argument("--limit", type=int, help="only the first images")
     p.add_argument("--model", default=DEFAULT_MODEL, help="of the presets (default: %(default)s)")
-    p.add_argument("-T", type=int, help="steps of the presets (default: their own)")
     add_common(p)
     p.set_defaults(run=_run)
 
@@ -64,9 +63,7 @@ def _run(args: argparse.Namespace) -> None:
     for name, value in (("--crop", args.crop), ("--limit", args.limit)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
-    for name in wanted:
-        if name not in codecs.names():
-            raise ConfigError(f"unknown codec {name!r}: choose among {', '.join(codecs.names())}")
+    model_needed = any([codecs.needs_model(name) for name in wanted])  # looks at them all
     if not wanted:
         raise ConfigError(f"--codecs is {args.codecs!r}; name one of {', '.join(codecs.names())} at least")
     items = distinct(find(args.input, is_image_ending, "images", MAX_IMAGE_FILE))[: args.limit]
@@ -77,8 +74,8 @@ def _run(args: argparse.Namespace) -> None:
     names |= {f"{name}.json": JSON for name in wanted}
     for name, kind in names.items():
         outputs.add(args.output / name, kind)
-    model = load(args, args.model) if any(name in codecs.RATED for name in wanted) else None
-    own = [codecs.make(name, model, **({"T": args.T} if name in codecs.RATED else {})) for name in wanted]
+    model = load(args, args.model) if model_needed else None
+    own = [codecs.make(name, model) for name in wanted]
     rows = evaluate(items, own, rates, pairs, args.output, args.crop, progress(args))
 
     failed = sorted({row["image"] for row in rows if "error" in row})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from ddcm_fast.bulk.sources import Item
 from ddcm_fast.codec.images import load_image
 from ddcm_fast.errors import InputError, first_line
-from ddcm_fast.evaluation.codecs import ImageCodec
+from ddcm_fast.evaluation.codec import ImageCodec
 from ddcm_fast.evaluation.metrics import Pairs
 from ddcm_fast.files import TEXT, Outputs, picture, sweep
 
@@ -111,8 +112,13 @@ def _key(name: str, source: str, codec: ImageCodec, rate: float, side: int | Non
 
 def _append(path: Path, row: Row) -> None:
     try:
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                torn = file.read(1) != b"\n"  # a killed run's last line is no part of this one
+            else:
+                torn = False
+            file.write(b"\n" * torn + json.dumps(row).encode() + b"\n")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
