@@ -193,7 +193,8 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert out.count(" bpp ") == 4 and "1 of 3 images failed" in err
     summary = json.loads(Path("out/summary.json").read_text())
     assert summary["failed"] == ["bad"] and len(summary["means"]) == 4
-    assert Image.open("out/sheet.png").format == "PNG" and json.loads(Path("out/trellis:T=3.json").read_text())["results"]
+    assert Image.open("out/sheet.png").format == "PNG"
+    assert json.loads(Path("out/trellis:T=3.json").read_text())["results"]
     rows = Path("out/rows.jsonl").read_text()
     assert main([*command, "-q"]) == 3 and Path("out/rows.jsonl").read_text() == rows
     capsys.readouterr()
