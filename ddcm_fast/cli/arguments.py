@@ -146,6 +146,19 @@ def rate_of(args: argparse.Namespace, config: CodecConfig) -> dict[str, Any]:
     return {} if by_hand else {"bpp": QUALITIES["medium"]}
 
 
+# ---- which images --------------------------------------------------------------------------------
+
+
+def add_recipe(parser: argparse._ActionsContainer) -> None:
+    """The option that takes the inputs as a published data set."""
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="the inputs are this data set as it is published: only its images, cut and resized as the paper does "
+        "(kodak24, div2k, clic2020, imagenet256)",
+    )
+
+
 # ---- what a conditional model is told ------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ddcm_fast.cli import many
-from ddcm_fast.cli.arguments import condition_of, rate_of, settings_of
+from ddcm_fast.cli.arguments import add_recipe, condition_of, rate_of, settings_of
 from ddcm_fast.cli.loading import load, make_codec
 from ddcm_fast.cli.terminal import tell
 from ddcm_fast.codec import container
@@ -18,6 +18,7 @@ from ddcm_fast.codec.config import CodecConfig, preset
 from ddcm_fast.codec.identity import fingerprint
 from ddcm_fast.codec.images import MAX_PIXELS
 from ddcm_fast.codec.rate import positive
+from ddcm_fast.errors import ConfigError
 from ddcm_fast.files import MAX_IMAGE_FILE
 
 if TYPE_CHECKING:
@@ -44,9 +45,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _items(args: argparse.Namespace) -> list[Item]:
+    from ddcm_fast.bulk.recipes import recipe
     from ddcm_fast.bulk.sources import dataset, distinct, find
     from ddcm_fast.codec.images import is_reading_ending
 
+    if args.recipe is not None:
+        if args.dataset is not None:
+            raise ConfigError(f"--recipe {args.recipe} takes folders, and --dataset {args.dataset} none; give one")
+        return recipe(args.recipe).items(args.inputs)
     items = [] if args.dataset is None else dataset(args.dataset, args.split)
     return distinct(items + find(args.inputs, is_reading_ending, "images", MAX_IMAGE_FILE))
 
@@ -146,4 +152,5 @@ def add_options(parser: argparse.ArgumentParser, inputs: argparse.Action) -> Non
         help="a Hugging Face data set, its folder or hub id, instead of inputs: --dataset NAME OUTPUT (needs datasets)",
     )
     group.add_argument("--split", help="of the data set, as in train")
+    add_recipe(group)
     group.add_argument("--dry-run", action="store_true", help="say how many images, bytes and hours, and do nothing")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ddcm_fast.cli.arguments import add_common, progress
+from ddcm_fast.cli.arguments import add_common, add_recipe, progress
 from ddcm_fast.cli.loading import load
 from ddcm_fast.cli.pictures import is_image_ending
 from ddcm_fast.cli.terminal import complain, say
 from ddcm_fast.codec.config import DEFAULT_MODEL
 from ddcm_fast.errors import ConfigError, MissingExtraError, SomeFailedError
 from ddcm_fast.files import JSON, MAX_IMAGE_FILE, TEXT, Outputs, picture
+
+if TYPE_CHECKING:
+    from ddcm_fast.bulk.sources import Item
 
 
 def add_parser(commands: Any) -> None:
@@ -32,6 +35,7 @@ def add_parser(commands: Any) -> None:
     )
     p.add_argument("--bpp", default="0.1,0.2,0.35,0.5", help="bits a pixel (default: %(default)s)")
     p.add_argument("--metrics", default="psnr,ms-ssim", help="psnr, ms-ssim, lpips, dists (default: %(default)s)")
+    add_recipe(p)
     p.add_argument("--crop", type=int, help="side of a centre crop; smaller images are taken whole")
     p.add_argument("--limit", type=int, help="only the first images")
     p.add_argument("--model", default=DEFAULT_MODEL, help="of the presets (default: %(default)s)")
@@ -53,8 +57,18 @@ def _rates(text: str) -> list[float]:
     return rates
 
 
+def _items(args: argparse.Namespace) -> list[Item]:
+    from ddcm_fast.bulk.recipes import recipe
+    from ddcm_fast.bulk.sources import find
+
+    if args.recipe is None:
+        return find(args.input, is_image_ending, "images", MAX_IMAGE_FILE)[: args.limit]
+    if args.crop is not None:
+        raise ConfigError(f"--crop is {args.crop}, and the recipe {args.recipe} cuts by itself; leave one out")
+    return recipe(args.recipe).items(args.input)[: args.limit]
+
+
 def _run(args: argparse.Namespace) -> None:
-    from ddcm_fast.bulk.sources import distinct, find
     from ddcm_fast.evaluation import codecs, report
     from ddcm_fast.evaluation.metrics import Pairs
     from ddcm_fast.evaluation.run import evaluate
@@ -66,7 +80,7 @@ def _run(args: argparse.Namespace) -> None:
     model_needed = any([codecs.needs_model(name) for name in wanted])  # looks at them all
     if not wanted:
         raise ConfigError(f"--codecs is {args.codecs!r}; name one of {', '.join(codecs.names())} at least")
-    items = distinct(find(args.input, is_image_ending, "images", MAX_IMAGE_FILE))[: args.limit]
+    items = _items(args)
     pairs = Pairs(metrics)
     outputs = Outputs(force=args.force, folder=args.output)
     names = {"results.csv": TEXT, "means.csv": TEXT, "summary.json": JSON}
@@ -82,8 +96,11 @@ def _run(args: argparse.Namespace) -> None:
     points = report.means(rows, metrics)
     outputs.write(args.output / "results.csv", report.table(rows))
     outputs.write(args.output / "means.csv", report.table(points))
-    command = f"ddcm eval --codecs {args.codecs} --bpp {args.bpp}" + (f" --crop {args.crop}" if args.crop else "")
+    options = {"recipe": args.recipe, "crop": args.crop, "codecs": args.codecs, "bpp": args.bpp}
+    command = "ddcm eval" + "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
     summary: dict[str, Any] = {"command": command, "images": len(items) - len(failed), "failed": failed}
+    if args.recipe is not None:
+        summary["recipe"] = args.recipe
     try:
         summary["bd_rate_percent"] = report.bd_rates(points) if "psnr" in metrics else {}
     except MissingExtraError as error:

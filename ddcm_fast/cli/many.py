@@ -68,7 +68,7 @@ def check(args: argparse.Namespace, alone: dict[str, Any]) -> None:
 def refuse_options(args: argparse.Namespace) -> None:
     """Raise ConfigError for options of many in a command for one."""
     given = {name: getattr(args, name, None) for name in ("limit", "retry_failed", "workers", "engine", "actors")}
-    given |= {name: getattr(args, name, None) for name in ("split", "dry_run")}
+    given |= {name: getattr(args, name, None) for name in ("split", "dry_run", "recipe")}
     for name, value in given.items():
         if value:
             raise ConfigError(f"--{name.replace('_', '-')} is for many: give several inputs, or a folder as the output")
