@@ -59,10 +59,10 @@ def _rates(text: str) -> list[float]:
 
 def _items(args: argparse.Namespace) -> list[Item]:
     from ddcm_fast.bulk.recipes import recipe
-    from ddcm_fast.bulk.sources import find
+    from ddcm_fast.bulk.sources import distinct, find
 
     if args.recipe is None:
-        return find(args.input, is_image_ending, "images", MAX_IMAGE_FILE)[: args.limit]
+        return distinct(find(args.input, is_image_ending, "images", MAX_IMAGE_FILE))[: args.limit]
     if args.crop is not None:
         raise ConfigError(f"--crop is {args.crop}, and the recipe {args.recipe} cuts by itself; leave one out")
     return recipe(args.recipe).items(args.input)[: args.limit]
