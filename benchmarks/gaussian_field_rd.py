@@ -25,12 +25,12 @@ from pathlib import Path
 
 import torch
 
-from ddcm_fast import Codebook
+from ddcm_fast import Codebook, preset
 from ddcm_fast.files import picture, write, write_json
 from ddcm_fast.models.gaussian_field import GaussianField
 from ddcm_fast.sampling.choosers import Match, StepContext
 from ddcm_fast.sampling.rules import Greedy, Product, Rule
-from ddcm_fast.sampling.rules.rcc import Rcc
+from ddcm_fast.sampling.rules.rcc import DEFAULT_MARGIN, Rcc
 from ddcm_fast.sampling.rules.threshold import Threshold
 from ddcm_fast.sampling.rules.trellis import Trellis
 from ddcm_fast.sampling.sampler import sample
@@ -169,15 +169,31 @@ class Bench:
             rule = Trellis("hadamard", self.dim, dict(enumerate(groups)), letter_bits, memory, self.seed)
             yield Trial(f"letters={sum(groups)}", steps, rule)
 
-    def rcc(self, count: int, kind: str, group_bits: float) -> Iterator[Trial]:
+    def turbo_paper(self) -> Iterator[Trial]:
+        """The preset: as many atoms at each of Turbo-DDCM's own timesteps, which know nothing of this source."""
+        published = preset("turbo-paper")
+        for total in _budgets():
+            goal = total / published.T
+            atoms = min(range(1, 200), key=lambda m: abs(math.log2(math.comb(published.K, m)) + m - goal))
+            config = preset("turbo-paper", M=atoms, seed=self.seed)
+            steps = config.steps(self.model)
+            yield Trial(f"M={atoms}", steps, config.make_rule(steps, self.dim, "auto"))
+
+    def rcc(self, count: int, group_bits: float) -> Iterator[Trial]:
         """DiffC: samples instead of the best atoms."""
+        return self._samples(count, lambda bits: max(1, round(bits / group_bits)), DEFAULT_MARGIN)
+
+    def chunks(self, count: int) -> Iterator[Trial]:
+        """DiffC in the chunks of its published code: at most 16 bits, 2 of them padding."""
+        return self._samples(count, lambda bits: math.ceil(bits / 14), 2)
+
+    def _samples(self, count: int, groups_for: Callable[[float], int], margin: int) -> Iterator[Trial]:
         for total in _budgets():
             bits = total / count / 1.4  # an index is longer than its information
-            groups = max(1, round(bits / group_bits))
+            groups = groups_for(bits)
             steps = self.information_schedule([WORTH["rcc"] * bits] * count)
-            indices = range(count)
-            rule = Rcc(kind, self.dim, dict.fromkeys(indices, groups), dict.fromkeys(indices, bits), self.seed)
-            yield Trial(f"G={groups}", steps, rule)
+            shared, informed = dict.fromkeys(range(count), groups), dict.fromkeys(range(count), bits)
+            yield Trial(f"G={groups}", steps, Rcc("sign", self.dim, shared, informed, self.seed, margin=margin))
 
 
 def _budgets() -> list[int]:
@@ -250,7 +266,9 @@ def main() -> None:
         "product K=2^24": lambda: bench.product(args.steps, 1 << 24, "hadamard"),
         "trellis 2^8 states": lambda: bench.trellis(args.steps, 4, 8),
         "trellis 2^12 states": lambda: bench.trellis(args.steps, 4, 12),
-        "rcc": lambda: bench.rcc(args.steps, "sign", 8.0),
+        "rcc": lambda: bench.rcc(args.steps, 8.0),
+        "turbo-paper": bench.turbo_paper,
+        "rcc in diffc's chunks": lambda: bench.chunks(args.steps),
     }
     points = []
     for system, trials in systems.items():

@@ -2,10 +2,10 @@
 
     python benchmarks/rd.py --images DIR --output benchmarks/results/rd.json --plot benchmarks/results/rd.png
 
-The presets with rate control compress every image's centre crop at each --bpp, all with the same steps. DDCM's own
-rules take --uniform-steps evenly spaced steps, by default ten times the others' network evaluations, and reach their
-rates with M atoms a step. Rates are those of whole files, headers included. The classical codecs run through their
-qualities.
+The presets with rate control compress every image's centre crop at each --bpp, all with the same steps but for
+turbo-paper and diffc-paper, which have those of their papers. DDCM's own rules take --uniform-steps evenly spaced
+steps, by default ten times the others' network evaluations, and reach their rates with M atoms a step. Rates are those
+of whole files, headers included. The classical codecs run through their qualities.
 
 Measured for every file: bits a pixel, PSNR, MS-SSIM (torchmetrics), seconds and processor seconds to encode, network
 evaluations (those of the rate control included), and the efficiency: the information of the steps taken,
@@ -38,6 +38,7 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 
 from ddcm_fast import Codec, load_model, preset
 from ddcm_fast.codebook import backends
+from ddcm_fast.codebook.law import KINDS
 from ddcm_fast.codec import container
 from ddcm_fast.codec.images import psnr, to_tensor
 from ddcm_fast.files import picture, write, write_json
@@ -212,6 +213,7 @@ def main() -> int:
     parser.add_argument("--bpp", nargs="+", type=float, default=[0.05, 0.1, 0.2, 0.35, 0.5])
     parser.add_argument("-T", type=int, default=20, help="coded steps of the presets (default: 20)")
     parser.add_argument("--tail", type=int, default=1, help="steps after them (default: 1)")
+    parser.add_argument("--kind", choices=KINDS, help="of all codebooks, instead of the presets' own")
     parser.add_argument("--uniform-steps", type=int, default=280, help="steps of DDCM's rules; 0: leave them out")
     parser.add_argument("--uniform-K", type=int, default=8192, help="their atoms in the codebook (default: 8192)")
     parser.add_argument("--crop", type=int, default=256, help="side of the centre crop (default: 256)")
@@ -221,7 +223,8 @@ def main() -> int:
     model = load_model(args.model)
     jobs: list[tuple[str, str, Codec, float | None]] = []
     for name in args.presets:
-        config = preset(name, T=args.T, tail=args.tail)
+        steps = {} if name.endswith("-paper") else {"T": args.T, "tail": args.tail}
+        config = preset(name, **steps, kind=args.kind)
         jobs += [(name, f"{bpp:g} bpp", Codec(model, config), bpp) for bpp in args.bpp]
     for atoms in UNIFORM_ATOMS if args.uniform_steps else ():
         settings = {"K": args.uniform_K, "T": args.uniform_steps} | ({"M": atoms, "C": 3} if atoms > 1 else {})
