@@ -75,7 +75,7 @@ class Broken(gpu_check.Driver):
 def test_a_part_that_hangs_or_crashes_ends_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     driver = Broken(tmp_path, "cuda")
     parts = [gpu_check.Part("hang", 1), gpu_check.Part("crash", 60), gpu_check.Part("well", 60)]
-    driver.run("check", [parts, [gpu_check.Part("well", 60, title="again")]])
+    driver.run([parts, [gpu_check.Part("well", 60, title="again")]], gpu_check.BUDGET["check"])
     written = json.loads((tmp_path / "gpu_check.json").read_text())
     errors = {e["section"]: e["error"] for e in written["errors"]}
     assert errors == {"hang": "the part took more than 1 s", "crash": "the part was ended by signal SIGABRT"}
@@ -83,10 +83,9 @@ def test_a_part_that_hangs_or_crashes_ends_alone(tmp_path: Path, capsys: pytest.
     assert "hang: the part took more than 1 s" in capsys.readouterr().out
 
 
-def test_a_stage_ends_with_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(gpu_check.BUDGET, "measure", 0.0)
+def test_a_stage_ends_with_its_budget(tmp_path: Path) -> None:
     driver = Broken(tmp_path, "cuda")
-    driver.run("measure", gpu_check.stage_measure())
+    driver.run(gpu_check.stage_measure(), 0.0)
     assert len(driver.data["skipped"]) == len(gpu_check.stage_measure()) and not driver.data["errors"]
 
 

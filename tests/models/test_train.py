@@ -161,9 +161,11 @@ def test_batches_are_crops_of_the_photographs() -> None:
     ramp = torch.arange(64, dtype=torch.uint8).repeat(64, 1)
     ramps = torch.stack([ramp, ramp.T, torch.full_like(ramp, 255)], dim=2)
     # A quarter of the photograph is too small for a crop, so that share falls back to half.
-    batch = data.sample_batch([ramps], 16, 32, (1.0, 1.0, 1.0), torch.Generator().manual_seed(0))
-    assert batch.shape == (16, 12, 16, 16)
-    image = (torch.nn.functional.pixel_shuffle(batch, 2) + 1) * 127.5
+    # The second one is of another size, so that crops at its pixels' place in the run of pixels are told apart.
+    pictures = data.Pictures([ramps, ramps[:48]], [], "cpu")
+    batch = pictures.sample(16, 32, (1.0, 1.0, 1.0), torch.Generator().manual_seed(0))
+    assert batch.shape == (16, 3, 32, 32)
+    image = (batch + 1) * 127.5
     torch.testing.assert_close(image[:, 2], torch.full((16, 32, 32), 255.0))
     across = image[:, 0].diff(dim=2).round().unique().tolist()
     down = image[:, 1].diff(dim=1).round().unique().tolist()
@@ -173,7 +175,8 @@ def test_batches_are_crops_of_the_photographs() -> None:
 
 def test_a_share_of_the_crops_is_of_pages() -> None:
     photo_, page = (torch.full((40, 40, 3), value, dtype=torch.uint8) for value in (10, 200))
-    batch = data.sample_batch([photo_], 400, 16, (1.0,), torch.Generator().manual_seed(0), [page], 0.25)
+    pictures = data.Pictures([photo_], [page], "cpu")
+    batch = pictures.sample(400, 16, (1.0,), torch.Generator().manual_seed(0), 0.25)
     means = ((batch + 1) * 127.5).mean(dim=(1, 2, 3)).round()
     assert set(means.tolist()) == {10.0, 200.0}
     assert 70 < int((means == 200).sum()) < 130
@@ -192,8 +195,8 @@ def test_pages_are_drawn_alike_from_a_seed() -> None:
 def test_model_space_keeps_the_norm() -> None:
     crops = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     image = crops.double() / 127.5 - 1.0
-    out = data.to_model(crops)
-    assert out.shape == (2, 12, 8, 8)
+    out = data.to_model(crops, 2)
+    assert out.shape == (2, 12, 8, 8) and data.to_model(crops, 4).shape == (2, 48, 4, 4)
     torch.testing.assert_close(out.double().square().sum(), image.square().sum(), rtol=1e-5, atol=0)
 
 

@@ -16,7 +16,16 @@ from ddcm_fast.models.train import digits
 from ddcm_fast.models.train.data import centre_crops, load_eval_folder, load_photos
 from ddcm_fast.models.train.errors import TrainError
 from ddcm_fast.models.train.loop import train_photo
-from ddcm_fast.models.train.photo import BUILT_IN, DTYPES, TrainConfig, evaluate, load_model, usable_device
+from ddcm_fast.models.train.photo import (
+    BUILT_IN,
+    DTYPES,
+    PREDICTIONS,
+    TrainConfig,
+    evaluate,
+    load_model,
+    prediction_of,
+    usable_device,
+)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -28,8 +37,9 @@ def _evaluate(args: argparse.Namespace) -> None:
         crops = centre_crops(cache.held_out, args.eval_size)
     else:
         crops = load_eval_folder(target, args.eval_size)
-    model = load_model(args.init if args.init is not None else BUILT_IN).to(device)
-    table = evaluate(model, crops, dtype=args.dtype, seed=args.seed)
+    source = args.init if args.init is not None else BUILT_IN
+    model = load_model(source).to(device)
+    table = evaluate(model, crops, prediction=prediction_of(source), dtype=args.dtype, seed=args.seed)
     print(f"mean squared error of epsilon, {table.images} centre crops of {table.size} pixels")
     print(table.markdown())
 
@@ -88,6 +98,7 @@ def _add_learning(p: argparse.ArgumentParser, d: TrainConfig) -> None:
         help="timesteps drawn uniformly in log-SNR",
     )
     p.add_argument("--t-uniform", type=float, default=d.t_uniform, help="share of uniform t")
+    p.add_argument("--prediction", choices=PREDICTIONS, default=d.prediction, help="what the network's output is")
     p.add_argument("--snr-power", type=float, default=d.snr_power, help="loss weight SNR**-power")
 
 
@@ -103,7 +114,7 @@ def _add_photo(commands: Any) -> None:
     p.add_argument("--steps", type=int, help="steps in all")
     p.add_argument("--minutes", type=float, help="active minutes in all (pauses do not count)")
     p.add_argument("--stop-after", type=int, help="save and stop after this many steps of this run")
-    p.add_argument("--batch", type=int, default=d.batch, help="crops a step, of the first size")
+    p.add_argument("--batch", type=int, help="crops a step, of the first size (default: 32 on a CPU, a GPU's fill)")
     p.add_argument(
         "--crop",
         dest="crops",
@@ -127,6 +138,7 @@ def _add_photo(commands: Any) -> None:
     p.add_argument("--page-count", type=int, default=d.page_count, help="drawn pictures, if any")
     _add_learning(p, d)
     p.add_argument("--dtype", choices=DTYPES, default=d.dtype, help="autocast type; auto: bf16 where native")
+    p.add_argument("--eager", action="store_true", help="do not compile the network on a GPU (a minute a crop size)")
     p.add_argument("--device", default=d.device, help="cpu, cuda, cuda:1, ...")
     p.add_argument("--threads", type=int, help="CPU threads")
     p.add_argument("--seed", type=int, default=d.seed, help="random seed")

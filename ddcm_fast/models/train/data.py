@@ -1,4 +1,7 @@
-"""Photographs of a tar file or a folder, decoded once and kept in memory, and the crops that training draws of them."""
+"""Photographs of a tar file or a folder, decoded once and kept in memory, and the crops that training draws of them.
+
+Training keeps them on its device (`Pictures`), so that a GPU waits for no copy and no loop over crops.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import io
 import os
 import tarfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -70,16 +74,19 @@ def load_photos(
             if len(members) <= holdout:
                 raise TrainError(f"{path} holds {len(members)} images: too few to hold out {holdout}")
             held = {(2 * i + 1) * len(members) // (2 * holdout) for i in range(holdout)}
-            cache = PhotoCache([], [])
-            for index, member in enumerate(members):
-                if index not in held and not train:
-                    continue
-                stream = tar.extractfile(member)
+            kept = [index for index in range(len(members)) if train or index in held]
+            encoded = []
+            for index in kept:
+                stream = tar.extractfile(members[index])
                 assert stream is not None
-                photo = _decode(stream.read(), member.name, short_side)
-                (cache.held_out if index in held else cache.train).append(photo)
+                encoded.append((stream.read(), members[index].name))
     except tarfile.TarError as error:
         raise TrainError(f"{path} is not a readable tar file: {first_line(error)}") from error
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        decoded = list(pool.map(lambda each: _decode(each[0], each[1], short_side), encoded))
+    cache = PhotoCache([], [])
+    for index, photo in zip(kept, decoded, strict=True):
+        (cache.held_out if index in held else cache.train).append(photo)
     return cache
 
 
@@ -106,41 +113,60 @@ def load_eval_folder(folder: str | os.PathLike[str], size: int = 256) -> torch.T
     return centre_crops([_decode(p.read_bytes(), p.name, None) for p in names], size)
 
 
-def to_model(crops: torch.Tensor) -> torch.Tensor:
-    """uint8 N x 3 x H x W to the model's space: float32 N x 12 x H/2 x W/2 in [-1, 1]."""
-    return F.pixel_unshuffle(crops.float() / 127.5 - 1.0, 2)
+def to_model(crops: torch.Tensor, patch: int) -> torch.Tensor:
+    """uint8 N x 3 x H x W to the model's space: float32 N x 3 patch^2 x H/patch x W/patch in [-1, 1]."""
+    return F.pixel_unshuffle(crops.float() / 127.5 - 1.0, patch)
 
 
-def sample_batch(
-    photos: Sequence[torch.Tensor],
-    batch: int,
-    crop: int,
-    scales: Sequence[float],
-    generator: torch.Generator,
-    pages: Sequence[torch.Tensor] = (),
-    share: float = 0.0,
-) -> torch.Tensor:
-    """Random crops in the model's space: float32 ``batch`` x 12 x crop/2 x crop/2.
+class Pictures:
+    """Photographs and drawn pages, side by side in one run of pixels on a device, and random crops of them.
 
-    ``scales[k]`` is the share of them (up to a common factor) averaged down k times by 2, as far as the
-    photograph is large enough; half are flipped left to right. ``photos`` are uint8 H x W x 3, each at
-    least ``crop`` pixels; in a ``share`` of the crops they are ``pages`` instead, of the same form.
+    Args:
+        photos, pages: uint8 H x W x 3 each, on any device.
+        device: where they are kept and crops are made.
     """
-    rand = torch.rand((batch, 5), generator=generator, dtype=torch.float64, device="cpu").tolist()
-    limits = np.cumsum(scales) / np.sum(scales)
-    out = torch.empty((batch, 3, crop, crop), dtype=torch.float32, device="cpu")
-    for row, (pick, y, x, shrink, flip) in enumerate(rand):
-        drawn = pick < share
-        source, pick = (pages, pick / share) if drawn else (photos, (pick - share) / (1.0 - share))
-        photo = source[int(pick * len(source))]
-        height, width = photo.shape[:2]
-        factor = 2 ** int(np.searchsorted(limits, shrink, side="right"))
-        while factor > 1 and min(height, width) < factor * crop:
-            factor //= 2
-        side = factor * crop
-        top, left = int(y * (height - side + 1)), int(x * (width - side + 1))
-        patch = photo[top : top + side, left : left + side].permute(2, 0, 1).float()
-        if factor > 1:
-            patch = F.avg_pool2d(patch, factor)
-        out[row] = patch.flip(2) if flip < 0.5 else patch
-    return F.pixel_unshuffle(out / 127.5 - 1.0, 2)
+
+    def __init__(
+        self, photos: Sequence[torch.Tensor], pages: Sequence[torch.Tensor], device: torch.device | str
+    ) -> None:
+        both = [*photos, *pages]
+        self.photos, self.pages = len(photos), len(pages)
+        self.heights = np.array([picture.shape[0] for picture in both])
+        self.widths = np.array([picture.shape[1] for picture in both])
+        self.starts = np.cumsum(self.heights * self.widths) - self.heights * self.widths
+        self.device = torch.device(device)
+        self.pixels = torch.cat([picture.reshape(-1, 3) for picture in both]).to(self.device)
+
+    def sample(
+        self, batch: int, crop: int, scales: Sequence[float], generator: torch.Generator, share: float = 0.0
+    ) -> torch.Tensor:
+        """Random crops: float32 ``batch`` x 3 x crop x crop in [-1, 1], on the device.
+
+        ``scales[k]`` is the share of them (up to a common factor) averaged down k times by 2, as far as the
+        picture is large enough; half are flipped left to right. Every picture has at least ``crop`` pixels a side;
+        a ``share`` of the crops are of pages. ``generator`` is the CPU's, so that all devices draw the same crops.
+        """
+        drawn = torch.rand((batch, 5), generator=generator, dtype=torch.float64, device="cpu").numpy()
+        pick, down, across, shrink, flip = drawn.T
+        paged = pick < share
+        among = np.where(paged, pick / max(share, 1e-9), (pick - share) / (1.0 - share))
+        which = np.where(paged, self.photos + (among * self.pages).astype(int), (among * self.photos).astype(int))
+        heights, widths = self.heights[which], self.widths[which]
+        halvings = np.searchsorted(np.cumsum(scales) / np.sum(scales), shrink, side="right")
+        halvings = np.minimum(halvings, np.log2(np.minimum(heights, widths) // crop).astype(int))
+        sides = crop << halvings
+        top, left = (down * (heights - sides + 1)).astype(int), (across * (widths - sides + 1)).astype(int)
+        corners = self.starts[which] + top * widths + left
+        out = torch.empty((batch, 3, crop, crop), dtype=torch.float32, device=self.device)
+        for times in np.unique(halvings):
+            rows = np.flatnonzero(halvings == times)
+            side = crop << int(times)
+            corner, width, flipped = (
+                torch.from_numpy(values[rows]).to(self.device)[:, None, None]
+                for values in (corners, widths, flip < 0.5)
+            )
+            along = torch.arange(side, dtype=torch.int64, device=self.device)
+            columns = torch.where(flipped, side - 1 - along, along)
+            patches = self.pixels[corner + along[:, None] * width + columns].permute(0, 3, 1, 2).float()
+            out[torch.from_numpy(rows).to(self.device)] = F.avg_pool2d(patches, 1 << int(times))
+        return out / 127.5 - 1.0

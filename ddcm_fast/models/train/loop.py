@@ -19,14 +19,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import pixel_unshuffle
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ddcm_fast import files
 from ddcm_fast.errors import first_line
-from ddcm_fast.models.train.data import centre_crops, load_photos, sample_batch
+from ddcm_fast.models.train.data import Pictures, centre_crops, load_photos
 from ddcm_fast.models.train.errors import TrainError
 from ddcm_fast.models.train.pages import draw_pages
 from ddcm_fast.models.train.photo import (
+    SCHEDULER_NAME,
     WEIGHTS_NAME,
     Denoiser,
     EvalTable,
@@ -34,13 +37,17 @@ from ddcm_fast.models.train.photo import (
     alphas_cumprod,
     autocast,
     check,
+    epsilon_of,
     evaluate,
     load_model,
     loss_weights,
     new_model,
+    patch_of,
+    prediction_of,
     save_model,
     timestep_density,
     usable_device,
+    usual_batch,
 )
 
 STATE_NAME = "train-state.pt"
@@ -111,15 +118,21 @@ class Training:
 
     All that decides the next step is in the saved state, so that on one device a resumed run takes the steps that an
     uninterrupted one would have taken. ``density`` is the probability of each timestep.
+
+    On a GPU the network is compiled (but for ``config.eager``), once a crop size: its normalisations and activations
+    would otherwise cost more than its convolutions.
     """
 
     def __init__(self, model: Denoiser, config: TrainConfig, device: torch.device, density: np.ndarray) -> None:
-        self.config, self.device = config, device
+        self.config, self.device, self.patch = config, device, patch_of(model)
+        self.batch = usual_batch(device) if config.batch is None else config.batch
         self.memory = torch.channels_last if device.type != "mps" else torch.contiguous_format
         self.model = model.to(device=device, memory_format=self.memory).train()
+        compiled = device.type == "cuda" and not config.eager
+        self._network = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
+            *(model.parameters(), config.lr, (0.9, 0.99)), weight_decay=config.weight_decay, fused=device.type == "cuda"
         )
         self.draws = torch.Generator("cpu").manual_seed(config.seed)
         self.noises = torch.Generator(device).manual_seed(config.seed + 1)
@@ -128,12 +141,10 @@ class Training:
         abar = alphas_cumprod()
         self._density = torch.from_numpy(density)
         self._weight = torch.from_numpy(loss_weights(abar, config.snr_power, density)).float().to(device)
-        self._signal_scale = torch.from_numpy(np.sqrt(abar)).float().to(device)
-        self._noise_scale = torch.from_numpy(np.sqrt(1.0 - abar)).float().to(device)
+        self._abar = torch.from_numpy(abar).float().to(device)
         self._logged = (0, 0.0)  # steps and seconds at the last log line, and what has been measured since
         self._losses: list[torch.Tensor] = []
         self._norms: list[torch.Tensor] = []
-        self._pages = draw_pages(config.page_count, config.seed, max(config.crops)) if config.pages else []
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what ``read_state`` returned."""
@@ -159,7 +170,7 @@ class Training:
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
-        save_model(self.ema, folder, outputs)
+        save_model(self.ema, self.config.prediction, folder, outputs)
         outputs.write(folder / STATE_NAME, buffer.getvalue())
 
     def progress(self) -> float:
@@ -171,39 +182,37 @@ class Training:
             parts.append(self.clock.seconds / (60.0 * self.config.minutes))
         return max(parts)
 
-    def _loss(self, photos: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _loss(self, pictures: Pictures) -> torch.Tensor:
         """The weighted loss of a fresh batch of crops, timesteps and noise."""
         config, draws = self.config, self.draws
         which = int(torch.randint(len(config.crops), (), generator=draws, dtype=torch.int64, device="cpu"))
         crop = config.crops[which]
-        batch = max(1, round(config.batch * (config.crops[0] / crop) ** 2))
+        batch = max(1, round(self.batch * (config.crops[0] / crop) ** 2))
         times = torch.multinomial(self._density, batch, replacement=True, generator=draws)
-        x0 = sample_batch(photos, batch, crop, config.scales, draws, self._pages, config.pages)
-        x0, times = x0.to(self.device), times.to(self.device)
+        x0 = pixel_unshuffle(pictures.sample(batch, crop, config.scales, draws, config.pages), self.patch)
+        times = times.to(self.device)
         noise = torch.randn(x0.shape, generator=self.noises, device=self.device, dtype=torch.float32)
-        signal_scale = self._signal_scale[times, None, None, None]
-        noise_scale = self._noise_scale[times, None, None, None]
-        noisy = (signal_scale * x0 + noise_scale * noise).contiguous(memory_format=self.memory)
+        abar = self._abar[times, None, None, None]
+        noisy = (abar.sqrt() * x0 + (1.0 - abar).sqrt() * noise).contiguous(memory_format=self.memory)
         with autocast(self.device, config.dtype):
-            guess = self.model(noisy, times).sample
-        errors = (guess.float() - noise).square().mean(dim=(1, 2, 3))
+            guess = self._network(noisy, times, return_dict=False)[0]
+        guess = epsilon_of(guess.float(), noisy, abar, config.prediction)
+        errors = (guess - noise).square().mean(dim=(1, 2, 3))
         return (self._weight[times] * errors).mean()
 
-    def step(self, photos: Sequence[torch.Tensor]) -> None:
-        """One step of the optimiser and of the average, on ``photos`` (uint8 H x W x 3, at least a crop)."""
+    def step(self, pictures: Pictures) -> None:
+        """One step of the optimiser and of the average."""
         rate = learning_rate(self.config, self.steps, self.progress())
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self._loss(photos)
+        loss = self._loss(pictures)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         self.steps += 1
         decay = min(self.config.ema, self.steps / (10.0 + self.steps))
-        with torch.no_grad():
-            for average, value in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(value, 1.0 - decay)
+        get_ema_multi_avg_fn(decay)([*self.ema.parameters()], [*self.model.parameters()], None)
         self._losses.append(loss.detach())
         self._norms.append(norm.detach())
         self.clock.tick()
@@ -223,7 +232,7 @@ class Training:
         self._logged = (self.steps, seconds)
         self._losses, self._norms = [], []
 
-    def run(self, photos: Sequence[torch.Tensor], folder: Path, outputs: files.Outputs) -> bool:
+    def run(self, pictures: Pictures, folder: Path, outputs: files.Outputs) -> bool:
         """Steps to the end of the run, or until a signal or ``stop_after`` (False); saves on the way and at last."""
         config, first = self.config, self.steps
         self.clock.start()
@@ -236,7 +245,7 @@ class Training:
                 if signals or (config.stop_after is not None and self.steps - first >= config.stop_after):
                     finished = False
                     break
-                self.step(photos)
+                self.step(pictures)
                 bar.update()
                 if self.steps % config.log_every == 0:
                     self._report()
@@ -247,11 +256,11 @@ class Training:
         return finished
 
 
-def _evaluate_held_out(model: Denoiser, photos: Sequence[torch.Tensor], dtype: str) -> EvalTable:
+def _evaluate_held_out(model: Denoiser, photos: Sequence[torch.Tensor], config: TrainConfig) -> EvalTable:
     """On centre crops as large as half of the photographs allow, at most 256 pixels."""
     sides = sorted(min(p.shape[:2]) for p in photos)
     size = min(256, sides[len(sides) // 2] // 16 * 16)
-    return evaluate(model, centre_crops(photos, size), dtype=dtype)
+    return evaluate(model, centre_crops(photos, size), prediction=config.prediction, dtype=config.dtype)
 
 
 def train_photo(
@@ -278,13 +287,19 @@ def train_photo(
         raise TrainError(f"no such tar file: {data}")
     folder = Path(output)
     outputs = files.Outputs([Path(data)], folder=folder)
-    for name, kind in (("config.json", files.JSON), (WEIGHTS_NAME, files.SAFETENSORS), (STATE_NAME, STATE)):
+    for name in ("config.json", SCHEDULER_NAME):
+        outputs.add(folder / name, files.JSON)
+    for name, kind in ((WEIGHTS_NAME, files.SAFETENSORS), (STATE_NAME, STATE)):
         outputs.add(folder / name, kind)
 
     state = read_state(folder) if resume else None
     torch.manual_seed(config.seed)
     source = folder if resume else init
     model = load_model(source) if source is not None else new_model(unet_config)
+    if source is not None and config.prediction != prediction_of(source):
+        raise TrainError(
+            f"the model in {source} predicts {prediction_of(source)}: give --prediction {prediction_of(source)}"
+        )
     training = Training(model, config, device, density)
     if state is not None:
         training.restore(state)
@@ -299,10 +314,11 @@ def train_photo(
         f"{len(cache.held_out)} held out; "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {device}"
     )
-    if not training.run(photos, folder, outputs):
+    pages = draw_pages(config.page_count, config.seed, max(config.crops)) if config.pages else []
+    if not training.run(Pictures(photos, pages, device), folder, outputs):
         _log(f"stopped and saved at step {training.steps}; go on with --resume")
         return None
-    table = _evaluate_held_out(training.ema, cache.held_out, config.dtype)
+    table = _evaluate_held_out(training.ema, cache.held_out, config)
     _log(f"done: {training.steps} steps, {training.clock.seconds / 60:.1f} minutes; averaged weights in {folder}")
     _log(f"held-out photographs ({table.images} of {table.size} x {table.size}):")
     _log(table.markdown())

@@ -1,9 +1,9 @@
 """The photo model to be trained: settings, noise schedule, network and evaluation.
 
-It is an unconditional pixel-space denoiser of natural images. An image in [-1, 1] is made
-twelve channels by an orthonormal space-to-depth (``pixel_unshuffle`` by 2, so a 3 x H x W image
-becomes 12 x H/2 x W/2 and white noise stays white noise), and a fully convolutional
-``diffusers.UNet2DModel`` predicts epsilon under the DDPM schedule with linear betas.
+It is an unconditional pixel-space denoiser of natural images. An image in [-1, 1] goes through an
+orthonormal space-to-depth (``pixel_unshuffle`` by 2, say, makes a 3 x H x W image 12 x H/2 x W/2 and
+leaves white noise white), and a fully convolutional ``diffusers.UNet2DModel`` predicts epsilon or v
+under the DDPM schedule with linear betas. The network's input channels tell the space-to-depth.
 
 Two choices serve the codec. Timesteps are drawn mostly uniformly in log-SNR over the noise levels
 a codec spends its bits on: the ideal cost of a coded step is the change of SNR times the squared
@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from ddcm_fast import files
 from ddcm_fast.errors import first_line
@@ -55,18 +56,19 @@ PHOTO_CONFIG: dict[str, Any] = {
 """``UNet2DModel`` arguments of the built-in photo model (6.6 M parameters)."""
 
 DTYPES = ("auto", "bf16", "fp32")
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+PREDICTIONS = ("epsilon", "v_prediction")
+WEIGHTS_NAME, SCHEDULER_NAME = "diffusion_pytorch_model.safetensors", "scheduler_config.json"
 BUILT_IN = Path(__file__).resolve().parents[1] / "weights" / "photo"
 
 
 @dataclasses.dataclass
 class TrainConfig:
     """Settings of one training run. A crop of ``c`` pixels is drawn ``batch * (crops[0]/c)**2``
-    at a time, so every crop size costs about the same a step."""
+    at a time, so every crop size costs about the same a step. ``batch`` None: `usual_batch`'s."""
 
     steps: int | None = None
     minutes: float | None = None
-    batch: int = 32
+    batch: int | None = None
     crops: tuple[int, ...] = (64,)
     lr: float = 6e-4
     final_lr: float = 0.01
@@ -75,6 +77,8 @@ class TrainConfig:
     clip: float = 1.0
     ema: float = 0.999
     dtype: str = "auto"
+    prediction: str = "epsilon"
+    eager: bool = False
     device: str = "cpu"
     seed: int = 0
     scales: tuple[float, ...] = (0.5, 0.5)
@@ -124,6 +128,8 @@ def check(config: TrainConfig) -> None:
         raise TrainError(f"--ema must lie in [0, 1), got {config.ema}")
     if config.dtype not in DTYPES:
         raise TrainError(f"--dtype must be one of {', '.join(DTYPES)}, got {config.dtype}")
+    if config.prediction not in PREDICTIONS:
+        raise TrainError(f"--prediction must be one of {', '.join(PREDICTIONS)}, got {config.prediction}")
     if not 0.0 <= config.pages < 1.0:
         raise TrainError(f"--pages must lie in [0, 1), got {config.pages}")
     if config.page_count < 1:
@@ -176,6 +182,25 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
+def usual_batch(device: torch.device) -> int:
+    """Crops of 64 pixels a step that fill a device: eight a multiprocessor of a GPU, 32 on a CPU."""
+    if device.type != "cuda":
+        return 32
+    return max(32, torch.cuda.get_device_properties(device).multi_processor_count * 8 // 64 * 64)
+
+
+def patch_of(model: Denoiser) -> int:
+    """The space-to-depth before a network, from its input channels: 12 -> 2, 48 -> 4.
+
+    Raises TrainError: the channels are not three times a square, or the network returns others.
+    """
+    channels, out = int(model.config.in_channels), int(model.config.out_channels)
+    patch = math.isqrt(channels // 3)
+    if channels != 3 * patch**2 or out != channels:
+        raise TrainError(f"the photo model needs 3, 12, 27 or 48 channels in and as many out, got {channels} and {out}")
+    return patch
+
+
 def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextManager[Any]:
     """What the network runs in: bfloat16 autocast, or nothing for ``fp32``.
 
@@ -197,9 +222,11 @@ def load_model(folder: str | os.PathLike[str]) -> Denoiser:
     if not (path / "config.json").is_file() or not (path / WEIGHTS_NAME).is_file():
         raise TrainError(f"no model in {path}: needs config.json and {WEIGHTS_NAME}")
     try:
-        return _unet().from_pretrained(path, local_files_only=True)
+        model = _unet().from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise TrainError(f"cannot load the model in {path}: {first_line(error)}") from error
+    patch_of(model)
+    return model
 
 
 def new_model(config: str | os.PathLike[str] | None) -> Denoiser:
@@ -211,18 +238,37 @@ def new_model(config: str | os.PathLike[str] | None) -> Denoiser:
         model = _unet()(**{k: v for k, v in fields.items() if not k.startswith("_")})
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise TrainError(f"cannot build a model from {config}: {first_line(error)}") from error
-    if model.config.in_channels != 12 or model.config.out_channels != 12:
-        raise TrainError(f"{config}: the photo model needs 12 input and 12 output channels")
+    patch_of(model)
     return model
 
 
-def save_model(model: Denoiser, folder: Path, outputs: files.Outputs) -> None:
-    """Write the two files of a diffusers folder, which were added to `outputs`."""
+def prediction_of(folder: str | os.PathLike[str] | None) -> str:
+    """What the network of a folder predicts, as its scheduler says; epsilon where there is none."""
+    path = Path(folder or "") / SCHEDULER_NAME
+    if folder is None or not path.is_file():
+        return "epsilon"
+    try:
+        return str(json.loads(path.read_text())["prediction_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainError(f"cannot read {path}: {first_line(error)}") from error
+
+
+def epsilon_of(guess: torch.Tensor, noisy: torch.Tensor, abar: torch.Tensor, prediction: str) -> torch.Tensor:
+    """What a network's output says of epsilon; v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans and Ho 2022)."""
+    if prediction == "epsilon":
+        return guess
+    return abar.sqrt() * guess + (1.0 - abar).sqrt() * noisy
+
+
+def save_model(model: Denoiser, prediction: str, folder: Path, outputs: files.Outputs) -> None:
+    """Write the files of a diffusers folder, which were added to `outputs`."""
+    scheduler = importlib.import_module("diffusers").DDPMScheduler(prediction_type=prediction)
     with tempfile.TemporaryDirectory() as name:
         fresh = Path(name)
         model.save_pretrained(fresh, safe_serialization=True)
         config = json.loads((fresh / "config.json").read_text())
         config.pop("_name_or_path", None)  # a folder of this machine
+        outputs.write(folder / SCHEDULER_NAME, (scheduler.to_json_string()).encode())
         outputs.write(folder / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
         outputs.write(folder / WEIGHTS_NAME, (fresh / WEIGHTS_NAME).read_bytes())
 
@@ -232,6 +278,7 @@ def evaluate(
     model: Denoiser,
     crops: torch.Tensor,
     *,
+    prediction: str = "epsilon",
     timesteps: Sequence[int] = EVAL_TIMESTEPS,
     dtype: str = "auto",
     batch: int = 4,
@@ -242,11 +289,11 @@ def evaluate(
     ``crops`` are uint8 N x 3 x H x W. Image i gets the same noise for every model, device and
     batch size: drawn on the CPU from a seed made of ``seed`` and i, one draw a timestep.
     """
-    device = next(model.parameters()).device
+    device, patch = next(model.parameters()).device, patch_of(model)
     was_training = model.training
     model.eval()
     abar = torch.from_numpy(alphas_cumprod())
-    x0 = to_model(crops)
+    x0 = to_model(crops, 1)
     sums = np.zeros(len(timesteps))
     for start in range(0, len(x0), batch):
         part = x0[start : start + batch]
@@ -255,11 +302,12 @@ def evaluate(
             rows = (torch.randn(part.shape[1:], generator=g, dtype=torch.float32, device="cpu") for g in generators)
             noise = torch.stack(list(rows))
             a = float(abar[t])
-            noisy = math.sqrt(a) * part + math.sqrt(1.0 - a) * noise
+            noisy = (math.sqrt(a) * part + math.sqrt(1.0 - a) * noise).to(device)
             times = torch.full((len(part),), t, device=device, dtype=torch.long)
             with autocast(device, dtype):
-                guess = model(noisy.to(device), times).sample
-            error = (guess.float().cpu() - noise).double().square().mean(dim=(1, 2, 3))
+                guess = model(pixel_unshuffle(noisy, patch), times).sample
+            guess = epsilon_of(pixel_shuffle(guess.float(), patch), noisy, abar[t].float().to(device), prediction)
+            error = (guess.cpu() - noise).double().square().mean(dim=(1, 2, 3))
             sums[column] += float(error.sum())
     model.train(was_training)
     mse = tuple(float(s) / len(x0) for s in sums)
