@@ -4,7 +4,7 @@
 
 Compiles the library of the cuda backend, disassembles it and finds, in each search kernel, the loop over the k steps of
 a warp. Where warps exchange entries, a lane makes those of one step and multiplies those of all the warps that share
-them. Where a cluster of blocks shares them there are two rows, of a block alone and of MAX_CLUSTER.
+them.
 
 Times are estimates, not measurements: the cycles that each pipe of a scheduler is busy (CYCLES), of which the largest
 bounds the loop. Latencies, dependences and what other warps do with a pipe meanwhile are not in it.
@@ -31,28 +31,26 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 #: H100 SXM: multiprocessors, boost clock in Hz, schedulers a multiprocessor.
 MULTIPROCESSORS, CLOCK, SCHEDULERS = 132, 1.755e9, 4
 
-#: Blocks of the largest cluster that shares entries.
-MAX_CLUSTER = 8
-
 #: Entries of a Philox call, products of a row tile and column tile in a k step.
-CALL_ENTRIES = {"Sign": 128, "Gaussian": 8}
-PRODUCTS = {"Sign": 16, "Gaussian": 2}
+CALL_ENTRIES = {"SignPlane": 128, "Sign": 128, "Gaussian": 8}
+PRODUCTS = {"SignPlane": 2, "Sign": 16, "Gaussian": 2}
 
 Body = list[tuple[int, str]]  #: addresses and instructions
 
 _MMA = re.compile(r"^(IMMA|HMMA|BMMA)")
 
 #: Clocks that a scheduler's pipe takes for a warp's instruction, by the first pattern that fits it. ptxas spaces wide
-#: multiplications by 4 clocks, others by 2, and so the ALU's (16 lanes). mma.sync reaches about 62 % of the peak of
-#: the matrix units, which is 4 clocks for both shapes; the rate of BMMA is in no document. Loads and stores pass one
-#: unit of 128 bytes a clock, which four schedulers share; a look-up of the `gaussian` table takes about 3.5 of its
-#: clocks, since 32 random reads meet in 32 banks.
+#: multiplications by 4 clocks; measured, they take 6 (benchmarks/results/gpu-h200.json). Others take 2, and so do the
+#: ALU's (16 lanes). mma.sync reaches about 62 % of the peak of the matrix units, which is 4 clocks for bytes and for
+#: float16; products of single bits take as long, as measured. Loads and stores pass one unit of 128 bytes a clock,
+#: which four schedulers share; a look-up of the `gaussian` table takes about 3.5 of its clocks, since 32 random reads
+#: meet in 32 banks.
 CYCLES: tuple[tuple[str, str, float], ...] = (
-    ("multiply", r"IMAD\.(WIDE|HI)", 4),
+    ("multiply", r"IMAD\.(WIDE|HI)", 6),
     ("multiply", r"IMAD", 2),
     ("multiply", r"FMUL|FFMA|FADD|HADD2|HMUL2|HFMA2", 1),
     ("alu", r"LOP3|SHF|PRMT|IADD3|ISETP|LEA|SEL|PLOP3|MOV|VIADD|VIMNMX|IMNMX|FSETP|SGXT", 2),
-    ("matrix", r"(IMMA\.16832|HMMA\.16816)\.", 4 / 0.62),
+    ("matrix", r"(IMMA\.16832|HMMA\.16816|BMMA\.168256)\.", 4 / 0.62),
     ("memory", r"LDS\.U16", 4 * 3.5),
     ("memory", r"(LDG|STG|LDS|STS|LD|ST)\..*128", 16),
     ("memory", r"(LDG|STG|LDS|STS|LD|ST)\..*64", 8),
@@ -116,12 +114,11 @@ def _dump(cubin: Path, what: str) -> str:
 
 
 def kernel_name(mangled: str) -> str:
-    """Readable name of a mangled instance: SearchKernel<Sign, 1, 0>, say, or RateKernel<1> of sign_b1.cu."""
+    """Readable name of a mangled instance: SearchKernel<Sign, 1, 0>, say."""
     match = re.search(r"run_kernelINS_\d+([A-Za-z]+?Kernel)(.*)", mangled)
     if match is None:
-        rate = re.search(r"sign_rate_kernelILb(\d)E", mangled)
-        return f"RateKernel<{rate.group(1)}>" if rate else mangled
-    arguments = re.findall(r"(Sign|Gaussian)Traits|L[ib](\d+)E", match.group(2))
+        return mangled
+    arguments = re.findall(r"(SignPlane|Sign|Gaussian)Traits|L[ib](\d+)E", match.group(2))
     inside = ", ".join(name or number for name, number in arguments)
     return f"{match.group(1)}<{inside}>" if inside else match.group(1)
 
@@ -164,29 +161,14 @@ def _has_matrix(body: Body) -> bool:
     return any(_MMA.match(text) for _, text in body)
 
 
-def _without(body: Body, *parts: Body) -> Body:
-    """What a body has outside of loops that it contains."""
-    inside = {address for part in parts for address, _ in part}
-    return [line for line in body if line[0] not in inside]
-
-
-def _sharing_warps(row_groups: int, body: Body) -> Body:
+def _loop_of_a_step(kind: str, columns: int, row_groups: int, body: Body) -> Body:
     """What a warp does to make one step's entries and to multiply those of its team."""
     inner, *outer = filter(_has_matrix, loops(body))
+    if kind == "Sign" and columns >= 6:
+        # Two loops of products within the loop over steps, for two words each: four turns, of two bits each.
+        return outer[1] + (inner + outer[0]) * 3
     # The inner loop multiplies one step's entries and the loop around it also makes one step's.
     return inner if row_groups == 1 else outer[0] + inner * (row_groups - 1)
-
-
-def _sharing_blocks(columns: int, cluster: int, body: Body) -> Body:
-    """The same where a cluster shares the words: a step's products are two loops, making a row tile's words is one."""
-    first, second, step, stage, *_ = filter(_has_matrix, loops(body))
-    row_tiles = sum(text.startswith("LDS") for _, text in step) // 2  # words of each in two vectors
-    products = sum(bool(_MMA.match(text)) for _, text in step)
-    times = PRODUCTS["Sign"] * columns * row_tiles // products
-    multiply = _without(step, first, second) + (first + second) * times
-    *copies, make = (loop for loop in loops(stage) if not _has_matrix(loop))
-    make_one = _without(make, *copies) + [line for copy in copies for line in copy] * cluster
-    return make_one * row_tiles + multiply * cluster
 
 
 def busy(instructions: Iterable[str]) -> dict[str, float]:
@@ -224,26 +206,20 @@ def _estimate(instructions: list[str], entries: int) -> dict[str, Any]:
     }
 
 
-def _step(name: str, body: Body, cluster: int = 1) -> dict[str, Any]:
+def _step(name: str, body: Body) -> dict[str, Any]:
     """What a warp of a search kernel does to make one k step's entries and to multiply all it is given for them."""
-    kind, *numbers = re.findall(r"Sign|Gaussian|\d+", name)
+    kind, *numbers = re.findall(r"SignPlane|Sign|Gaussian|\d+", name)
     columns, row_groups, writes = map(int, numbers)
-    lines = _sharing_blocks(columns, cluster, body) if in_clusters(name) else _sharing_warps(row_groups, body)
-    step = [text for _, text in lines]
+    step = [text for _, text in _loop_of_a_step(kind, columns, row_groups, body)]
     squares = 2 if writes == 2 else 0
     products = sum(bool(_MMA.match(text)) for text in step)
-    row_tiles = products // (PRODUCTS[kind] * (columns * row_groups * cluster + squares))
-    rows = columns // 3 * 8 if columns % 3 == 0 else columns * 2
+    row_tiles = products // (PRODUCTS[kind] * (columns * row_groups + squares))
+    rows = columns // 3 if kind == "SignPlane" else columns // 3 * 8 if columns % 3 == 0 else columns * 2
     return {
         "row_tiles": row_tiles,
-        "batch_rows": rows * row_groups * cluster,
+        "batch_rows": rows * row_groups,
         **_estimate(step, 2 * row_tiles * CALL_ENTRIES[kind]),  # a lane makes two calls of each row tile
     }
-
-
-def in_clusters(name: str) -> bool:
-    """Whether clusters of blocks share the entries of a kernel."""
-    return re.match(r"SearchKernel<Sign, (9|12),", name) is not None
 
 
 def analyse(cubin: Path, only: Collection[str] | None = None) -> list[dict[str, Any]]:
@@ -264,11 +240,6 @@ def analyse(cubin: Path, only: Collection[str] | None = None) -> list[dict[str, 
         }
         if name.startswith("SearchKernel"):
             row["step"] = _step(name, body)
-        if in_clusters(name) and "UCGABAR_WAIT" in opcodes:
-            row["step_of_cluster"] = _step(name, body, MAX_CLUSTER)
-        if name.startswith("RateKernel"):
-            loop = next(filter(_has_matrix, loops(body)))
-            row["step"] = {"batch_rows": 2, **_estimate([text for _, text in loop], 8 * CALL_ENTRIES["Sign"])}
         rows.append(row)
     return sorted(rows, key=lambda r: ("step" not in r, r["kernel"]))
 
@@ -285,13 +256,14 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['kernel']:34}{row['registers']:5}{row['stack_bytes']:6}"
             f"{row['local_memory_instructions']:6}"
         )
-        steps = [row[name] for name in ("step", "step_of_cluster") if name in row]
-        lines += [
-            f"{line}{step['batch_rows']:5}{step['lane_entries']:8}"
-            + "".join(f"{cycles:9.0f}" for cycles in step["cycles"].values())
-            + f"{step['estimate_entries_per_s']:11.2e}{step['estimate_ms']:8.2f}"
-            for step in steps
-        ] or [line]
+        if "step" in row:
+            step = row["step"]
+            line += (
+                f"{step['batch_rows']:5}{step['lane_entries']:8}"
+                + "".join(f"{cycles:9.0f}" for cycles in step["cycles"].values())
+                + f"{step['estimate_entries_per_s']:11.2e}{step['estimate_ms']:8.2f}"
+            )
+        lines.append(line)
     return "\n".join(lines)
 
 

@@ -118,33 +118,6 @@ def measure_curand_baseline(report: Report, size: int, dim: int) -> None:
     report.measure(name, seconds, peak_bytes=peak, entries_per_s=size * dim / seconds)
 
 
-def measure_sign_b1(report: Report) -> None:
-    """The inner loop of a one bit variant of `sign`, which no backend uses: does BMMA's rate allow more?"""
-    with tempfile.TemporaryDirectory() as folder:
-        library = compile_library("sign_b1.cu", Path(folder))
-        blocks, steps = 8 * torch.cuda.get_device_properties(0).multi_processor_count, 256
-        out = torch.empty(blocks * 256, dtype=torch.int32, device=DEVICE)
-        planes = torch.randint(-(2**31), 2**31, (steps * 8 * 128,), dtype=torch.int64, device=DEVICE)
-        planes = planes.to(torch.int32)
-        for path, label in ((0, "byte products"), (1, "one bit products")):
-
-            def run(path: int = path) -> None:
-                code = library.sign_rate(
-                    ctypes.c_int(path),
-                    ctypes.c_void_p(planes.data_ptr()),
-                    ctypes.c_void_p(out.data_ptr()),
-                    ctypes.c_int(blocks),
-                    ctypes.c_int(steps),
-                    ctypes.c_void_p(torch.cuda.current_stream().cuda_stream),
-                )
-                if code != 0:
-                    raise RuntimeError(f"CUDA error {code}")
-
-            seconds, _ = timed(run)
-            entries = blocks * 8 * steps * 64 * 512  # warps a block, steps, atoms, coordinates
-            report.measure(f"microbenchmark sign, {label}", seconds, entries_per_s=entries / seconds)
-
-
 def measure_bounds(report: Report) -> None:
     """Copy bandwidth, counting bytes read and written."""
     a = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
@@ -174,7 +147,7 @@ def measure_gemm(report: Report, size: int, dim: int, batch: int) -> None:
 
 
 #: Of rates.cu: what runs, and the operations of one instruction of a warp.
-RATES = ("IMAD.WIDE", "IMMA u8.s8 m16n8k32", "BMMA m16n8k256", "HMMA m16n8k16", "LOP3")
+RATES = ("IMAD.WIDE", "IMAD.HI", "IMAD", "DFMA", "IMMA u8.s8 m16n8k32", "BMMA m16n8k256", "HMMA m16n8k16", "LOP3")
 
 
 def measure_rates(report: Report) -> None:

@@ -76,12 +76,13 @@ def check_streams_and_graphs(report: Report, name: str, kind: str, device: str =
 
 
 def check_clusters(report: Report, blocks: int, device: str) -> None:
-    """`sign` with batches that clusters of some blocks share one generation of the noise for."""
+    """Searches of few atoms, whose coordinates are cut among the blocks of clusters of at most some blocks."""
     kernels = cuda.Cuda(cuda.build(torch.cuda.get_device_capability()), max_cluster=blocks)
-    for shape in ((1024, 512, 1, 256), (900, 300, 2, 100)):
-        answer = shared.make_answers(shared.Case("sign", *shape), device)
-        what = f"search in clusters of {blocks} {answer.case}"
-        report.compare("cuda", what, partial(shared.check_search, kernels, answer, device))
+    for kind in ("sign", "gaussian"):
+        for shape in ((65536, 300, 1, 1), (20000, 500, 2, 2), (40000, 200, 1, 7)):
+            answer = shared.make_answers(shared.Case(kind, *shape), device)
+            what = f"search in clusters of {blocks} {answer.case}"
+            report.compare("cuda", what, partial(shared.check_search, kernels, answer, device))
 
 
 def check_trellises(report: Report, name: str, kind: str, device: str) -> None:

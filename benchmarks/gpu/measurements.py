@@ -41,8 +41,8 @@ def measure_search(
     report.measure(label, seconds, peak_bytes=peak, **extra)
 
 
-def measure_clusters(report: Report, shape: tuple[int, int, int] = (16384, 16384, 256)) -> None:
-    """`sign` with a large batch of shape (D, K, B), one generation of the noise shared by 1, 2, 4 and 8 blocks."""
+def measure_clusters(report: Report, shape: tuple[int, int, int] = (65536, 1024, 1)) -> None:
+    """`sign` with few atoms, shape (D, K, B), its coordinates cut among at most 1, 2, 4 and 8 blocks of a cluster."""
     capability = torch.cuda.get_device_capability()
     if capability < (9, 0):
         report.skip("clusters", "the GPU has none")

@@ -140,9 +140,8 @@ def usual(report: Report, device: str) -> None:
 
 
 def ceilings(report: Report, device: str) -> None:
-    """Rates of single instructions, and of the sign search's inner loops."""
+    """Rates of single instructions."""
     report.guard("instruction rates", partial(baselines.measure_rates, report))
-    report.guard("inner loops of sign", partial(baselines.measure_sign_b1, report))
 
 
 # ---- with a model --------------------------------------------------------------------------------

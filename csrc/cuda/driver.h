@@ -132,7 +132,9 @@ struct Driver : Planner {
     zero(p.correction, rows * kClearedBytes);
     MaxKernel kernel{geometry, w, p.max_bits, ceil_div(geometry.max_group_dim, kMaxCoordinates)};
     run(kernel, kernel.chunks * rows);
-    if (geometry.kind == kSign) {
+    if (in_planes(p.batch)) {
+      prepare_fragments<SignPlaneTraits>(p, w);
+    } else if (geometry.kind == kSign) {
       prepare_fragments<SignTraits>(p, w);
     } else if (geometry.kind == kGaussian) {
       prepare_fragments<GaussianTraits>(p, w);
@@ -150,7 +152,7 @@ struct Driver : Planner {
 
   template <class Traits, int Writes, int ColumnTiles, int RowGroups = 1>
   void score_products(const Prepared& p, const Target& target) {
-    if constexpr (can_cut(ColumnTiles, Writes)) {
+    if constexpr (can_cut<Traits>(ColumnTiles, Writes)) {
       if (p.cut > 1) return score_products<Traits, kBestOfCut, ColumnTiles>(p, target);
     }
     const int64_t tiles = ceil_div(target.last - target.first, tile_atoms(p));
@@ -162,7 +164,7 @@ struct Driver : Planner {
         static_cast<const typename Traits::Fragment*>(p.fragments),
         p.max_bits, p.correction, target.picking, target.scores, target.norms, target.score_stride,
         target.first, target.last, static_cast<int32_t>(p.batch), static_cast<int32_t>(tiles),
-        static_cast<int32_t>(chunks), p.cluster * p.cut, split_bits, p.warp_steps, 1};
+        static_cast<int32_t>(chunks), p.cut, split_bits, p.warp_steps, 1};
     run(kernel, chunks * geometry.groups * p.batch_tiles * p.cut, kernel.cluster);
   }
 
@@ -255,13 +257,11 @@ struct Driver : Planner {
 template <class Launch>
 template <int Writes>
 void Driver<Launch>::score_signs(const Prepared& p, const Target& target) {
-  switch (p.column_tiles) {
-    case 1: score_products<SignTraits, Writes, 1>(p, target); break;
-    case 2: score_products<SignTraits, Writes, 2>(p, target); break;
-    case 3: score_products<SignTraits, Writes, 3>(p, target); break;
-    case 6: score_products<SignTraits, Writes, 6>(p, target); break;
-    case 9: score_products<SignTraits, Writes, 9>(p, target); break;
-    default: score_products<SignTraits, Writes, 12>(p, target); break;
+  switch (p.column_tiles + (in_planes(p.batch) ? 0 : 10)) {
+    case 3: score_products<SignPlaneTraits, Writes, 3>(p, target); break;
+    case 6: score_products<SignPlaneTraits, Writes, 6>(p, target); break;
+    case 13: score_products<SignTraits, Writes, 3>(p, target); break;
+    default: score_products<SignTraits, Writes, 6>(p, target); break;
   }
 }
 

@@ -10,10 +10,10 @@ namespace ddcm {
 // of products are integers, exact in float32 up to 2^24 (docs/kernels/cuda.md).
 struct GaussianTraits {
   using Mma = MmaF16;
-  using OddMma = MmaF16;
   using Sum = double;
   static constexpr bool kSigns = false;
   using Fragment = Vec2;
+  static DDCM_FN constexpr Panel panel(int column_tiles) { return column_tiles % 3 == 0 ? kEightPanel : kPairPanel; }
   // Steps of a warp whose sums practically never reach 2^24: a preference, no bound.
   static DDCM_FN constexpr int segment(int) { return 1280; }
   static constexpr bool kSegments = false;
@@ -21,18 +21,18 @@ struct GaussianTraits {
   static DDCM_FN constexpr int row_tiles(int column_tiles) {
     return column_tiles >= 12 ? 3 : column_tiles >= 3 ? 2 : 4;
   }
-  static DDCM_FN constexpr bool in_clusters(int) { return false; }
+  static DDCM_FN constexpr bool reads_together(int) { return false; }
   // One block a multiprocessor shares one copy of the table.
   static DDCM_FN constexpr int warps(int column_tiles) { return column_tiles >= 12 ? 8 : 16; }
   static DDCM_FN constexpr int min_blocks(int) { return 1; }
   static constexpr int kEntriesPerCall = kGaussiansPerCall, kEntriesPerRegister = 2;
   static constexpr int kProducts = 2, kVectors = 1, kWordPairs = 1;
+  static DDCM_FN constexpr int vectors_together(int) { return 1; }
   static constexpr uint32_t kStream = kStreamGaussian;
   static constexpr int64_t kTableBytes = 2 * kGaussianTableSize;
 
   static DDCM_FN constexpr int word(int product) { return 2 * product; }
-  static DDCM_FN constexpr int form(int) { return 0; }
-  static DDCM_FN constexpr int bit(int, bool) { return 0; }
+  static DDCM_FN constexpr int bit(int) { return 0; }
   static DDCM_FN int entry(int word, int, int e) { return 2 * word + e; }
 
   // A digit waits as the byte digit + 128, four of them half as large as the float16 numbers they become: a large batch's
@@ -73,15 +73,10 @@ struct GaussianTraits {
                   pair(words.w[3], table)}};
   }
 
-  template <class Q>
-  static DDCM_FN int weighted(Q q, int) { return q(0); }
+  static DDCM_FN uint32_t fragment(const Words& words, int i, int) { return words.w[i]; }
 
-  template <bool>
-  static DDCM_FN uint32_t fragment(const Words& words, int i, int, uint32_t) { return words.w[i]; }
+  static DDCM_FN double shifted(double value, int bits) { return value * (1 << bits); }
 
-  static DDCM_FN double shifted(double value, int plane) { return value * (1 << (8 * plane)); }
-
-  template <bool>
   static DDCM_FN float score(double sum, int64_t, double unit) {
     return static_cast<float>(sum * unit * static_cast<double>(kGaussianScale));
   }

@@ -9,9 +9,10 @@
 
 namespace ddcm {
 
-// What Python passes: a codebook, the device's number of multiprocessors and the most blocks of a cluster (1: it has none).
+// What Python passes: a codebook, the device's number of multiprocessors, the most blocks of a cluster (1: it has none), and
+// whether its matrix units multiply single bits (8.0 to 9.0; later ones emulate that).
 struct Spec {
-  int32_t kind, multiprocessors, max_cluster;
+  int32_t kind, multiprocessors, max_cluster, bit_products;
   int64_t dim, size, groups;
   uint64_t seed;
 };
@@ -49,9 +50,9 @@ struct Prepared {
   int* arrived;         // of Picking
   void* fragments;
   int64_t batch;
-  int column_tiles, row_groups, cluster;  // of SearchKernel
+  int column_tiles, row_groups;  // of SearchKernel
   int cut, split, warp_steps;
-  int64_t batch_tiles;  // a multiple of cluster
+  int64_t batch_tiles;
   Vec4* signs;          // `hadamard`: of sign_pairs pairs at a time; null for one row
   int64_t sign_pairs;
 };
@@ -64,48 +65,51 @@ struct Planner {
   explicit Planner(const Spec& spec_)
       : spec(spec_), geometry(make_geometry(spec_.kind, spec_.dim, spec_.size, spec_.groups, spec_.seed)) {}
 
-  // f of the codebook's Traits (search.h).
+  // Whether a batch has so few rows that the residual of `sign` is bit planes.
+  bool in_planes(int64_t batch) const { return geometry.kind == kSign && batch <= 2 && spec.bit_products; }
+
+  // f of the Traits of a batch (search.h).
   template <class F>
-  auto with_traits(F f) const {
-    return geometry.kind == kSign ? f(SignTraits{}) : f(GaussianTraits{});
+  auto with_traits(const Prepared& p, F f) const {
+    return in_planes(p.batch) ? f(SignPlaneTraits{}) : geometry.kind == kSign ? f(SignTraits{}) : f(GaussianTraits{});
   }
 
   int warps(const Prepared& p) const {
-    return with_traits([&](auto traits) { return traits.warps(p.column_tiles); });
+    return with_traits(p, [&](auto traits) { return traits.warps(p.column_tiles); });
   }
 
   int64_t steps() const { return ceil_div(geometry.calls_per_group, kCallsPerStep); }
 
   // Sets how many rows share a generation of the noise, and so the batch tiles.
   void choose_rows(Prepared& p) const {
-    p.row_groups = p.cluster = 1;
+    p.row_groups = 1;
     if (geometry.kind == kSign) {
-      // The smallest kernel for all rows; from 17 on, clusters of as few blocks as hold them, with as few rows each.
-      const int64_t rounds = ceil_div(p.batch, int64_t{rows_of(12)} * spec.max_cluster), rows = ceil_div(p.batch, rounds);
-      p.cluster = static_cast<int>(ceil_div(rows, rows_of(12)));
-      for (const int tiles : {1, 2, 3, 6, 9, 12}) {
-        p.column_tiles = tiles;
-        if (int64_t{rows_of(tiles)} * p.cluster >= rows) break;
-      }
-      p.batch_tiles = rounds * p.cluster;
+      // Sixteen rows keep the matrix units busy for longer than it takes to make the words.
+      p.column_tiles = in_planes(p.batch) ? 3 * static_cast<int>(p.batch) : p.batch <= 8 ? 3 : 6;
+      p.batch_tiles = ceil_div(p.batch, rows(p));
       return;
     }
     // The smallest kernel for all rows: making the entries is dearer than multiplying them with any number of rows.
     p.column_tiles = p.batch <= 2 ? 1 : p.batch <= 4 ? 2 : p.batch <= 8 ? 3 : p.batch <= 16 ? 6 : 12;
-    while (p.row_groups < 8 && rows_of(p.column_tiles) * p.row_groups < p.batch &&
+    while (p.row_groups < 8 && rows(p) * p.row_groups < p.batch &&
            ceil_div(steps(), warps(p) / (2 * p.row_groups)) <= GaussianTraits::segment(12)) {
       p.row_groups *= 2;
     }
-    p.batch_tiles = ceil_div(p.batch, rows_of(p.column_tiles) * p.row_groups);
+    p.batch_tiles = ceil_div(p.batch, rows(p) * p.row_groups);
   }
 
-  bool in_clusters(const Prepared& p) const {
-    return with_traits([&](auto traits) { return traits.in_clusters(p.column_tiles); });
+  // Batch rows of a warp.
+  int64_t rows(const Prepared& p) const {
+    return with_traits(p, [&](auto traits) { return rows_of<decltype(traits)>(p.column_tiles); });
+  }
+
+  bool reads_together(const Prepared& p) const {
+    return with_traits(p, [&](auto traits) { return traits.reads_together(p.column_tiles); });
   }
 
   // Atoms of a block's tile.
   int64_t tile_atoms(const Prepared& p) const {
-    const int row_tiles = with_traits([&](auto traits) { return traits.row_tiles(p.column_tiles); });
+    const int row_tiles = with_traits(p, [&](auto traits) { return traits.row_tiles(p.column_tiles); });
     return 16 * row_tiles * (warps(p) / p.row_groups / p.split);
   }
 
@@ -132,11 +136,11 @@ struct Planner {
     }
     choose_rows(p);
     const int teams = warps(p) / p.row_groups;
-    const int segment = with_traits([&](auto traits) { return traits.segment(p.column_tiles); });
-    // Split the k steps among warps until there are enough blocks to fill the device several times over (once with the
-    // kernels of shared entries: one block fills a multiprocessor and reads the whole residual for its atoms), and
-    // whenever a warp would need more than one segment.
-    const int64_t wanted_blocks = int64_t{p.row_groups > 1 || in_clusters(p) ? 1 : 8} * spec.multiprocessors;
+    const int segment = with_traits(p, [&](auto traits) { return traits.segment(p.column_tiles); });
+    // Split the k steps among warps until there are enough blocks to fill the device several times over (once, or nearly,
+    // where warps share entries or read together: one block fills a multiprocessor), and whenever a warp would need more
+    // than one segment.
+    const int64_t wanted_blocks = (p.row_groups > 1 ? 8 : reads_together(p) ? 7 : 64) * int64_t{spec.multiprocessors} / 8;
     p.split = 1;
     while (p.split < teams &&
            ((p.split < steps() && ceil_div(count, tile_atoms(p)) * geometry.groups * p.batch_tiles < wanted_blocks) ||
@@ -146,12 +150,13 @@ struct Planner {
     // Cut them among the blocks of a cluster too while there are multiprocessors without a block.
     const int64_t blocks = ceil_div(count, tile_atoms(p)) * geometry.groups * p.batch_tiles;
     p.cut = 1;
-    while (can_cut(p.column_tiles, writes) && 2 * p.cut <= spec.max_cluster && 2 * p.cut * p.split <= steps() &&
+    const bool may_cut = with_traits(p, [&](auto traits) { return can_cut<decltype(traits)>(p.column_tiles, writes); });
+    while (may_cut && 2 * p.cut <= spec.max_cluster && 2 * p.cut * p.split <= steps() &&
            2 * p.cut * blocks <= spec.multiprocessors) {
       p.cut *= 2;
     }
     p.warp_steps = static_cast<int>(ceil_div(ceil_div(steps(), p.cut * p.split), p.row_groups) * p.row_groups);
-    const int64_t bytes = with_traits([](auto traits) { return traits.kVectors * 32 * sizeof(traits.no_digits()); });
+    const int64_t bytes = with_traits(p, [](auto traits) { return traits.kVectors * 32 * sizeof(traits.no_digits()); });
     p.fragments = arena.take<char>(p.batch_tiles * p.row_groups * p.column_tiles * geometry.groups *
                                    fragment_steps(p) * bytes);
     return p;

@@ -4,8 +4,7 @@
 // A group's residual w is scaled by the power of two that brings its largest magnitude into [0.996 * 2^22, 1.992 * 2^22],
 // rounded to an integer q, an error of at most 2^-23 of the largest magnitude, and cut into signed digits, each in
 // -128 .. 127: q = d0 + 2^8 d1 + 2^16 d2, the most that three of them hold. Digits are columns of the matrix product, whose
-// sums are exact. Where `sign` entries enter as bits of bytes that are more than one bit, it is sums of a few q, below 2^30,
-// that are cut, into four digits (SignTraits): so all kernels find the same scores.
+// sums are exact. For few rows of `sign` it is cut into its 24 bits instead: all kernels find the same scores.
 
 #pragma once
 
@@ -16,20 +15,26 @@ namespace ddcm {
 constexpr int kCallsPerStep = 4;           // Philox calls of an atom a k step: one for each t of a lane
 constexpr int64_t kMaxCoordinates = 2048;  // of a block of MaxKernel: few loads in a row, few atomics a group
 
-// How batch rows and digits fill the columns of the products, 8 a column tile. A panel is
-//   one column tile of 2 rows, 4 columns each for the digits of a row (of `gaussian`, the fourth stays zero), or
-//   three column tiles of 8 rows, one tile for each digit (numbers of column tiles that 3 divides).
-constexpr int kPairColumns = 4;
+// How batch rows and digits fill the columns of the products, 8 a column tile.
+enum Panel {
+  kPairPanel,   // one column tile of 2 rows, 4 columns each for the digits of a row; the fourth stays zero
+  kEightPanel,  // three column tiles of 8 rows, one tile for each digit
+  kPlanePanel,  // three column tiles of one row, a column for each bit of q, the last of them the sign
+};
+constexpr int kPairColumns = 4, kPlanes = 24;
 constexpr int kScaleBits = 22;
 constexpr double kLargestMantissa = 1.992;  // 127.49 * 2^16 / 2^22: the third digit's rounding fits
 
-DDCM_FN constexpr bool in_eights(int column_tiles) { return column_tiles % 3 == 0; }
-DDCM_FN constexpr int panel_tiles(int column_tiles) { return in_eights(column_tiles) ? 3 : 1; }
-DDCM_FN constexpr int panel_rows(int column_tiles) { return in_eights(column_tiles) ? 8 : 2; }
+DDCM_FN constexpr int panel_tiles(Panel panel) { return panel == kPairPanel ? 1 : 3; }
+DDCM_FN constexpr int panel_rows(Panel panel) { return panel == kPairPanel ? 2 : panel == kEightPanel ? 8 : 1; }
+
+// Lanes that hold sums of a row and an atom.
+DDCM_FN constexpr int panel_parts(Panel panel) { return panel == kPairPanel ? 2 : panel == kEightPanel ? 1 : 4; }
 
 // Batch rows of so many column tiles.
+template <class Traits>
 DDCM_FN constexpr int rows_of(int column_tiles) {
-  return column_tiles / panel_tiles(column_tiles) * panel_rows(column_tiles);
+  return column_tiles / panel_tiles(Traits::panel(column_tiles)) * panel_rows(Traits::panel(column_tiles));
 }
 
 DDCM_FN bool finite_maximum(uint32_t max_bits) { return max_bits < 0x7f800000u; }
@@ -145,11 +150,23 @@ struct PrepareKernel {
       if (item < items) out[item] = make(item, sums[thread]);
     });
     if (!Traits::kSigns) return;
-    // A block's 8 items a lane belong to one step of one group (V * NT is a multiple of 8). Each digit 0 column has
-    // the sum of its batch row in its four lanes.
+    // Each digit 0 column has the sum of its batch row in its four lanes.
     block.sync();
+    if (Traits::panel(column_tiles) == kPlanePanel) {
+      block.each([&](int thread, State&) {
+        const int64_t vector = static_cast<int64_t>(block.index()) * (kThreads / 32) + thread / 32;
+        if (thread % 32 != 0 || vector % panel_tiles(kPlanePanel) != 0 || vector * 32 >= items) return;
+        const int64_t group_tile = vector / column_tiles / steps;
+        const int64_t row = row_of(group_tile, vector % column_tiles / panel_tiles(kPlanePanel));
+        if (row >= batch) return;
+        const int64_t sum = sums[thread] + sums[thread + 1] + sums[thread + 2] + sums[thread + 3];
+        atomic_add(correction + row * geometry.groups + group_tile % geometry.groups, sum);
+      });
+      return;
+    }
+    // A block's 8 items a lane belong to one step of one group (V * NT is a multiple of 8).
     block.each([&](int thread, State&) {
-      if (thread >= rows_of(column_tiles)) return;
+      if (thread >= rows_of<Traits>(column_tiles)) return;
       const int64_t step = static_cast<int64_t>(block.index()) * (kThreads / 32) / column_tiles / Traits::kVectors;
       const int64_t group_tile = step / steps;
       const int64_t row = row_of(group_tile, thread);
@@ -158,10 +175,8 @@ struct PrepareKernel {
       for (int v = 0; v < kThreads / 32; ++v) {
         const int64_t vector = static_cast<int64_t>(block.index()) * (kThreads / 32) + v;
         // The lanes of the row's column of digit 0.
-        const bool eights = in_eights(column_tiles);
-        if (vector % column_tiles != (eights ? thread / 8 * 3 : thread / 2)) continue;
-        const int column = eights ? thread % 8 : kPairColumns * (thread % 2);
-        for (int t = 0; t < 4; ++t) sum += sums[v * 32 + 4 * column + t];
+        if (vector % column_tiles != thread / 8 * panel_tiles(kEightPanel)) continue;
+        for (int t = 0; t < 4; ++t) sum += sums[v * 32 + 4 * (thread % 8) + t];
       }
       atomic_add(correction + row * geometry.groups + group_tile % geometry.groups, sum);
     });
@@ -169,7 +184,7 @@ struct PrepareKernel {
 
   // Batch row of a slot of a (batch tile, group) pair.
   DDCM_FN int64_t row_of(int64_t group_tile, int64_t slot) const {
-    return group_tile / geometry.groups * rows_of(column_tiles) + slot;
+    return group_tile / geometry.groups * rows_of<Traits>(column_tiles) + slot;
   }
 
   DDCM_FN typename Traits::Fragment make(int64_t item, int64_t& sum) const {
@@ -179,9 +194,11 @@ struct PrepareKernel {
     const int64_t step = item / 32 / column_tiles / Traits::kVectors % steps;
     const int64_t group_tile = item / 32 / column_tiles / Traits::kVectors / steps;
     const int column = lane / 4, t = lane % 4;
-    const bool eights = in_eights(column_tiles);
-    const int plane = eights ? nt % 3 : column % kPairColumns;
-    const int64_t row = row_of(group_tile, eights ? nt / 3 * 8 + column : nt * 2 + column / kPairColumns);
+    const Panel panel = Traits::panel(column_tiles);
+    const int in_panel = nt % panel_tiles(panel);
+    const int plane = panel == kPairPanel ? column % kPairColumns : panel == kEightPanel ? in_panel : 8 * in_panel + column;
+    const int in_rows = panel == kPairPanel ? column / kPairColumns : panel == kEightPanel ? column : 0;
+    const int64_t row = row_of(group_tile, nt / panel_tiles(panel) * panel_rows(panel) + in_rows);
     const int64_t g = group_tile % geometry.groups;
     typename Traits::Fragment result = Traits::no_digits();
     if (row >= batch) return result;
@@ -193,15 +210,13 @@ struct PrepareKernel {
     const double scale = power_of_two(-unit_exponent(maximum));
     for (int r = 0; r < 4; ++r) {
       const int product = 2 * v + r / 2;
-      const int word = Traits::word(product) + r % 2, form = Traits::form(product);
+      const int word = Traits::word(product) + r % 2;
+      DDCM_UNROLL_BY(Traits::kEntriesPerRegister < 8 ? Traits::kEntriesPerRegister : 8)
       for (int e = 0; e < Traits::kEntriesPerRegister; ++e) {
-        auto q = [&](int bit) {
-          const int64_t i = call * Traits::kEntriesPerCall + Traits::entry(word, bit, e);
-          return i < size ? round_to_int(static_cast<double>(part[i]) * scale) : 0;
-        };
-        const int own = q(Traits::bit(form, eights));
-        Traits::put(result, r, e, digit(eights ? own : Traits::weighted(q, form), plane));
-        sum += own;
+        const int64_t i = call * Traits::kEntriesPerCall + Traits::entry(word, Traits::bit(product), e);
+        const int q = i < size ? round_to_int(static_cast<double>(part[i]) * scale) : 0;
+        Traits::put(result, r, e, panel == kPlanePanel ? static_cast<int>(static_cast<uint32_t>(q) >> plane & 1u) : digit(q, plane));
+        sum += q;
       }
     }
     return result;

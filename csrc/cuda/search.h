@@ -4,9 +4,9 @@
 // A warp owns 2 to 4 row tiles of 16 atoms and, of one k step, 4 Philox calls of each atom: lane 4g + t makes call t of
 // the step for the atoms of rows g and g + 8 of every row tile. The A registers are the call's words themselves, masked
 // or looked up: which coordinate an A column is was settled when the residual was laid out. Where a batch has more rows
-// than a warp's accumulators hold, those with the same atoms and different rows make a part of the entries each and give
-// them to one another through shared memory: `gaussian` 2, 4 or 8 warps of a block, `sign`, whose words are 32 entries
-// each, 2 to 8 blocks of a cluster.
+// than a warp's accumulators hold, `sign`, whose words are 32 entries each, makes them again; of `gaussian`, the 2, 4 or 8
+// warps of a block that have the same atoms and different rows make a part of the entries each and give them to one another
+// through shared memory.
 
 #pragma once
 
@@ -41,10 +41,10 @@ DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::operator()(Bl
       const uint32_t row = static_cast<uint32_t>(first_atom(tile) + in_tile);
       DDCM_UNROLL
       for (int r = 0; r < 2 * kRowTiles; ++r) {
-        if (!kClusters) {
-          s.atom[r] = atom_part(keys, row + 8 * r, step_word);
-          // Scores have no registers to spare for it.
-          if (!kEights && kRanks) s.atom[r] = AtomPart{kept(s.atom[r].high, one), kept(s.atom[r].low, one)};
+        s.atom[r] = atom_part(keys, row + 8 * r, step_word);
+        // `gaussian` scores have no registers to spare for it.
+        if (kPanel == kPlanePanel || (kPanel == kPairPanel && kRanks)) {
+          s.atom[r] = AtomPart{kept(s.atom[r].high, one), kept(s.atom[r].low, one)};
         }
         if (kSquares && on_diagonal(thread)) *squares_of(block, thread, r) = 0;
       }
@@ -57,11 +57,10 @@ DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::operator()(Bl
       const int count = steps_of(begin);
       if constexpr (kExchanges) {
         exchange_segment(block, step_word, count / RowGroups, local_table);
-      } else if constexpr (kClusters) {
-        cluster_segment(block, step_word, places, count);
       } else {
         DDCM_NO_UNROLL
         for (int k = 0; k < count; ++k) {
+          if (Traits::reads_together(ColumnTiles) && k % kStepsTogether == 0) block.sync();
           make_entries(block, step_word, local_table);
           multiply(block);
         }

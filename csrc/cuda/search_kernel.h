@@ -15,7 +15,8 @@ namespace ddcm {
 enum Output { kBest = 0, kScores = 1, kNorms = 2, kBestOfCut = 3 };
 
 // Whether there is a kernel that cuts the k steps: for few rows, of a search.
-DDCM_FN constexpr bool can_cut(int column_tiles, int writes) { return writes == kBest && column_tiles <= 3; }
+template <class Traits>
+DDCM_FN constexpr bool can_cut(int column_tiles, int writes) { return writes == kBest && rows_of<Traits>(column_tiles) <= 8; }
 
 // Squared norms cost no generation and hardly an instruction: an A fragment (row g, columns 2t, 2t + 1; 2t + 8, 2t + 9) is,
 // register by register, the B fragment of its own upper or lower 8 rows transposed, and the diagonal of
@@ -26,9 +27,8 @@ DDCM_FN constexpr bool can_cut(int column_tiles, int writes) { return writes == 
 // A block's warps are numbered (atom group, split, row group): RowGroups warps share atoms and k steps and have
 // different batch rows, `split` such teams share atoms and cut the k steps among them. The block's kWarpAtoms * (warps /
 // split / RowGroups) atoms are one tile, its rows_of(ColumnTiles) * RowGroups rows one batch tile. The `cluster` blocks of
-// a cluster have the same atoms and, where they share words, consecutive batch tiles: grid (cluster, chunks, G, batch tiles /
-// cluster). Where they cut the k steps, as `split` does among teams, they have the same rows too, and the first block adds up
-// the sums of all: grid (cluster, chunks, G, batch tiles).
+// a cluster have the same atoms and rows and cut the k steps, as `split` does among teams; the first block adds up the sums of
+// all: grid (cluster, chunks, G, batch tiles).
 template <class Traits, int ColumnTiles, int RowGroups, int Writes>
 struct SearchKernel {
   static constexpr bool kCuts = Writes == kBestOfCut, kRanks = Writes == kBest || kCuts, kSquares = Writes == kNorms;
@@ -41,11 +41,13 @@ struct SearchKernel {
   static constexpr int kMinBlocks = kCuts ? 1 : Traits::min_blocks(ColumnTiles);
   static constexpr int kRowTiles = Traits::row_tiles(ColumnTiles), kWarpAtoms = 16 * kRowTiles;
   static constexpr int kStepVectors = Traits::kVectors * ColumnTiles;
-  static constexpr bool kEights = in_eights(ColumnTiles), kExchanges = RowGroups > 1;
-  static constexpr bool kClusters = Traits::in_clusters(ColumnTiles);
-  static constexpr int kWarpRows = rows_of(ColumnTiles), kRows = kWarpRows * RowGroups;  // batch rows
+  static constexpr Panel kPanel = Traits::panel(ColumnTiles);
+  static constexpr bool kExchanges = RowGroups > 1;
+  static constexpr int kWarpRows = rows_of<Traits>(ColumnTiles), kRows = kWarpRows * RowGroups;  // batch rows
+  // A block's warps are at most so many k steps apart where they read together: some 100 KB of a residual.
+  static constexpr int kStepsTogether = 4;
   // Column tiles whose residuals wait in registers together.
-  static constexpr int kTogether = kEights ? 3 : ColumnTiles;
+  static constexpr int kTogether = kPanel == kPairPanel ? ColumnTiles : panel_tiles(kPanel);
   struct State {
     AtomPart atom[2 * kRowTiles];  // row tile, then g or g + 8
     Accumulator sum[kRowTiles][ColumnTiles][4];
@@ -72,14 +74,14 @@ struct SearchKernel {
   int64_t first, last;
   int32_t batch, tiles;
   int32_t chunks;      // blocks that share a tile of rows
-  int32_t cluster;     // blocks of a cluster: 1 to 8 where kClusters or kCuts, else 1
+  int32_t cluster;     // blocks of a cluster: 1 to 8 where kCuts, else 1
   int32_t split_bits;  // split = 2^split_bits
   int32_t warp_steps;  // k steps of a warp; the fragments hold those of all that share them
   uint32_t one;        // 1, but the compiler does not know: what it multiplies is not computed anew
 
   // Partial sums meet in shared memory 8 rows of a product (a half of a row tile) of every warp at a time, or more such
-  // halves while they stay small. A row has one part, or one of each two digits.
-  static constexpr int kPartWidth = kEights ? kWarpRows : 2 * kWarpRows, kHalves = 2 * kRowTiles;
+  // halves while they stay small.
+  static constexpr int kPartWidth = panel_parts(kPanel) * kWarpRows, kHalves = 2 * kRowTiles;
   static constexpr int64_t kHalfBytes = static_cast<int64_t>(sizeof(Sum)) * kWarps * 8 * kPartWidth;
   static constexpr int kRoundHalves = []() constexpr {
     int halves = kHalves;
@@ -101,12 +103,10 @@ struct SearchKernel {
   // Shared memory: table | exchanged entries, partial sums, then candidates | leaders | places | sums of earlier
   // segments | sums of squares of each warp's atoms. Below 99 KB: what a block may have on every GPU from 8.0 on.
   static constexpr int64_t kVectorsOfWarp = 2 * kRowTiles * 32;  // entries of a k step
-  static constexpr int kStageSteps = 2;                          // k steps whose words a cluster shares at a time
-  static constexpr int64_t kStepsHeld = kExchanges ? 1 : kClusters ? 2 * kStageSteps : 0;  // of a warp, in shared memory
   static constexpr int64_t kPartsAt = Traits::kTableBytes;
   static constexpr int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
   static constexpr int64_t kLeadersAt =
-      kPartsAt + largest(kStepsHeld * kWarps * kVectorsOfWarp * static_cast<int64_t>(sizeof(Vec4)),
+      kPartsAt + largest((kExchanges ? 1 : 0) * kWarps * kVectorsOfWarp * static_cast<int64_t>(sizeof(Vec4)),
                          largest(kRoundHalves * kHalfBytes,
                                  kRanks ? static_cast<int64_t>(sizeof(Candidate)) * kThreads : 0));
   static constexpr int64_t kPlacesAt = kLeadersAt + (kRanks ? static_cast<int64_t>(sizeof(Leader)) * kThreads : 0);
@@ -120,8 +120,7 @@ struct SearchKernel {
   static constexpr int kSlots = kRows == 24 ? 32 : kRows;
   static_assert(kThreads % kSlots == 0 && kRows <= kSlots && kSlots <= kThreads, "a thread has one batch row");
   static_assert(!(kExchanges && Traits::kSegments), "exchanged steps are not cut into segments");
-  static_assert(!kCuts || (!kClusters && !kExchanges), "blocks that cut the k steps share nothing else");
-  static_assert(!kClusters || (RowGroups == 1 && Traits::kTableBytes == 0), "a cluster shares words as they are made");
+  static_assert(!kCuts || !kExchanges, "blocks that cut the k steps share nothing else");
 
   template <class Block>
   DDCM_FN void operator()(Block& block) const;
@@ -145,21 +144,17 @@ struct SearchKernel {
   DDCM_FN BlockPlace place(int index) const {
     const int groups = opaque(static_cast<int>(geometry.groups));
     const int team = this->team(index), rest = team / opaque(chunks);
-    const int batch_tile = kClusters ? rest / groups * cluster + rank(index) : rest / groups;
-    return BlockPlace{team - rest * chunks, rest % groups, batch_tile};
+    return BlockPlace{team - rest * chunks, rest % groups, rest / groups};
   }
 
   // Of a cluster.
-  DDCM_FN int team(int index) const { return kClusters || kCuts ? index / cluster : index; }
+  DDCM_FN int team(int index) const { return kCuts ? index / cluster : index; }
 
   // Blocks that the k steps of the same atoms and rows are cut among.
   DDCM_FN int cuts() const { return kCuts ? cluster : 1; }
 
   // Number of a block among these.
-  DDCM_FN int cut(int index) const { return kCuts ? rank(index) : 0; }
-
-  // Of a block in its cluster.
-  DDCM_FN int rank(int index) const { return index % cluster; }
+  DDCM_FN int cut(int index) const { return kCuts ? index % cluster : 0; }
 
   DDCM_FN int64_t first_atom(int tile) const {
     return first + static_cast<int64_t>(tile) * (kWarps / RowGroups >> split_bits) * kWarpAtoms;
@@ -184,18 +179,6 @@ struct SearchKernel {
     }
   }
 
-  // A barrier of those who share words. A lane takes the words that the same lane of some block made: alone, its own.
-  template <class Block>
-  DDCM_FN void sync_sharing(Block& block) const {
-    if (cluster > 1) block.sync_cluster();
-  }
-
-  // Words of half a row tile, 32 vectors further those of the next, that a thread's warp has of k step `step`.
-  static DDCM_FN Vec4* stage_words(char* shared, int thread, int step) {
-    const int slot = thread / 32 * (2 * kStageSteps) + step % (2 * kStageSteps);
-    return reinterpret_cast<Vec4*>(shared + kPartsAt) + slot * kVectorsOfWarp + thread % 32;
-  }
-
   // search_products.h
   template <class Block>
   DDCM_FN void start_segment(Block& block, int begin) const;
@@ -205,16 +188,10 @@ struct SearchKernel {
   static DDCM_FN void add_squares(Block& block);
   template <class Block>
   DDCM_FN void multiply(Block& block) const;
-  template <class Mma, class Block>
-  DDCM_FN void multiply_half(Block& block, int pair, int in_pair, int odd, int from) const;
 
   // search_sharing.h
   template <class Block>
   DDCM_FN void exchange_segment(Block& block, uint32_t step_word, int stages, const char* local_table) const;
-  template <class Block>
-  DDCM_FN void cluster_segment(Block& block, uint32_t step_word, const Place* places, int count) const;
-  template <class Block>
-  DDCM_FN void make_stage(Block& block, uint32_t step_word, const Place* places, int count, int begin) const;
 
   // search_scores.h
   template <class Block>

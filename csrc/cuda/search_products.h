@@ -101,39 +101,32 @@ DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::multiply(Bloc
   constexpr int kOfPair = Traits::kVectors / Traits::kWordPairs;
   DDCM_UNROLL
   for (int pair = 0; pair < Traits::kWordPairs; ++pair) {
-    DDCM_UNROLL_BY(kClusters ? 2 : kOfPair)
-    for (int in_pair = 0; in_pair < kOfPair; ++in_pair) {
+    DDCM_UNROLL_BY(Traits::vectors_together(ColumnTiles))
+    for (int v = 0; v < kOfPair; ++v) {
       DDCM_UNROLL
       for (int from = 0; from < ColumnTiles; from += kTogether) {
         block.each([&](int, State& s) {
           DDCM_UNROLL
           for (int i = 0; i < kTogether; ++i) s.b[i] = load(s.from + (from + i) * 32);
         });
-        multiply_half<typename Traits::Mma>(block, pair, in_pair, 0, from);
-        multiply_half<typename Traits::OddMma>(block, pair, in_pair, 1, from);
+        DDCM_UNROLL
+        for (int odd = 0; odd < 2; ++odd) {
+          DDCM_UNROLL
+          for (int m = 0; m < kRowTiles; ++m) {
+            DDCM_UNROLL
+            for (int i = 0; i < kTogether; ++i) {
+              block.template mma<typename Traits::Mma>([&](int, State& s, auto issue) {
+                const Words &upper = s.words[2 * m], &lower = s.words[2 * m + 1];
+                const int word = Traits::word(2 * kOfPair * pair + odd), bit = Traits::bit(2 * v + odd);
+                issue(s.sum[m][from + i], Traits::fragment(upper, word, bit), Traits::fragment(lower, word, bit),
+                      Traits::fragment(upper, word + 1, bit), Traits::fragment(lower, word + 1, bit),
+                      Traits::digits(s.b[i], 2 * odd), Traits::digits(s.b[i], 2 * odd + 1));
+              });
+            }
+          }
+        }
       }
       block.each([&](int, State& s) { s.from += ColumnTiles * 32; });
-    }
-  }
-}
-
-// The even or odd product of the fragments that s.b holds, with all row tiles.
-template <class Traits, int ColumnTiles, int RowGroups, int Writes>
-template <class Mma, class Block>
-DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::multiply_half(
-    Block& block, int pair, int in_pair, int odd, int from) const {
-  DDCM_UNROLL
-  for (int m = 0; m < kRowTiles; ++m) {
-    DDCM_UNROLL
-    for (int i = 0; i < kTogether; ++i) {
-      block.template mma<Mma>([&](int, State& s, auto issue) {
-        constexpr int kProductsOfPair = Traits::kProducts / Traits::kWordPairs;
-        const Words &upper = s.words[2 * m], &lower = s.words[2 * m + 1];
-        const int form = Traits::form(2 * in_pair + odd), word = Traits::word(kProductsOfPair * pair + odd);
-        auto a = [&](const Words& words, int j) { return Traits::template fragment<kEights>(words, j, form, one); };
-        issue(s.sum[m][from + i], a(upper, word), a(lower, word), a(upper, word + 1), a(lower, word + 1),
-              Traits::digits(s.b[i], 2 * odd), Traits::digits(s.b[i], 2 * odd + 1));
-      });
     }
   }
 }

@@ -24,22 +24,32 @@ DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::finish_segmen
       for (int i = 0; i < kRoundHalves; ++i) {
         const int half = round * kRoundHalves + i, m = half / 2, h = half % 2;
         DDCM_UNROLL
-        for (int nt = 0; nt < ColumnTiles; nt += panel_tiles(ColumnTiles)) {
-          if constexpr (kEights) {
+        for (int nt = 0; nt < ColumnTiles; nt += panel_tiles(kPanel)) {
+          if constexpr (kPanel == kEightPanel) {
             // Columns 2t and 2t + 1 of each tile: one digit of two rows.
             DDCM_UNROLL
             for (int c = 0; c < 2; ++c) {
               Sum sum = 0;
               DDCM_UNROLL
               for (int plane = 0; plane < 3; ++plane) {
-                sum += Traits::shifted(static_cast<Sum>(s.sum[m][nt + plane][2 * h + c]), plane);
+                sum += Traits::shifted(static_cast<Sum>(s.sum[m][nt + plane][2 * h + c]), 8 * plane);
               }
               parts[part_at(warp, 8 * i + g, nt / 3 * 8 + 2 * t + c)] = sum;
             }
+          } else if constexpr (kPanel == kPlanePanel) {
+            // Columns 2t and 2t + 1 of each tile: two bits of the row's q, the last of all of them negative.
+            Sum sum = 0;
+            DDCM_UNROLL
+            for (int c = 0; c < 6; ++c) {
+              const int plane = 8 * (c / 2) + 2 * t + c % 2;
+              const Sum own = Traits::shifted(static_cast<Sum>(s.sum[m][nt + c / 2][2 * h + c % 2]), plane);
+              sum += plane == kPlanes - 1 ? -own : own;
+            }
+            parts[part_at(warp, 8 * i + g, t * kWarpRows + nt / 3)] = sum;
           } else {
             // Digits 0, 1 (t even) or 2, 3 (t odd) of the column tile's row t / 2.
             const Sum low = static_cast<Sum>(s.sum[m][nt][2 * h]), high = static_cast<Sum>(s.sum[m][nt][2 * h + 1]);
-            parts[part_at(warp, 8 * i + g, t % 2 * kWarpRows + 2 * nt + t / 2)] = low + Traits::shifted(high, 1);
+            parts[part_at(warp, 8 * i + g, t % 2 * kWarpRows + 2 * nt + t / 2)] = low + Traits::shifted(high, 8);
           }
         }
       }
@@ -67,8 +77,11 @@ DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::finish_segmen
           const Sum* from = reinterpret_cast<const Sum*>(memory + kPartsAt);
           for (int w = 0; w < split; ++w) {
             const int warp = first_warp + w * RowGroups + row_group;
-            sum += from[part_at(warp, warp_atom, column)];
-            if (!kEights) sum += Traits::shifted(from[part_at(warp, warp_atom, kWarpRows + column)], 2);
+            DDCM_UNROLL
+            for (int part = 0; part < panel_parts(kPanel); ++part) {
+              const Sum own = from[part_at(warp, warp_atom, part * kWarpRows + column)];
+              sum += kPanel == kPairPanel ? Traits::shifted(own, 16 * part) : own;
+            }
           }
         }
         const int in_tile = atom / kRoundAtoms * kWarpAtoms + round * kRoundAtoms + warp_atom;
@@ -82,7 +95,7 @@ DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::finish_segmen
         }
         const int64_t k = first_atom(tile) + in_tile;
         if (k >= last) continue;
-        const float score = Traits::template score<kEights>(sum, sum_of_weights, unit);
+        const float score = Traits::score(sum, sum_of_weights, unit);
         if (kRanks) {
           if (better(ranking.candidate(score, place.group, k), candidate_of(leaders[thread], place.group))) {
             leaders[thread] = Leader{score, static_cast<uint32_t>(k)};

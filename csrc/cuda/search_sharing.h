@@ -1,4 +1,4 @@
-// The k steps of a search whose entries serve several warps (`gaussian`) or blocks (`sign`).
+// The k steps of a search whose entries serve several warps (`gaussian`).
 
 #pragma once
 
@@ -56,65 +56,6 @@ DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::exchange_segm
     block.template sync_part<32 * RowGroups>();
   }
   block.sync();  // other teams may still read what the partial sums will overwrite
-}
-
-// The k steps of a segment where the blocks of a cluster share the words, kStageSteps a stage. For each of its warps a
-// block makes one in `cluster` of the row tiles of the stage's steps, and gives the words to the warps of that number in
-// all blocks. They take turns between two places: a stage's words are made while the one's before are multiplied.
-template <class Traits, int ColumnTiles, int RowGroups, int Writes>
-template <class Block>
-DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::cluster_segment(
-    Block& block, uint32_t step_word, const Place* places, int count) const {
-  sync_sharing(block);  // others may still be at the partial sums, which words overwrite, or not have started at all
-  make_stage(block, step_word, places, count, 0);
-  sync_sharing(block);
-  DDCM_NO_UNROLL
-  for (int begin = 0; begin < count; begin += kStageSteps) {
-    make_stage(block, step_word, places, count, begin + kStageSteps);
-    DDCM_NO_UNROLL
-    for (int k = begin; k < begin + kStageSteps && k < count; ++k) {
-      block.each([&](int thread, State& s) {
-        DDCM_UNROLL
-        for (int r = 0; r < 2 * kRowTiles; ++r) {
-          s.words[r] = words_of(stage_words(block.shared(), thread, k)[r * 32]);
-        }
-      });
-      multiply(block);
-    }
-    sync_sharing(block);
-  }
-  block.sync();  // other warps may still read what the partial sums will overwrite
-}
-
-// Makes this block's share of the words of the steps `begin` to begin + kStageSteps - 1 of a segment of `count`.
-template <class Traits, int ColumnTiles, int RowGroups, int Writes>
-template <class Block>
-DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::make_stage(
-    Block& block, uint32_t step_word, const Place* places, int count, int begin) const {
-  block.each([&](int thread_, State&) {
-    const int thread = opaque(thread_), warp = thread / 32;
-    const BlockPlace place = this->place(opaque(block.index()));
-    const uint32_t atom =
-        static_cast<uint32_t>(first_atom(places[thread].tile) + (warp >> split_bits) * kWarpAtoms + thread % 32 / 4);
-    const int first_step = (warp & ((1 << split_bits) - 1)) * warp_steps + places[thread].begin;
-    const int end = begin + kStageSteps < count ? begin + kStageSteps : count;
-    // Row tiles are numbered through all steps and dealt to the blocks in turn.
-    int unit = begin * kRowTiles + (rank(block.index()) + cluster - begin * kRowTiles % cluster) % cluster;
-    DDCM_NO_UNROLL
-    for (; unit < end * kRowTiles; unit += cluster) {
-      const int step = unit / kRowTiles, m = unit % kRowTiles;
-      const int64_t call = static_cast<int64_t>(first_step + step) * kCallsPerStep + thread % 4;
-      const BlockPart part = block_part(keys, geometry.block(place.group, call), step_word, Traits::kStream);
-      const Words upper = philox_split(keys, atom_part(keys, atom + 16 * m, step_word), part);
-      const Words lower = philox_split(keys, atom_part(keys, atom + 16 * m + 8, step_word), part);
-      DDCM_NO_UNROLL
-      for (int other = 0; other < cluster; ++other) {
-        Vec4* to = stage_words(block.shared_of(other), thread, step) + 2 * m * 32;
-        to[0] = vector_of(upper);
-        to[32] = vector_of(lower);
-      }
-    }
-  });
 }
 
 }  // namespace ddcm

@@ -35,7 +35,7 @@ def test_builds_once_a_library_without_torch_in_it(cache: Path, monkeypatch: pyt
     needed = subprocess.run(["readelf", "-d", str(library)], capture_output=True, text=True, check=True).stdout
     needed = "\n".join(line for line in needed.splitlines() if "NEEDED" in line)
     assert "libc.so" in needed and "torch" not in needed and "c10" not in needed and "cudart" not in needed
-    kernels = cuda.Cuda(library, multiprocessors=132)
+    kernels = cuda.Cuda(library, multiprocessors=132, max_cluster=8, bit_products=True)
     workspace = kernels._library.ddcm_search_workspace(cuda._Spec(*SPEC), 1)
     assert 0 < workspace < cuda.WORKSPACE_LIMIT
     monkeypatch.setattr(build, "nvcc", lambda: pytest.fail("built twice"))

@@ -45,13 +45,13 @@ def library() -> Path:
 @pytest.fixture(scope="module")
 def kernels(library: Path) -> cuda.Cuda:
     """As on a GPU of many multiprocessors, with clusters: small problems are split among a block's warps."""
-    return cuda.Cuda(library, multiprocessors=132, max_cluster=8)
+    return cuda.Cuda(library, multiprocessors=132, max_cluster=8, bit_products=True)
 
 
 @pytest.fixture(scope="module")
 def narrow(library: Path) -> cuda.Cuda:
-    """As on a tiny GPU without clusters: a block takes many atoms and several tiles."""
-    return cuda.Cuda(library, multiprocessors=1, max_cluster=1)
+    """As on a tiny GPU without clusters or products of bits: a block takes many atoms and several tiles."""
+    return cuda.Cuda(library, multiprocessors=1, max_cluster=1, bit_products=False)
 
 
 def residual(spec: CodebookSpec, batch: int, seed: int = 0) -> Tensor:
@@ -165,11 +165,11 @@ def test_long_rows_of_large_batches(kernels: cuda.Cuda, narrow: cuda.Cuda, kind:
         torch.testing.assert_close(both[1], norms, rtol=1e-7, atol=0)
 
 
-@pytest.mark.parametrize("batch", [20, 40, *(pytest.param(b, marks=pytest.mark.slow) for b in (70, 256, 300))])
-def test_clusters_share_words_for_many_steps(library: Path, batch: int) -> None:
-    """Words take turns in two places, stage after stage and tile after tile, in clusters of 1, 2, 3, 8 and 5 blocks."""
-    one = cuda.Cuda(library, multiprocessors=1, max_cluster=8)
-    spec = CodebookSpec("sign", 3 * 3200, 300, 3, SEED)  # 7 steps a group, 2 tiles; 3 groups leave few blocks
+@pytest.mark.parametrize("batch", [1, 2, 20, pytest.param(300, marks=pytest.mark.slow)])
+def test_signs_of_many_steps(library: Path, batch: int) -> None:
+    """Several barriers of the warps that read together, several tiles of rows, bit planes of several tiles of atoms."""
+    one = cuda.Cuda(library, multiprocessors=1, max_cluster=8, bit_products=True)
+    spec = CodebookSpec("sign", 3 * 3200, 600, 3, SEED)  # 7 steps a group, 2 tiles; 3 groups leave few blocks
     w, at = residual(spec, batch), torch.tensor(6)
     scores, expected = one.scores(spec, w, at), reference.scores(spec, w, 6)
     scale = w.norm(dim=1).view(-1, 1, 1) * spec.max_group_dim**0.5
@@ -187,7 +187,7 @@ def test_blocks_that_cut_the_coordinates(library: Path, narrow: cuda.Cuda, kind:
     w, at = residual(spec, batch), torch.tensor(6)
     scores = narrow.scores(spec, w, at)
     for multiprocessors, max_cluster in ((132, 8), (132, 4), (16, 2)):
-        engine = cuda.Cuda(library, multiprocessors, max_cluster)
+        engine = cuda.Cuda(library, multiprocessors, max_cluster, bit_products=True)
         index, sign, score = engine.search(spec, w, at, True, None)
         assert torch.equal(index, scores.abs().argmax(-1))
         assert torch.equal(sign * score, scores.gather(-1, index.unsqueeze(-1)).squeeze(-1))

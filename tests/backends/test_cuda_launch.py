@@ -55,7 +55,7 @@ class Recorder:
 
     def __init__(self, library: Path) -> None:
         self.library = library
-        self.kernels = cuda.Cuda(library, multiprocessors=132, max_cluster=8)
+        self.kernels = cuda.Cuda(library, multiprocessors=132, max_cluster=8, bit_products=True)
         self._library = ctypes.CDLL(str(library))
         self._library.recorder_take.restype = ctypes.c_char_p
 
@@ -132,21 +132,26 @@ def test_every_launch_fits_the_device_and_the_stream(
             assert launch.threads % 32 == 0 and 32 <= launch.threads <= 1024, launch
             # 48 KB are there unasked, 99 on every GPU from compute capability 8.0 on.
             assert launch.shared <= min(99 * 1024, allowed.get(kernel, 48 * 1024)), launch
-            shares = "SearchKernel" in kernel and kind == "sign" and batch > 32
             cuts = "SearchKernel" in kernel and name == "search"
-            assert launch.cluster <= 8 and (launch.cluster > 1 if shares else cuts or launch.cluster == 1), launch
+            assert launch.cluster <= 8 and (cuts or launch.cluster == 1), launch
         assert launches >= 1, name
 
 
-@pytest.mark.parametrize("batch", [33, 48, 64, 65, 100, 200, 256])
-def test_a_cluster_holds_the_batch(recorder: Recorder, batch: int) -> None:
-    """One generation of the noise: the search kernel runs once, in clusters of as few blocks as hold all rows."""
-    recorder.kernels.search(
-        CodebookSpec("sign", 3000, 5000, 1, 7), torch.zeros(batch, 3000), torch.tensor(1), True, None
-    )
-    launches = [call for call in recorder.take() if call[0] == "launch" and "SearchKernel" in call[1]]
-    assert len(launches) == 1
-    assert Launch(launches[0][1], *map(int, launches[0][2:])).cluster == -(-batch // 32)
+@pytest.mark.parametrize(
+    ("batch", "traits", "without"),
+    [
+        *((1, "SignPlane, 3", "Sign, 3"), (2, "SignPlane, 6", "Sign, 3")),
+        *((3, "Sign, 3", "Sign, 3"), (256, "Sign, 6", "Sign, 6")),
+    ],
+)
+def test_signs_of_few_rows_are_bit_products_where_there_are(
+    recorder: Recorder, batch: int, traits: str, without: str
+) -> None:
+    for bit_products, kernel in ((True, traits), (False, without)):
+        engine = cuda.Cuda(recorder.library, multiprocessors=132, max_cluster=8, bit_products=bit_products)
+        engine.search(CodebookSpec("sign", 3000, 5000, 1, 7), torch.zeros(batch, 3000), torch.tensor(1), True, None)
+        names = [sass.kernel_name(call[1]) for call in recorder.take() if call[0] == "launch"]
+        assert sum(name.startswith(f"SearchKernel<{kernel},") for name in names) == 1
 
 
 @pytest.mark.parametrize(
@@ -171,7 +176,7 @@ def test_a_search_is_few_launches_each_on_its_way_early(
     early = [Launch(call[1], *map(int, call[2:])).early for call in calls]
     assert early == [0] + [1] * (len(calls) - 1)
     # Where a GPU has no clusters it has no early launches either.
-    alone = cuda.Cuda(recorder.library, multiprocessors=108, max_cluster=1)
+    alone = cuda.Cuda(recorder.library, multiprocessors=108, max_cluster=1, bit_products=True)
     alone.search(spec, torch.zeros(batch, spec.dim), torch.tensor(1), True, None)
     assert all(call[-1] == "0" for call in recorder.take() if call[0] == "launch")
 

@@ -16,8 +16,7 @@ FOLDER = Path(__file__).parent / "races"
 FLAGS = ("-O1", "-std=c++17", "-Wall", "-Wextra", "-Werror")
 SANITIZED = ("-fsanitize=thread", "-ffp-contract=off")
 CASES = (
-    *("sign-1", "sign-split", "sign-8", "sign-16", "sign-32"),
-    *("sign-cluster-of-2", "sign-cluster-of-3-split", "sign-cluster-tiles", "sign-cut"),
+    *("sign-1", "sign-split", "sign-2", "sign-8", "sign-16", "sign-16-tiles", "sign-cut"),
     *("gaussian-1", "gaussian-8", "gaussian-32", "gaussian-64", "gaussian-128-split", "gaussian-256", "gaussian-cut"),
     *("hadamard-64", "hadamard-256", "hadamard-1024", "hadamard-4096", "hadamard-16384"),
 )

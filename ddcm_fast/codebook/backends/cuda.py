@@ -43,6 +43,7 @@ class _Spec(ctypes.Structure):
         ("kind", ctypes.c_int32),
         ("multiprocessors", ctypes.c_int32),
         ("max_cluster", ctypes.c_int32),
+        ("bit_products", ctypes.c_int32),
         ("dim", ctypes.c_int64),
         ("size", ctypes.c_int64),
         ("groups", ctypes.c_int64),
@@ -150,17 +151,23 @@ class Cuda(Backend):
             tensors; the tests use this class for both.
         multiprocessors: overrides the device's count, from which the kernels choose how to cut the work.
         max_cluster: overrides the most blocks of a cluster: MAX_CLUSTER where the device has clusters, else 1.
+        bit_products: overrides whether the matrix units multiply single bits: compute capability 8.0 to 9.0.
     """
 
     automatic = ("cuda",)
     speed = 300
 
     def __init__(
-        self, path: Path | None = None, multiprocessors: int | None = None, max_cluster: int | None = None
+        self,
+        path: Path | None = None,
+        multiprocessors: int | None = None,
+        max_cluster: int | None = None,
+        bit_products: bool | None = None,
     ) -> None:
         self._library = None if path is None else _open(path)
         self._multiprocessors = multiprocessors
         self._max_cluster = max_cluster
+        self._bit_products = bit_products
         self._tables: dict[torch.device, Tensor] = {}
 
     def unavailable(self, device: torch.device) -> str | None:
@@ -324,12 +331,13 @@ class Cuda(Backend):
         return out
 
     def _spec(self, spec: CodebookSpec, device: torch.device) -> _Spec:
-        count, cluster = self._multiprocessors, self._max_cluster
-        if count is None or cluster is None:
+        count, cluster, bits = self._multiprocessors, self._max_cluster, self._bit_products
+        if count is None or cluster is None or bits is None:
             properties = torch.cuda.get_device_properties(device)
             count = properties.multi_processor_count if count is None else count
             cluster = (MAX_CLUSTER if properties.major >= 9 else 1) if cluster is None else cluster
-        return _Spec(spec.kind_number, count, cluster, spec.dim, spec.size, spec.groups, spec.seed)
+            bits = properties.major in (8, 9) if bits is None else bits
+        return _Spec(spec.kind_number, count, cluster, bits, spec.dim, spec.size, spec.groups, spec.seed)
 
     def _table(self, device: torch.device) -> Tensor:
         """T as int16, then as float16 bits: what struct ddcm::Tables expects."""

@@ -159,12 +159,10 @@ struct Case {
 constexpr Case kCases[] = {
     {"sign-1", kSign, 1, 1, 1100, 70, 1, 1, 3},
     {"sign-split", kSign, 64, 1, 2100, 40, 1, 3, 0},
+    {"sign-2", kSign, 64, 1, 1100, 40, 1, 2, 0},
     {"sign-8", kSign, 1, 1, 300, 33, 2, 5, 0},
-    {"sign-16", kSign, 64, 1, 1100, 20, 1, 9, 0},
-    {"sign-32", kSign, 1, 1, 1100, 33, 1, 20, 0},
-    {"sign-cluster-of-2", kSign, 1, 8, 2100, 33, 1, 40, 0},
-    {"sign-cluster-of-3-split", kSign, 64, 8, 1300, 20, 1, 70, 0},
-    {"sign-cluster-tiles", kSign, 1, 8, 500, 300, 8, 33, 0},
+    {"sign-16", kSign, 64, 1, 2600, 20, 1, 9, 0},
+    {"sign-16-tiles", kSign, 1, 1, 600, 600, 1, 20, 0},
     {"sign-cut", kSign, 64, 2, 8300, 20, 1, 1, 0},
     {"gaussian-1", kGaussian, 1, 1, 40, 70, 2, 1, 3},
     {"gaussian-8", kGaussian, 64, 1, 130, 20, 1, 5, 0},
@@ -195,7 +193,7 @@ template <class Launch>
 Outputs run(const Case& c) {
   std::mt19937 random(7);
   std::normal_distribution<float> normal;
-  const Spec spec{c.kind, c.multiprocessors, c.max_cluster, c.dim, c.size, c.groups, 12345};
+  const Spec spec{c.kind, c.multiprocessors, c.max_cluster, 1, c.dim, c.size, c.groups, 12345};
   std::vector<float> w(c.batch * c.dim);
   for (float& x : w) x = normal(random);
   // Any table does: q, then q as float16, positive and below 1108 as the law's.
