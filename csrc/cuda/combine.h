@@ -82,7 +82,8 @@ struct CombineKernel {
   }
 };
 
-// The same of `hadamard` atoms, a transform each. y (B, D). Grid: (tiles of sub-blocks, G, B).
+// The same of `hadamard` atoms, a transform for each pair of sign vectors: atoms in a row that have the same share it. y (B,
+// D). Grid: (tiles of sub-blocks, G, B).
 template <int LogN>
 struct HadamardCombineKernel {
   using T = Transform<LogN>;
@@ -113,29 +114,35 @@ struct HadamardCombineKernel {
       DDCM_UNROLL
       for (int i = 0; i < 16; ++i) s.sum[i] = 0.0f;
     });
+    int64_t known = -1;  // the pair whose spectrum the buffer holds
     DDCM_NO_UNROLL
     for (int64_t j = 0; j < m; ++j) {
       int64_t atom = index[row * m + j];
       atom = atom < 0 ? 0 : atom >= geometry.size ? geometry.size - 1 : atom;
       const float weight = coefficient[row * m + j];
       const int rotation = static_cast<int>(atom % T::kN);
-      T::put_signs(block, inner, 2, [&](int unit, int stream, int call, Vec4& words) {
-        const int64_t c = tile * T::kUnits + unit;
-        if (c >= geometry.sub_blocks) return false;
-        words = sign_words(geometry, g, c, call, atom / T::kN, step_word, stream);
-        return true;
-      });
-      block.sync();
-      block.each([&](int thread, State& s) {
-        DDCM_UNROLL
-        for (int i = 0; i < 16; ++i) s.x[i] = T::with_sign(1.0f, inner, thread, i, kLast);
-      });
-      T::descend(block, buffer);
-      block.each([&](int thread, State& s) {
-        DDCM_UNROLL
-        for (int i = 0; i < 16; ++i) T::at(buffer, thread, 0)[T::padded_offset(i, 0)] = s.x[i];
-      });
-      block.sync();
+      const int64_t pair = atom / T::kN;
+      if (pair != known) {
+        known = pair;
+        block.sync();  // others may still read the pair's before
+        T::put_signs(block, inner, 2, [&](int unit, int stream, int call, Vec4& words) {
+          const int64_t c = tile * T::kUnits + unit;
+          if (c >= geometry.sub_blocks) return false;
+          words = sign_words(geometry, g, c, call, pair, step_word, stream);
+          return true;
+        });
+        block.sync();
+        block.each([&](int thread, State& s) {
+          DDCM_UNROLL
+          for (int i = 0; i < 16; ++i) s.x[i] = T::with_sign(1.0f, inner, thread, i, kLast);
+        });
+        T::descend(block, buffer);
+        block.each([&](int thread, State& s) {
+          DDCM_UNROLL
+          for (int i = 0; i < 16; ++i) T::at(buffer, thread, 0)[T::padded_offset(i, 0)] = s.x[i];
+        });
+        block.sync();
+      }
       block.each([&](int thread, State& s) {
         DDCM_UNROLL
         for (int i = 0; i < 16; ++i) {
@@ -144,7 +151,6 @@ struct HadamardCombineKernel {
           s.sum[i] = add(s.sum[i], multiply(weight, T::with_sign(spectrum, outer, thread, i, kLast)));
         }
       });
-      block.sync();
     }
     block.each([&](int thread, State& s) {
       const int64_t c = tile * T::kUnits + thread / T::kUnitThreads;
