@@ -7,6 +7,8 @@ import dataclasses
 import io
 import math
 import time
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ddcm_fast.cli import many
@@ -22,7 +24,7 @@ from ddcm_fast.errors import ConfigError
 from ddcm_fast.files import MAX_IMAGE_FILE
 
 if TYPE_CHECKING:
-    from ddcm_fast.bulk.run import Work
+    from ddcm_fast.bulk.run import Opened, Work
     from ddcm_fast.bulk.sources import Item
     from ddcm_fast.codec.codec import Codec
 
@@ -58,28 +60,54 @@ def _items(args: argparse.Namespace) -> list[Item]:
 
 
 def _make(args: argparse.Namespace, config: CodecConfig) -> tuple[Work, str]:
+    from ddcm_fast.bulk.run import Work
+
     model = load(args, args.model)
-    codec = make_codec(args, model, config)
+    codec = make_codec(args, model, config, many.WHOLE, exact=True)
     codec.progress = False  # the bar is over the images
     how = {"rate": rate_of(args, config), "embed": not args.withhold_condition, "condition": condition_of(args)}
     digest = many.settings(
         model=fingerprint(model, config).hex(), dtype=model.dtype, config=dataclasses.asdict(config), **how
     )
-    return lambda content: _compress(args, codec, config, content), digest
+    return Work(_opener(args, codec), lambda images: _compress(args, codec, images)), digest
 
 
-def _compress(
-    args: argparse.Namespace, codec: Codec, config: CodecConfig, content: bytes
-) -> tuple[bytes, dict[str, Any]]:
-    from ddcm_fast.codec.images import load_image, psnr, to_tensor
+def _opener(args: argparse.Namespace, codec: Codec) -> Callable[[bytes], Opened]:
+    """Reads an image; those of one size go together."""
+    from ddcm_fast.bulk.batches import batch_size
+    from ddcm_fast.bulk.run import Opened
+    from ddcm_fast.codec.batches import each_alone
+    from ddcm_fast.codec.images import load_image
 
-    image = load_image(io.BytesIO(content), MAX_PIXELS if args.max_pixels is None else args.max_pixels)
-    rate = rate_of(args, config)
-    embed = not args.withhold_condition
-    coded = codec.encode(image, condition_of(args), embed, bpp=rate.get("bpp"), psnr=rate.get("psnr"))[0]
-    quality = psnr(to_tensor(image, codec.model.channels)[0], coded.reconstruction.cpu())
-    facts = {"width": image.width, "height": image.height, "bpp": round(coded.bpp, 6)}
-    return coded.data, facts | {"psnr": round(quality, 4) if math.isfinite(quality) else None}
+    rate = rate_of(args, codec.config)
+    alone = each_alone(codec.config, rate.get("bpp"), rate.get("psnr"))
+
+    @cache
+    def most(height: int, width: int) -> int:
+        return batch_size(codec, height, width, **rate) if args.batch_size is None else args.batch_size
+
+    def opened(content: bytes) -> Opened:
+        image = load_image(io.BytesIO(content), MAX_PIXELS if args.max_pixels is None else args.max_pixels)
+        together = 1 if alone else most(image.height, image.width)
+        return Opened(image, image.size, together, image.width * image.height)
+
+    return opened
+
+
+def _compress(args: argparse.Namespace, codec: Codec, images: list[Any]) -> list[tuple[bytes, dict[str, Any]]]:
+    """Code PIL images of one size."""
+    from ddcm_fast.codec.images import psnr, to_tensor
+
+    rate = rate_of(args, codec.config)
+    results = []
+    for image, coded in zip(
+        images, codec.encode(images, condition_of(args), not args.withhold_condition, **rate), strict=True
+    ):
+        quality = psnr(to_tensor(image, codec.model.channels)[0], coded.reconstruction.cpu())
+        facts: dict[str, Any] = {"width": image.width, "height": image.height, "bpp": round(coded.bpp, 6)}
+        facts["psnr"] = round(quality, 4) if math.isfinite(quality) else None
+        results.append((coded.data, facts))
+    return results
 
 
 # ---- before it is done ---------------------------------------------------------------------------
@@ -102,10 +130,10 @@ def _foretell(args: argparse.Namespace, items: list[Item], config: CodecConfig) 
     if sizes:
         pixels, item = sizes[len(sizes) // 2]
         total = sum(size for size, _ in sizes) / len(sizes) * len(remaining)
-        content = item.read()
-        work(content)  # the first one also warms up
+        image = work.open(item.read()).what
+        work.do([image])  # the first one also warms up
         start = time.perf_counter()
-        data, _ = work(content)
+        ((data, _),) = work.do([image])
         seconds = time.perf_counter() - start
         facts |= {"bytes": len(data) * total / pixels, "hours": seconds * total / pixels / 3600}
     tell(

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddcm_fast.codec import container
-from ddcm_fast.codec.batches import Conditions, Prompts, batches, conditions_of, stored, together
+from ddcm_fast.codec.batches import Conditions, Prompts, batches, conditions_of, each_alone, stored, together
 from ddcm_fast.codec.config import DEFAULT_PRESET, CodecConfig, preset
 from ddcm_fast.codec.container import FileData, Header
 from ddcm_fast.codec.identity import check_model, fingerprint, make_header
@@ -176,9 +176,8 @@ class Codec:
         sizes: dict[tuple[int, int], list[int]] = {}
         for i, tensor in enumerate(tensors):
             sizes.setdefault((tensor.shape[2], tensor.shape[3]), []).append(i)
-        controlled = psnr is not None or (bpp is not None and self.config.shares_atoms)
         for members in sizes.values():
-            if controlled:
+            if each_alone(self.config, bpp, psnr):
                 for i in members:
                     own, said = conditions[i], stored(conditions[i], embed_condition)
                     results[i] = self._controlled(tensors[i], bpp, psnr, own, said, mask)

@@ -66,6 +66,25 @@ def test_files_are_those_of_one_by_one(pictures, tmp_path, capsys):
     assert one.read_bytes() == (tmp_path / "out/03.ddcm").read_bytes()
 
 
+def test_batches_write_the_same_bytes(pictures, tmp_path, capsys):
+    coding = ["--model", "photo", "--dtype", "float32", "--preset", "ddcm", "-T", "3", "-K", "256"]
+    small = pictures / "deep/05.png"
+    Image.new("RGB", (8, 8)).save(small)  # below what can be coded
+    for size, name in (("1", "alone"), ("3", "together")):
+        arguments = ["compress", str(pictures), str(tmp_path / name), *coding, "--batch-size", size]
+        assert main(arguments) == 3
+        assert "11 done, 0 were there, 2 failed" in capsys.readouterr().out
+        back = ["decompress", str(tmp_path / name), str(tmp_path / f"{name} back"), "--batch-size", size, "-q"]
+        assert main([*back, "--dtype", "float32"]) == 0
+    assert results(tmp_path / "alone") == results(tmp_path / "together")
+    assert results(tmp_path / "alone back", ".png") == results(tmp_path / "together back", ".png")
+    lines = [json.loads(line) for line in (tmp_path / "together/ddcm-manifest.jsonl").read_text().splitlines()]
+    assert sorted(line["batch"] for line in lines if line["status"] == "done") == [1, 1, *[3] * 9]
+    Image.new("RGB", (32, 16), "green").save(small)  # and it goes on with what is left, in another batch size
+    assert main(["compress", str(pictures), str(tmp_path / "together"), *coding, "--batch-size", "2"]) == 3
+    assert "1 done, 11 were there, 1 failed" in capsys.readouterr().out
+
+
 def test_a_dry_run_writes_nothing(pictures, tmp_path, capsys):
     arguments = ["compress", str(pictures), str(tmp_path / "out"), *CODING, "--dry-run"]
     assert main([*arguments, "--json"]) == 0
