@@ -21,7 +21,7 @@ from ddcm_fast.codec.config import CodecConfig, preset
 from ddcm_fast.codec.identity import fingerprint
 from ddcm_fast.codec.images import MAX_PIXELS
 from ddcm_fast.codec.rate import positive
-from ddcm_fast.errors import ConfigError
+from ddcm_fast.errors import ConfigError, DDCMError
 from ddcm_fast.files import MAX_IMAGE_FILE
 
 if TYPE_CHECKING:
@@ -147,10 +147,13 @@ def _foretell(args: argparse.Namespace, items: list[Item], config: CodecConfig) 
     facts: dict[str, Any] = {"images": len(mine), "to_do": len(remaining), "bytes": round(cost.bytes)}
     facts |= {"hours": cost.seconds / 3600, "network_hours": cost.network / 3600, "search_hours": cost.search / 3600}
     share = 100 / max(cost.seconds, 1e-9)
+    how = (
+        f" (network {cost.network * share:.0f} %, search {cost.search * share:.0f} %), by the sizes of {sized} and a "
+        f"measurement of {measured:.1f} s here"
+    )
     tell(
         f"{args.output}: {len(remaining)} of {len(mine)} images to do, about {cost.bytes:.3g} bytes and "
-        f"{facts['hours']:.3g} hours for one worker (network {cost.network * share:.0f} %, search "
-        f"{cost.search * share:.0f} %), by the sizes of {sized} and a measurement of {measured:.1f} s here",
+        f"{facts['hours']:.3g} hours for one worker{how if sized else ''}",
         args,
         facts | {"measured_seconds": round(measured, 2)},
     )
@@ -170,13 +173,24 @@ def _cost(args: argparse.Namespace, codec: Codec, items: list[Item]) -> tuple[Co
     chosen = [size for size, _ in sized]
     if len(set(chosen)) > _SIZES:
         chosen = [chosen[(2 * i + 1) * len(chosen) // (2 * _SIZES)] for i in range(_SIZES)]
-    counts = Counter(chosen)
-    how = {**rate_of(args, codec.config), "condition": condition_of(args)}
-    model = CostModel(codec, list(counts), _most_together(args, codec), **how)
+    rate = rate_of(args, codec.config)
+    counts = {size: count for size, count in Counter(chosen).items() if _possible(codec, size, rate)}
+    if not counts:
+        return Cost(), 0.0, 0
+    model = CostModel(codec, list(counts), _most_together(args, codec), **rate, condition=condition_of(args))
     total = Cost(rest=reading * sum(math.prod(size) for size, _ in sized))
     for size, count in counts.items():
         total = total.plus(model.image(*size).times(count * len(sized) / len(chosen)))
     return total, model.measured, len(sized)
+
+
+def _possible(codec: Codec, size: tuple[int, int], rate: dict[str, Any]) -> bool:
+    """Whether a picture of this size can have the rate; else its turn will tell."""
+    try:
+        codec.planned(*size, **rate)
+    except DDCMError:
+        return False
+    return True
 
 
 def _sizes(codec: Codec, items: list[Item]) -> list[tuple[tuple[int, int], Item]]:

@@ -89,8 +89,10 @@ def test_a_dry_run_writes_nothing(pictures, tmp_path, capsys):
     arguments = ["compress", str(pictures), str(tmp_path / "out"), *CODING, "--dry-run"]
     assert main([*arguments, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
+    assert 0 < facts["network_hours"] + facts["search_hours"] < facts["hours"] and facts["measured_seconds"] > 0
     assert facts["images"] == facts["to_do"] == 13 and 300 < facts["bytes"] < 700 and facts["hours"] > 0
     assert main(arguments) == 0 and "13 of 13 images to do" in capsys.readouterr().out
+    assert main([*arguments, "--bpp", "0.01"]) == 0 and "about 0 bytes and 0 hours" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
