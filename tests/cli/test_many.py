@@ -37,7 +37,8 @@ def results(folder: Path, ending: str = ".ddcm") -> dict[str, bytes]:
 
 def start(pictures: Path, output: Path, rank: int, workers: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(workers), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ddcm_fast.cli", "compress", str(pictures), str(output), *CODING, "-q"]
+    options = [*CODING, "--batch-size", "3", "-q"]
+    command = [sys.executable, "-m", "ddcm_fast.cli", "compress", str(pictures), str(output), *options]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 
 
@@ -104,7 +105,7 @@ def test_another_setting_makes_them_again(pictures, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_four_workers_one_killed(pictures, tmp_path):
+def test_four_workers_in_batches_one_killed(pictures, tmp_path):
     main(["compress", str(pictures), str(tmp_path / "alone"), *CODING, "-q"])
     output = tmp_path / "out"
     workers = [start(pictures, output, rank, 4) for rank in range(4)]
