@@ -7,6 +7,9 @@ import dataclasses
 import io
 import math
 import time
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ddcm_fast.cli import many
@@ -18,10 +21,13 @@ from ddcm_fast.codec.config import CodecConfig, preset
 from ddcm_fast.codec.identity import fingerprint
 from ddcm_fast.codec.images import MAX_PIXELS
 from ddcm_fast.codec.rate import positive
-from ddcm_fast.errors import ConfigError
+from ddcm_fast.errors import ConfigError, DDCMError
 from ddcm_fast.files import MAX_IMAGE_FILE
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from ddcm_fast.bulk.cost import Cost
     from ddcm_fast.bulk.run import Work
     from ddcm_fast.bulk.sources import Item
     from ddcm_fast.codec.codec import Codec
@@ -58,73 +64,148 @@ def _items(args: argparse.Namespace) -> list[Item]:
 
 
 def _make(args: argparse.Namespace, config: CodecConfig) -> tuple[Work, str]:
+    from ddcm_fast.bulk.run import Opened, Work
+
+    codec, digest = _codec(args, config)
+    most = _most_together(args, codec)
+
+    def opened(content: bytes) -> Opened:
+        image = _read(args, content)
+        return Opened(image, image.size, most(image.height, image.width), image.width * image.height)
+
+    return Work(opened, lambda images: _compress(args, codec, images)), digest
+
+
+def _codec(args: argparse.Namespace, config: CodecConfig) -> tuple[Codec, str]:
+    """What codes, and a digest of all that its files depend on beside the images."""
     model = load(args, args.model)
-    codec = make_codec(args, model, config)
+    codec = make_codec(args, model, config, many.WHOLE, exact=True)
     codec.progress = False  # the bar is over the images
     how = {"rate": rate_of(args, config), "embed": not args.withhold_condition, "condition": condition_of(args)}
-    digest = many.settings(
+    return codec, many.settings(
         model=fingerprint(model, config).hex(), dtype=model.dtype, config=dataclasses.asdict(config), **how
     )
-    return lambda content: _compress(args, codec, config, content), digest
 
 
-def _compress(
-    args: argparse.Namespace, codec: Codec, config: CodecConfig, content: bytes
-) -> tuple[bytes, dict[str, Any]]:
-    from ddcm_fast.codec.images import load_image, psnr, to_tensor
+def _most_together(args: argparse.Namespace, codec: Codec) -> Callable[[int, int], int]:
+    """(height, width) -> how many images of that size are coded together."""
+    from ddcm_fast.bulk.batches import batch_size
+    from ddcm_fast.codec.batches import each_alone
 
-    image = load_image(io.BytesIO(content), MAX_PIXELS if args.max_pixels is None else args.max_pixels)
-    rate = rate_of(args, config)
-    embed = not args.withhold_condition
-    coded = codec.encode(image, condition_of(args), embed, bpp=rate.get("bpp"), psnr=rate.get("psnr"))[0]
-    quality = psnr(to_tensor(image, codec.model.channels)[0], coded.reconstruction.cpu())
-    facts = {"width": image.width, "height": image.height, "bpp": round(coded.bpp, 6)}
-    return coded.data, facts | {"psnr": round(quality, 4) if math.isfinite(quality) else None}
+    rate = rate_of(args, codec.config)
+
+    @cache
+    def most(height: int, width: int) -> int:
+        if each_alone(codec.config, rate.get("bpp"), rate.get("psnr")):
+            return 1
+        return args.batch_size or batch_size(codec, height, width, **rate)
+
+    return most
+
+
+def _read(args: argparse.Namespace, content: bytes) -> Image.Image:
+    from ddcm_fast.codec.images import load_image
+
+    return load_image(io.BytesIO(content), MAX_PIXELS if args.max_pixels is None else args.max_pixels)
+
+
+def _compress(args: argparse.Namespace, codec: Codec, images: list[Any]) -> list[tuple[bytes, dict[str, Any]]]:
+    """Code PIL images of one size."""
+    from ddcm_fast.codec.images import psnr, to_tensor
+
+    rate = rate_of(args, codec.config)
+    results = []
+    for image, coded in zip(
+        images, codec.encode(images, condition_of(args), not args.withhold_condition, **rate), strict=True
+    ):
+        quality = psnr(to_tensor(image, codec.model.channels)[0], coded.reconstruction.cpu())
+        facts: dict[str, Any] = {"width": image.width, "height": image.height, "bpp": round(coded.bpp, 6)}
+        facts["psnr"] = round(quality, 4) if math.isfinite(quality) else None
+        results.append((coded.data, facts))
+    return results
 
 
 # ---- before it is done ---------------------------------------------------------------------------
 
 _LOOKED_AT = 200  # images whose sizes stand for all
+_SIZES = 16  # sizes that stand for all, where there are more
 
 
 def _foretell(args: argparse.Namespace, items: list[Item], config: CodecConfig) -> None:
-    """Say how many there are, and about how many bytes and hours they take: by one image of middling size."""
+    """Say how many there are, and about how many bytes and hours they take, by their sizes and a short measurement."""
     from ddcm_fast.bulk.manifest import Manifest
     from ddcm_fast.bulk.run import to_do
     from ddcm_fast.bulk.sources import shard
 
     rank, workers = many.worker(args)
     mine = shard(items[: args.limit], rank, workers)
-    work, digest = _make(args, config)
+    codec, digest = _codec(args, config)
     remaining = to_do(mine, Manifest(args.output, rank, workers), digest, args.retry_failed)
-    facts: dict[str, Any] = {"images": len(mine), "to_do": len(remaining), "bytes": 0.0, "hours": 0.0}
-    sizes = sorted(_sizes(remaining[:: max(1, len(remaining) // _LOOKED_AT)]), key=lambda pair: pair[0])
-    if sizes:
-        pixels, item = sizes[len(sizes) // 2]
-        total = sum(size for size, _ in sizes) / len(sizes) * len(remaining)
-        content = item.read()
-        work(content)  # the first one also warms up
-        start = time.perf_counter()
-        data, _ = work(content)
-        seconds = time.perf_counter() - start
-        facts |= {"bytes": len(data) * total / pixels, "hours": seconds * total / pixels / 3600}
+    looked = remaining[:: max(1, len(remaining) // _LOOKED_AT)]
+    cost, measured, sized = _cost(args, codec, looked)
+    cost = cost.times(len(remaining) / max(1, len(looked)))
+    facts: dict[str, Any] = {"images": len(mine), "to_do": len(remaining), "bytes": round(cost.bytes)}
+    facts |= {"hours": cost.seconds / 3600, "network_hours": cost.network / 3600, "search_hours": cost.search / 3600}
+    share = 100 / max(cost.seconds, 1e-9)
+    how = (
+        f" (network {cost.network * share:.0f} %, search {cost.search * share:.0f} %), by the sizes of {sized} and a "
+        f"measurement of {measured:.1f} s here"
+    )
     tell(
-        f"{args.output}: {facts['to_do']} of {facts['images']} images to do, about {facts['bytes']:.3g} bytes and "
-        f"{facts['hours']:.3g} hours for one worker, going by {sizes[len(sizes) // 2][1].origin if sizes else 'none'}",
+        f"{args.output}: {len(remaining)} of {len(mine)} images to do, about {cost.bytes:.3g} bytes and "
+        f"{facts['hours']:.3g} hours for one worker{how if sized else ''}",
         args,
-        facts,
+        facts | {"measured_seconds": round(measured, 2)},
     )
 
 
-def _sizes(items: list[Item]) -> list[tuple[int, Item]]:
-    """(pixels, item) of those that can be read, from their headers."""
+def _cost(args: argparse.Namespace, codec: Codec, items: list[Item]) -> tuple[Cost, float, int]:
+    """What images cost together, the seconds that it took to measure that, and how many can be coded."""
+    from ddcm_fast.bulk.cost import Cost, CostModel
+
+    sized = sorted(_sizes(codec, items), key=lambda found: math.prod(found[0]))
+    if not sized:
+        return Cost(), 0.0, 0
+    start = time.perf_counter()
+    (height, width), item = sized[len(sized) // 2]
+    _read(args, item.read())
+    reading = (time.perf_counter() - start) / (height * width)
+    chosen = [size for size, _ in sized]
+    if len(set(chosen)) > _SIZES:
+        chosen = [chosen[(2 * i + 1) * len(chosen) // (2 * _SIZES)] for i in range(_SIZES)]
+    rate = rate_of(args, codec.config)
+    counts = {size: count for size, count in Counter(chosen).items() if _possible(codec, size, rate)}
+    if not counts:
+        return Cost(), 0.0, 0
+    model = CostModel(codec, list(counts), _most_together(args, codec), **rate, condition=condition_of(args))
+    total = Cost(rest=reading * sum(math.prod(size) for size, _ in sized))
+    for size, count in counts.items():
+        total = total.plus(model.image(*size).times(count * len(sized) / len(chosen)))
+    return total, model.measured, len(sized)
+
+
+def _possible(codec: Codec, size: tuple[int, int], rate: dict[str, Any]) -> bool:
+    """Whether a picture of this size can have the rate; else its turn will tell."""
+    try:
+        codec.planned(*size, **rate)
+    except DDCMError:
+        return False
+    return True
+
+
+def _sizes(codec: Codec, items: list[Item]) -> list[tuple[tuple[int, int], Item]]:
+    """(height, width) of those that can be coded, from their headers."""
     from PIL import Image
+
+    from ddcm_fast.codec.job import make_job
 
     found = []
     for item in items:
         try:
             with Image.open(io.BytesIO(item.read())) as image:
-                found.append((image.width * image.height, item))
+                size = image.height, image.width
+            make_job(codec.model, codec.config, *size, codec.backend, codec.limits)
+            found.append((size, item))
         except Exception:  # it will be noted when its turn comes
             continue
     return found

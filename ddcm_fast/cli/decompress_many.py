@@ -15,6 +15,7 @@ from ddcm_fast.files import MAX_FILE
 if TYPE_CHECKING:
     from ddcm_fast.bulk.run import Work
     from ddcm_fast.codec.codec import Codec
+    from ddcm_fast.codec.container import Header
 
 
 def run(args: argparse.Namespace) -> None:
@@ -34,18 +35,39 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _make(args: argparse.Namespace, name: str) -> tuple[Work, str]:
-    codecs: dict[tuple[str, str], Codec] = {}
+    from ddcm_fast.bulk.run import Opened, Work
+    from ddcm_fast.codec.images import to_pil
 
-    def work(content: bytes) -> tuple[bytes, dict[str, int]]:
+    codecs: dict[tuple[str, str], Codec] = {}
+    condition = condition_of(args)
+    as_it_is = args.first == 1 and not args.ignore_checksum  # parts of files are decoded one by one
+
+    def opened(content: bytes) -> Opened:
         header, _ = container.read(content, args.ignore_checksum)
+        alike = (header.model, header.dtype, header.config, header.width, header.height)
+        # All that a batch could share is the search, and a decoder has none: one by one unless told otherwise.
+        most = (args.batch_size or 1) if as_it_is else 1
+        return Opened((content, header), alike, most, len(content) // _BYTES)
+
+    def decompress(files: list[tuple[bytes, Header]]) -> list[tuple[bytes, dict[str, int]]]:
+        header = files[0][1]
         key = (header.model, header.dtype)
         if key not in codecs:
-            codecs[key] = make_codec(args, load_for(args, header.model, header.dtype))
+            codecs[key] = make_codec(args, load_for(args, *key), batch_size=many.WHOLE, exact=True)
             codecs[key].progress = False
-        image = codecs[key].decompress(content, args.ignore_checksum, condition_of(args), args.first)
-        return image_bytes(image, name), {"width": image.width, "height": image.height}
+        codec, contents = codecs[key], [content for content, _ in files]
+        if as_it_is:
+            images = [to_pil(image) for image in codec.decode_many(contents, condition)]
+        else:
+            images = [codec.decompress(data, args.ignore_checksum, condition, args.first) for data in contents]
+        return [(image_bytes(image, name), {"width": image.width, "height": image.height}) for image in images]
 
-    how = {"model": args.model, "dtype": args.dtype, "condition": condition_of(args)}
+    how = {"model": args.model, "dtype": args.dtype, "condition": condition}
     if args.classifier is not None:
         how |= {"classifier": args.classifier, "classifier_scale": args.classifier_scale}
-    return work, many.settings(name=name, first=args.first, ignore=args.ignore_checksum, **how)
+    digest = many.settings(name=name, first=args.first, ignore=args.ignore_checksum, **how)
+    return Work(opened, decompress), digest
+
+
+#: Of a waiting picture, a pixel.
+_BYTES = 3

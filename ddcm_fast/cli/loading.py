@@ -55,7 +55,11 @@ def load_for(args: argparse.Namespace, name: str, dtype: str) -> DiffusionModel:
 
 
 def make_codec(
-    args: argparse.Namespace, model: DiffusionModel, config: CodecConfig | None = None, batch_size: int = 1
+    args: argparse.Namespace,
+    model: DiffusionModel,
+    config: CodecConfig | None = None,
+    batch_size: int = 1,
+    exact: bool = False,
 ) -> Codec:
     """A codec with the options' backend and limits; without `config` one that only decodes."""
     from ddcm_fast.codebook import backends
@@ -64,4 +68,5 @@ def make_codec(
     _log.info("codebooks by the backend %s", backends.resolve(args.backend, model.device))
     if config is not None:
         _log.info("coding %s", ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(config).items()))
-    return Codec(model, config, args.backend, batch_size, progress=progress(args), limits=limits_of(args))
+    bars, limits = progress(args), limits_of(args)
+    return Codec(model, config, args.backend, batch_size, progress=bars, limits=limits, exact=exact)

@@ -25,6 +25,12 @@ def add_many(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group(
         "many at once: several inputs, folders, patterns or .tar archives, and a folder as the output"
     )
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="of one size at a time; results are those of one by one (default: what is faster and fits into memory)",
+    )
     group.add_argument("--limit", type=int, metavar="N", help="only the first N")
     group.add_argument("--retry-failed", action="store_true", help="try again what failed in the last run")
     group.add_argument(
@@ -61,14 +67,16 @@ def check(args: argparse.Namespace, alone: dict[str, Any]) -> None:
         raise InputError(f"{args.output} is a file; name a folder")
     if args.limit is not None and args.limit < 1:
         raise ConfigError(f"--limit is {args.limit}; it must be at least 1")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise ConfigError(f"--batch-size is {args.batch_size}; it must be at least 1")
     if args.actors is not None and (args.engine is None or args.actors < 1):
         raise ConfigError(f"--actors is {args.actors}; it must be at least 1, with --engine ray")
 
 
 def refuse_options(args: argparse.Namespace) -> None:
     """Raise ConfigError for options of many in a command for one."""
-    given = {name: getattr(args, name, None) for name in ("limit", "retry_failed", "workers", "engine", "actors")}
-    given |= {name: getattr(args, name, None) for name in ("split", "dry_run", "recipe")}
+    names = ("batch_size", "limit", "retry_failed", "workers", "engine", "actors", "split", "dry_run", "recipe")
+    given = {name: getattr(args, name, None) for name in names}
     for name, value in given.items():
         if value:
             raise ConfigError(f"--{name.replace('_', '-')} is for many: give several inputs, or a folder as the output")
@@ -84,6 +92,10 @@ def worker(args: argparse.Namespace) -> tuple[int, int]:
     if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
         raise ConfigError(f"--workers is {args.workers!r}; give I/N, I from 0 to N - 1, as in 0/4")
     return int(rank), int(count)
+
+
+#: A codec's batch size in a run, which hands over as many as are to be one batch.
+WHOLE = 1 << 30
 
 
 def device(args: argparse.Namespace) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Union
+from typing import TYPE_CHECKING, Union
 
 from ddcm_fast.errors import ConfigError
 from ddcm_fast.sampling.condition import Condition, ConditionHash, ConditionLike, one_each
 from ddcm_fast.sampling.model import DiffusionModel
+
+if TYPE_CHECKING:
+    from ddcm_fast.codec.config import CodecConfig
 
 Conditions = Union[ConditionLike, Sequence[ConditionLike]]
 Prompts = Union[str, Sequence[str], None]
@@ -31,6 +34,11 @@ def batches(members: Sequence[int], conditions: Sequence[Condition | None], size
     for _, run in groupby(members, lambda i: getattr(conditions[i], "guidance_scale", None)):
         alike = list(run)
         yield from (alike[first : first + size] for first in range(0, len(alike), size))
+
+
+def each_alone(config: CodecConfig, bpp: float | None, psnr: float | None) -> bool:
+    """Whether each image is coded alone: its rate or quality is met by a schedule, or encodings, of its own."""
+    return psnr is not None or (bpp is not None and config.shares_atoms)
 
 
 def together(conditions: Sequence[Condition | None]) -> Condition | tuple[Condition | None, ...] | None:

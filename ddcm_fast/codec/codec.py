@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -14,14 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from ddcm_fast.codec import container
-from ddcm_fast.codec.batches import Conditions, Prompts, batches, conditions_of, stored, together
+from ddcm_fast.codec.batches import Conditions, Prompts, batches, conditions_of, each_alone, stored, together
 from ddcm_fast.codec.config import DEFAULT_PRESET, CodecConfig, preset
 from ddcm_fast.codec.container import FileData, Header
 from ddcm_fast.codec.identity import check_model, fingerprint, make_header
 from ddcm_fast.codec.images import ImageLike, load_image, to_pil, to_tensor
 from ddcm_fast.codec.job import Encoded, Job, make_job, make_target, make_weight, padded_size
 from ddcm_fast.codec.limits import Limits
-from ddcm_fast.codec.rate import Control, Paced
+from ddcm_fast.codec.rate import Control, Paced, positive
 from ddcm_fast.errors import ConfigError, FormatError, InputError
 from ddcm_fast.models.loading import as_model
 from ddcm_fast.models.one_by_one import OneByOneModel
@@ -29,6 +30,7 @@ from ddcm_fast.sampling.autocast import no_autocast
 from ddcm_fast.sampling.choosers import Blind, Chooser, Draw, Replay, Seed, toward
 from ddcm_fast.sampling.condition import Condition, ConditionHash, ConditionLike, Edit, as_condition, settle
 from ddcm_fast.sampling.graphs import StepGraphs, require_gpu
+from ddcm_fast.sampling.information import model_curve
 from ddcm_fast.sampling.model import DiffusionModel
 from ddcm_fast.sampling.sampler import Sample, sample
 from ddcm_fast.sampling.schedule import Step
@@ -176,9 +178,8 @@ class Codec:
         sizes: dict[tuple[int, int], list[int]] = {}
         for i, tensor in enumerate(tensors):
             sizes.setdefault((tensor.shape[2], tensor.shape[3]), []).append(i)
-        controlled = psnr is not None or (bpp is not None and self.config.shares_atoms)
         for members in sizes.values():
-            if controlled:
+            if each_alone(self.config, bpp, psnr):
                 for i in members:
                     own, said = conditions[i], stored(conditions[i], embed_condition)
                     results[i] = self._controlled(tensors[i], bpp, psnr, own, said, mask)
@@ -206,11 +207,38 @@ class Codec:
             return {self.config: list(members)}
         configs: dict[CodecConfig, list[int]] = {}
         for i in members:
-            image, said = tensors[i], stored(conditions[i], embed_condition)
-            shape = self.model.latent_shape(*padded_size(self.model, *image.shape[-2:]))
-            state = torch.empty((1, *shape), dtype=torch.float32, device="cpu")  # only its size is asked for
-            configs.setdefault(self._control(image, state, conditions[i], said, None).fixed(bpp), []).append(i)
+            height, width = tensors[i].shape[-2:]
+            said = stored(conditions[i], embed_condition)
+            configs.setdefault(self._sizes_control(height, width, said).fixed(bpp), []).append(i)
         return configs
+
+    def _sizes_control(
+        self, height: int, width: int, said: Condition | ConditionHash | None = None, average: bool = False
+    ) -> Control:
+        """Of the rate of any image of a size, which is all that is asked of it; `average`: as the curve says."""
+        shape = self.model.latent_shape(*padded_size(self.model, height, width))
+        image = torch.empty((1, self.model.channels, height, width), dtype=torch.float32, device="meta")
+        state = torch.empty((1, *shape), dtype=torch.float32, device="meta")
+        control = self._control(image, state, None, said, None)
+        return dataclasses.replace(control, curve=model_curve(control.model)) if average else control
+
+    def planned(
+        self, height: int, width: int, bpp: float | None = None, psnr: float | None = None
+    ) -> tuple[CodecConfig, int]:
+        """What an average photograph of this size is first coded with, and about the bytes of its file.
+
+        Nothing is evaluated. At a quality more encodings follow, and with schedules by information (`kl`) the curve of
+        a single image moves its noise levels.
+
+        Raises InputError or ConfigError: a size or a rate that cannot be.
+        """
+        control = self._sizes_control(height, width, average=True)
+        if psnr is not None:
+            bpp = control.bits_for(positive(psnr, "psnr")) / (height * width)
+        config = self.config if bpp is None else control.fixed(bpp)
+        dim = math.prod(self.model.latent_shape(*padded_size(self.model, height, width)))
+        bits = config.rule_type.payload_bits(config, lambda: config.steps(control.model), dim)
+        return config, control.header(config) + math.ceil(bits / 8)
 
     def _target(self, images: Tensor) -> Tensor:
         """x0 of images (B, C, H, W)."""

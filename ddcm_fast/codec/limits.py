@@ -95,13 +95,21 @@ class Limits:
             dim: entries of a state. batch: images coded together. backend, device: of the codebook.
         """
         cost = config.rule_type.search_cost(config, dim)
-        holds = backends.load(backends.resolve(backend, device)).holds_scores
-        numbers = cost.numbers + (cost.scores if holds else 0)
-        self.check("memory", batch * (4 * _STATE_COPIES * dim + 8 * numbers))
+        self.check("memory", batch * held_by_image(config, dim, backend, device))
         entries, seconds = float(batch) * cost.entries, batch * cost.operations * _OPERATION
         if entries > _FEW_ENTRIES.get(device.type, _FEW_ENTRIES["cuda"]):
             seconds += entries / _entries_per_second(config.kind, min(dim, _TRIAL_DIM), backend, device)
         self.check("seconds", seconds)
+
+
+def held_by_image(config: CodecConfig, dim: int, backend: str, device: torch.device) -> int:
+    """About the bytes that an encoder holds for each image of a batch: its states and what the rule keeps.
+
+    Args: as Limits.check_search.
+    """
+    cost = config.rule_type.search_cost(config, dim)
+    holds = backends.load(backends.resolve(backend, device)).holds_scores
+    return 4 * _STATE_COPIES * dim + 8 * (cost.numbers + (cost.scores if holds else 0))
 
 
 @lru_cache(maxsize=16)

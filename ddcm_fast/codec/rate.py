@@ -55,13 +55,18 @@ Result = TypeVar("Result")
 
 def image_curve(model: DiffusionModel, x0: Tensor, condition: Any = None) -> InformationCurve:
     """The information curve of one image (1, *latent_shape), probed at 3 of the noise levels the model's curve has."""
-    base = model_curve(model)
-    useful = [t for t in base.t if t > 0 and base.at(t) < base.power]
-    levels = sorted({useful[round(i * (len(useful) - 1) / (_PROBES - 1))] for i in range(_PROBES)})
+    base, levels = model_curve(model), probes(model)
     errors = measure(model, x0, levels, condition=condition)
     # Between the probes the image's error follows the shape of the model's curve.
     ratio = InformationCurve(tuple(levels), tuple(e / base.at(t) for t, e in zip(levels, errors, strict=True)), 1.0)
     return InformationCurve(base.t, tuple(base.at(t) * ratio.at(t) for t in base.t), base.power)
+
+
+def probes(model: DiffusionModel) -> list[float]:
+    """The timesteps at which an image's curve is measured, each by one prediction."""
+    base = model_curve(model)
+    useful = [t for t in base.t if t > 0 and base.at(t) < base.power]
+    return sorted({useful[round(i * (len(useful) - 1) / (_PROBES - 1))] for i in range(_PROBES)})
 
 
 def stop_for_bits(model: DiffusionModel, curve: InformationCurve, entry_bits: float, steps: int) -> int:
@@ -121,6 +126,7 @@ class Control:
         masked: whether the error is weighted, and then says nothing of whether the image could be followed.
         header: configuration -> bytes of its file's header.
         encode: configuration and bits of a payload -> file, and its state's mean squared error.
+        curve: the image's, where it need not be measured.
     """
 
     model: DiffusionModel
@@ -131,10 +137,11 @@ class Control:
     masked: bool
     header: Callable[[CodecConfig], int]
     encode: Callable[[CodecConfig, float], tuple[Encoded, float]]
+    curve: InformationCurve | None = None
 
     @cached_property
     def _curve(self) -> InformationCurve:
-        return image_curve(self.model, self.x0, self.condition)
+        return self.curve or image_curve(self.model, self.x0, self.condition)
 
     @property
     def _pixels(self) -> int:
@@ -149,7 +156,7 @@ class Control:
         return self._sized(positive(bpp, "bpp") * self._pixels)
 
     def fixed(self, bpp: float) -> CodecConfig:
-        """What `at_rate` codes with, for rules that share no atoms: the rate alone says it, before anything is coded.
+        """What `at_rate` codes with first. For rules that share no atoms the rate alone says it.
 
         Raises ConfigError: there is none.
         """
@@ -162,13 +169,16 @@ class Control:
     def at_quality(self, psnr: float) -> Encoded:
         """A file of about that PSNR in dB, see search_psnr. Raises ConfigError: there is none."""
         goal = positive(psnr, "psnr")
-        first = bits_for_stop(self.model, self._curve, self._dim, mse_to_stop(self._curve, goal)) + 400
 
         def attempt(file_bits: float) -> tuple[Encoded, float]:
             coded = self._sized(file_bits)
             return coded, measured_psnr(self.image.to(coded.reconstruction.device)[0], coded.reconstruction)
 
-        return search_psnr(attempt, first, goal, MAX_BPP * self._pixels)
+        return search_psnr(attempt, self.bits_for(goal), goal, MAX_BPP * self._pixels)
+
+    def bits_for(self, psnr: float) -> float:
+        """About the bits of a file of that quality, from the image's curve: where `at_quality` begins."""
+        return bits_for_stop(self.model, self._curve, self._dim, mse_to_stop(self._curve, psnr)) + 400
 
     def _sized(self, file_bits: float) -> Encoded:
         """Code, look, and where the steps asked for more than their bits could say, stop earlier."""

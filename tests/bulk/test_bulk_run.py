@@ -13,23 +13,35 @@ from typing import Any
 import pytest
 
 from ddcm_fast.bulk.manifest import Manifest, digest
-from ddcm_fast.bulk.run import Count, plan, run, to_do
+from ddcm_fast.bulk.run import WAITING_PIXELS, Count, Opened, Work, plan, run, to_do
 from ddcm_fast.bulk.sources import Item
 from ddcm_fast.errors import InputError
 from ddcm_fast.files import TEXT, sweep
 
 
 class Calls:
-    """Work that turns its item into capitals, but for those that begin with "bad"."""
+    """Work that turns items into capitals, up to `most` of one length at a time, but for those that begin with "bad".
 
-    def __init__(self) -> None:
+    Those that begin with "none" cannot even be opened.
+    """
+
+    def __init__(self, most: int = 1, pixels: int = 1) -> None:
+        self.most, self.pixels = most, pixels
         self.seen: list[str] = []
+        self.batches: list[list[str]] = []
+        self.work = Work(self.open, self.do)
 
-    def __call__(self, content: bytes) -> tuple[bytes, dict[str, Any]]:
-        self.seen.append(content.decode())
-        if content.startswith(b"bad"):
+    def open(self, content: bytes) -> Opened:
+        if content.startswith(b"none"):
+            raise ValueError("it is none")
+        return Opened(content, len(content), self.most, self.pixels)
+
+    def do(self, contents: list[bytes]) -> list[tuple[bytes, dict[str, Any]]]:
+        self.seen += [content.decode() for content in contents]
+        self.batches.append([content.decode() for content in contents])
+        if any(content.startswith(b"bad") for content in contents):
             raise ValueError("it is bad\nand this is a second line")
-        return content.upper(), {"length": len(content)}
+        return [(content.upper(), {"length": len(content)}) for content in contents]
 
 
 def items(*texts: str) -> list[Item]:
@@ -47,11 +59,13 @@ def go(
     workers: int = 1,
     force: bool = False,
     retry_failed: bool = False,
+    calls: Calls | None = None,
 ) -> tuple[list[str], Count]:
-    work = Calls()
+    calls = calls or Calls()
     manifest = Manifest(folder, rank, workers)
     outputs = plan(given, given, folder, ".txt", TEXT, manifest, force)
-    return work.seen, run(given, work, outputs, folder, ".txt", settings, manifest, retry_failed, progress=False)
+    count = run(given, calls.work, outputs, folder, ".txt", settings, manifest, retry_failed, progress=False)
+    return calls.seen, count
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -76,6 +90,45 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert seen == ["bad two"] and count == Count(0, 2, 1, 0)
     seen, count = go(tmp_path, items("one", "now good", "three"))
     assert seen == ["now good"] and count == Count(1, 2, 0, 8)
+
+
+def test_alike_items_are_worked_on_together(tmp_path: Path) -> None:
+    calls = Calls(most=2)
+    _, count = go(tmp_path, items("one", "three", "two", "six", "seven"), calls=calls)
+    assert count == Count(5, 0, 0, 19)
+    assert calls.batches == [["one", "two"], ["three", "seven"], ["six"]]
+    assert (tmp_path / "in/4.txt").read_text() == "SEVEN"
+    assert {line["name"]: line["batch"] for line in lines(tmp_path)} == {
+        "in/0": 2,
+        "in/2": 2,
+        "in/1": 2,
+        "in/4": 2,
+        "in/3": 1,
+    }
+
+
+def test_only_the_bad_ones_of_a_batch_are_given_up(tmp_path: Path) -> None:
+    given = items("one", "none", "bad", "two")
+    calls = Calls(most=3)
+    _, count = go(tmp_path, given, calls=calls)
+    assert count == Count(2, 0, 2, 6)
+    assert calls.batches == [["one", "bad", "two"], ["one"], ["bad"], ["two"]]
+    assert {line["name"]: line["status"] for line in lines(tmp_path)} == {
+        "in/0": "done",
+        "in/1": "failed",
+        "in/2": "failed",
+        "in/3": "done",
+    }
+    again = Calls(most=3)
+    assert go(tmp_path, given, calls=again)[1] == Count(0, 2, 2, 0) and again.batches == []
+    assert go(tmp_path, items("one", "now", "six", "two"), calls=again)[1].done == 2
+    assert again.batches == [["now", "six"]]
+
+
+def test_few_wait_where_they_are_large(tmp_path: Path) -> None:
+    calls = Calls(most=100, pixels=WAITING_PIXELS // 2)
+    go(tmp_path, items("one", "three", "two", "seven", "six"), calls=calls)
+    assert calls.batches == [["one", "two"], ["three", "seven"], ["six"]]
 
 
 def test_the_manifest_is_not_trusted(tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ REFUSED = [
     (["compress", "images", "-"], "stands for one file"),
     (["compress", "images", "new", "--mask", "old.png"], "--mask is for one input"),
     (["compress", "images", "new", "--limit", "0"], "--limit is 0"),
+    (["compress", "images", "new", "--batch-size", "0"], "--batch-size is 0"),
+    ([*COMPRESS, "new.ddcm", "--batch-size", "3"], "--batch-size is for many"),
     (["compress", "images", "new", "--workers", "4/4"], "--workers is '4/4'"),
     (["compress", "images", "new", "--actors", "2"], "--engine ray"),
     (["compress", "images", "new", "--dataset", "x"], "data set"),

@@ -37,7 +37,8 @@ def results(folder: Path, ending: str = ".ddcm") -> dict[str, bytes]:
 
 def start(pictures: Path, output: Path, rank: int, workers: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(workers), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ddcm_fast.cli", "compress", str(pictures), str(output), *CODING, "-q"]
+    options = [*CODING, "--batch-size", "3", "-q"]
+    command = [sys.executable, "-m", "ddcm_fast.cli", "compress", str(pictures), str(output), *options]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 
 
@@ -66,12 +67,33 @@ def test_files_are_those_of_one_by_one(pictures, tmp_path, capsys):
     assert one.read_bytes() == (tmp_path / "out/03.ddcm").read_bytes()
 
 
+def test_batches_write_the_same_bytes(pictures, tmp_path, capsys):
+    coding = ["--model", "photo", "--dtype", "float32", "--preset", "ddcm", "-T", "3", "-K", "256"]
+    small = pictures / "deep/05.png"
+    Image.new("RGB", (8, 8)).save(small)  # below what can be coded
+    for size, name in (("1", "alone"), ("3", "together")):
+        arguments = ["compress", str(pictures), str(tmp_path / name), *coding, "--batch-size", size]
+        assert main(arguments) == 3
+        assert "11 done, 0 were there, 2 failed" in capsys.readouterr().out
+        back = ["decompress", str(tmp_path / name), str(tmp_path / f"{name} back"), "--batch-size", size, "-q"]
+        assert main([*back, "--dtype", "float32"]) == 0
+    assert results(tmp_path / "alone") == results(tmp_path / "together")
+    assert results(tmp_path / "alone back", ".png") == results(tmp_path / "together back", ".png")
+    lines = [json.loads(line) for line in (tmp_path / "together/ddcm-manifest.jsonl").read_text().splitlines()]
+    assert sorted(line["batch"] for line in lines if line["status"] == "done") == [1, 1, *[3] * 9]
+    Image.new("RGB", (32, 16), "green").save(small)  # and it goes on with what is left, in another batch size
+    assert main(["compress", str(pictures), str(tmp_path / "together"), *coding, "--batch-size", "2"]) == 3
+    assert "1 done, 11 were there, 1 failed" in capsys.readouterr().out
+
+
 def test_a_dry_run_writes_nothing(pictures, tmp_path, capsys):
     arguments = ["compress", str(pictures), str(tmp_path / "out"), *CODING, "--dry-run"]
     assert main([*arguments, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
+    assert 0 < facts["network_hours"] + facts["search_hours"] < facts["hours"] and facts["measured_seconds"] > 0
     assert facts["images"] == facts["to_do"] == 13 and 300 < facts["bytes"] < 700 and facts["hours"] > 0
     assert main(arguments) == 0 and "13 of 13 images to do" in capsys.readouterr().out
+    assert main([*arguments, "--bpp", "0.01"]) == 0 and "about 0 bytes and 0 hours" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
@@ -83,7 +105,7 @@ def test_another_setting_makes_them_again(pictures, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_four_workers_one_killed(pictures, tmp_path):
+def test_four_workers_in_batches_one_killed(pictures, tmp_path):
     main(["compress", str(pictures), str(tmp_path / "alone"), *CODING, "-q"])
     output = tmp_path / "out"
     workers = [start(pictures, output, rank, 4) for rank in range(4)]
