@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
@@ -15,10 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddcm_fast.codec import container
 from ddcm_fast.codec.codec import Codec
 from ddcm_fast.codec.config import preset
+from ddcm_fast.codec.identity import dtype_name
 from ddcm_fast.codec.images import psnr, to_pil, to_srgb, to_tensor
 from ddcm_fast.codec.limits import Limits
+from ddcm_fast.errors import DDCMError
+from ddcm_fast.models.loading import builtin_models, default_device, default_dtype
+from ddcm_fast.models.names import split_name
 from ddcm_fast.models.wrapped import WrappedModel
 from ddcm_fast.sampling.model import DiffusionModel
 
@@ -27,6 +33,10 @@ FORMATS = ("JPEG", "WEBP", "AVIF")
 
 #: Seconds between two pictures of a run.
 _PACE = 0.5
+
+
+#: Name of the thread that a run computes in.
+THREAD = "ddcm-app"
 
 
 class Stopped(Exception):
@@ -98,7 +108,7 @@ def _run(model: DiffusionModel, action: Callable[[DiffusionModel], Result]) -> I
         except BaseException as error:
             news.put(error)
 
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=work, name=THREAD, daemon=True)
     thread.start()
     try:
         while True:
@@ -120,14 +130,17 @@ def compress(
     model: DiffusionModel,
     image: Image.Image,
     name: str,
-    bpp: float,
+    rate: dict[str, Any],
     limits: Limits | None = None,
     backend: str = "auto",
 ) -> Iterator[Image.Image | Result]:
-    """Pictures while an image is coded by a preset at a bitrate, then the Result. Raises DDCMError."""
+    """Pictures while an image is coded by a preset, then the Result; `rate` is {"bpp": ...} or {"psnr": ...}.
+
+    Raises DDCMError.
+    """
 
     def action(watched: DiffusionModel) -> Result:
-        (coded,) = Codec(watched, preset(name), backend, limits=limits).encode(image, bpp=bpp)
+        (coded,) = Codec(watched, preset(name), backend, limits=limits).encode(image, **rate)
         quality = psnr(to_tensor(image, model.channels)[0], coded.reconstruction.cpu())
         return Result(coded.data, coded.image, quality)
 
@@ -175,6 +188,42 @@ def _fitting(image: Image.Image, format: str, size: int) -> bytes:
     return best
 
 
-def command(model: str, name: str, bpp: float) -> str:
-    """The command line that codes a picture as the page does."""
-    return f"ddcm compress photo.png photo.ddcm --model {shlex.quote(model)} --preset {name} --bpp {bpp:g}"
+# ---- the same by the command line ----------------------------------------------------------------
+
+
+def compress_command(
+    model: DiffusionModel, path: str | None, name: str, by_psnr: bool, bpp: float, psnr: float
+) -> str:
+    """The command line that codes a picture as the page does, at a bitrate or to a quality."""
+    picture = Path(path or "photo.png").name
+    rate = ["--psnr", f"{psnr:g}"] if by_psnr else ["--bpp", f"{bpp:g}"]
+    file = Path(picture).with_suffix(".ddcm").name
+    return shlex.join(["ddcm", "compress", picture, file, *_loaded(model), "--preset", name, *rate])
+
+
+def decompress_command(model: DiffusionModel, path: str | None, first: float) -> str:
+    """The command line that decodes a file, or the first percents of it, as the page does."""
+    words = ["ddcm", "decompress", Path(path or "photo.ddcm").name, f"{Path(path or 'photo').stem}-decoded.png"]
+    if split_name(model.name)[0] not in builtin_models():
+        words += ["--model", model.name]
+    if path is not None and made_in(Path(path).read_bytes()) not in (None, dtype_name(model.dtype)):
+        words += ["--dtype", dtype_name(model.dtype)]
+    return shlex.join(words if first == 100 else [*words, "--first", f"{first:g}%"])
+
+
+def made_in(data: bytes) -> str | None:
+    """The dtype that a file was made in; None of what is no .ddcm file."""
+    try:
+        return container.read(data)[0].dtype
+    except DDCMError:
+        return None
+
+
+def _loaded(model: DiffusionModel) -> list[str]:
+    """Options that load the model; of a folder only its own name, since where it lies is nothing to visitors."""
+    words = ["--model", model.name]
+    if model.device.type != default_device().type:
+        words += ["--device", model.device.type]
+    if model.dtype != default_dtype(model.device):
+        words += ["--dtype", dtype_name(model.dtype)]
+    return words
