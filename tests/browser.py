@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 #: Seconds until something that was to appear is given up.
-PATIENCE = 240.0
+PATIENCE = 120.0
 
 
 def missing() -> str | None:
@@ -38,8 +38,9 @@ class Browser:
         self.downloads = downloads
         options = webdriver.ChromeOptions()
         options.binary_location = str(shutil.which("chromium"))
-        for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={width},{height}"):
-            options.add_argument(word)
+        for word in ("headless=new", "no-sandbox", "disable-dev-shm-usage", f"window-size={width},{height}"):
+            options.add_argument(f"--{word}")
+        options.add_argument("--hide-scrollbars")
         options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
         options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
@@ -88,10 +89,38 @@ class Browser:
         button.click()
 
     def upload(self, name: str, path: Path) -> None:
-        """Give a file to the part of this name, in the place of one that it may have."""
+        """Give a file to the part of this name, in the place of one that it may have; the command line then has it."""
         for clear in self.all(f"#{name} button[aria-label='Clear'], #{name} button[aria-label='Remove this file']"):
             clear.click()
         self.wait(lambda: self.find(f"#{name} input[type=file]")).send_keys(str(path))
+        self.wait(lambda: path.name in self.text(f"{name.split('-')[0]}-command"))
+
+    def choose(self, name: str, value: str) -> None:
+        """Choose an entry of a list."""
+        self.wait(lambda: self.find(f"#{name} input")).click()
+        entries = self.wait(lambda: [one for one in self.all("ul.options li, [role=option]") if one.text == value])
+        entries[0].click()
+        self.wait(lambda: self.find(f"#{name} input").get_property("value") == value)
+
+    def fill(self, name: str, value: str) -> None:
+        """Write into a field, or the number beside a slider."""
+        from selenium.webdriver.common.keys import Keys
+
+        field = self.find(f"#{name} input[type=number], #{name} textarea")
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(value, Keys.TAB)
+
+    def shot(self) -> bytes:
+        """All of the page as PNG, as wide as the window."""
+        self.driver.execute_script("document.activeElement.blur(); window.scrollTo(0, 0)")
+        time.sleep(2)  # of pictures that come and of what fades
+        width, height = self.driver.execute_script(
+            "return [window.innerWidth, document.querySelector('.gradio-container').scrollHeight]"
+        )
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        time.sleep(1)
+        return bytes(self.driver.get_screenshot_as_png())
 
     def text(self, name: str) -> str:
         """What a text box holds, or a command line says."""
@@ -106,7 +135,8 @@ class Browser:
         self.wait(lambda: self.all(f"#{name} a[download]"))[0].click()
 
         def new() -> list[Path]:
-            return [one for one in self.downloads.iterdir() if one not in before and one.suffix != ".crdownload"]
+            there = [one for one in self.downloads.iterdir() if one not in before and one.name[0] != "."]
+            return [one for one in there if one.suffix != ".crdownload" and one.stat().st_size > 0]
 
         return Path(self.wait(new)[0])
 
@@ -118,6 +148,11 @@ class Browser:
             return found if all(one.get_property("naturalWidth") for one in found) else []
 
         return [(one.get_property("naturalWidth"), one.get_property("naturalHeight")) for one in self.wait(loaded)]
+
+    def boxes(self, selector: str) -> list[tuple[float, float, float, float]]:
+        """Where every part of a CSS selector stands: left, top, width and height in pixels of the page."""
+        rects = [one.rect for one in self.driver.find_elements("css selector", selector)]
+        return [(one["x"], one["y"], one["width"], one["height"]) for one in rects]
 
     def errors(self) -> str:
         """What the page complains of, once it does; the complaint is put away."""

@@ -14,10 +14,13 @@ from PIL import Image
 
 from ddcm_fast import Codec, DDCMError, Limits, load_model, preset
 from ddcm_fast.app import page, work
+from ddcm_fast.app.work import Served
 from ddcm_fast.cli import main
+from ddcm_fast.cli.command import build_parser
 from ddcm_fast.codec import container
 from ddcm_fast.errors import InputError
-from ddcm_fast.models.loading import default_dtype
+from ddcm_fast.models.loading import wrap_pipeline
+from ddcm_fast.sampling.condition import Condition
 
 GOLDEN = Path(__file__).parent / "golden" / "files"
 
@@ -29,7 +32,12 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def field():
-    return load_model("gaussian-field")
+    return Served(load_model("gaussian-field"))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Served(load_model("digits"))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +56,7 @@ def at_once(monkeypatch):
 
 def test_files_are_those_of_the_codec_and_pictures_come_before(field, picture, at_once):
     *early, result = work.compress(field, picture, "product", {"bpp": 0.5})
-    assert result.data == Codec(field, preset("product")).compress(picture, bpp=0.5)
+    assert result.data == Codec(field.model, preset("product")).compress(picture, bpp=0.5)
     assert early and all(one.size == picture.size for one in early)
     *early, again = work.decompress(field, result.data)
     assert early and again.image.tobytes() == result.image.tobytes()
@@ -60,7 +68,7 @@ def test_averaged_pictures_do_not_change_the_file(at_once):
     """The built-in model predicts on smaller pictures where noise is high, and its curve depends on the size."""
     model = load_model("photo", dtype="float32")
     small = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
-    result = list(work.compress(model, small, "product", {"bpp": 0.5}))[-1]
+    result = list(work.compress(Served(model), small, "product", {"bpp": 0.5}))[-1]
     assert result.data == Codec.from_preset(model, "product").compress(small, bpp=0.5)
 
 
@@ -80,24 +88,83 @@ def test_a_run_that_nobody_waits_for_ends(field, picture, at_once):
 
 def test_errors_and_limits_come_through(field, picture):
     with pytest.raises(InputError, match="pixels are more than 100"):
-        list(work.compress(field, picture, "product", {"bpp": 0.5}, Limits(pixels=100)))
+        list(work.compress(Served(field.model, limits=Limits(pixels=100)), picture, "product", {"bpp": 0.5}))
     with pytest.raises(DDCMError, match=r"not a \.ddcm file"):
         list(work.decompress(field, b"no file"))
     with pytest.raises(DDCMError, match="abacus"):
-        list(work.compress(field, picture, "product", {"bpp": 0.5}, backend="abacus"))
+        list(work.compress(Served(field.model, backend="abacus"), picture, "product", {"bpp": 0.5}))
+
+
+def test_pictures_on_the_way_have_the_size_of_the_result(field, at_once):
+    odd = Image.linear_gradient("L").resize((45, 37)).convert("RGB")
+    *early, result = work.compress(field, odd, "product", {"bpp": 1.0})
+    *late, _ = work.decompress(field, result.data)
+    assert early and late and {one.size for one in [*early, *late]} == {odd.size}
+
+
+def test_generated_images_come_one_by_one(digits, at_once):
+    found = list(work.generate(digits, 3, 8, 5, Condition(label=3), K=16, T=10))
+    results = [one for one in found if isinstance(one, work.Result)]
+    assert len(results) == 3 and len({one.data for one in results}) == 3
+    first = next(i for i, one in enumerate(found) if isinstance(one, work.Result))
+    assert 0 < first < len(found) - 3  # pictures on the way, then the image, then the others'
+    for one in results:
+        assert Codec(digits.model).decompress(one.data).tobytes() == one.image.tobytes()
+
+
+def test_an_edit_needs_a_target_and_no_second_encoding(digits, monkeypatch):
+    image = Image.linear_gradient("L").resize((8, 8))
+    seven, one = Condition(label=7), Condition(label=1, guidance_scale=3.0)
+    first, second = work.edited(digits, image, seven, one, 5, K=16, T=10)
+    assert first.data == Codec(digits.model, preset("ddcm", K=16, T=10)).compress(image, seven)
+    monkeypatch.setattr(Codec, "encode", lambda *args: pytest.fail("it is coded again"))
+    again, other = work.edited(digits, first, seven, one, 0, K=16, T=10)
+    assert again is first and other.data != second.data
+    with pytest.raises(DDCMError, match="needs a target"):
+        list(work.edited(digits, image, seven, Condition(), 5, K=16, T=10))
+    with pytest.raises(DDCMError, match="t_edit is 11"):
+        list(work.edited(digits, image, seven, one, 11, K=16, T=10))
+
+
+def test_what_models_can_be_told(field, digits):
+    for served, takes in ((field, (False, False)), (digits, (True, False))):
+        assert (served.takes_label, served.takes_prompt) == takes and not served.needs_label
+    assert (field.guidance, digits.guidance, digits.target_guidance) == (1.0, 1.0, 3.0)
+
+
+@pytest.fixture(scope="module")
+def fox():
+    """A text-to-image model."""
+    pytest.importorskip("transformers")
+    import tiny_pipelines
+
+    return wrap_pipeline(tiny_pipelines.build("sd"), "tiny/sd")
+
+
+def test_a_text_model_takes_a_prompt(fox):
+    served = Served(fox)
+    assert (served.takes_label, served.takes_prompt, served.needs_label) == (False, True, False)
+    assert served.guidance > 1 and served.target_guidance == served.guidance
+    line = work.generate_command(served, 1, 64, 0, Condition("-a red fox's", guidance_scale=2.5), K=64, T=100)
+    args = build_parser().parse_args(shlex.split(line)[1:])
+    assert (args.model, args.prompt, args.guidance_scale) == ("tiny/sd", "-a red fox's", 2.5)
 
 
 def test_the_command_hands_its_options_to_the_page(monkeypatch):
     seen = {}
     monkeypatch.setattr(page, "gradio", lambda: None)
     monkeypatch.setattr(page, "launch", lambda built, **how: seen.update(how))
-    monkeypatch.setattr(page, "build", lambda model, limits, backend: seen.update(limits=limits, backend=backend))
+    names = "limits", "backend", "words"
+    monkeypatch.setattr(page, "build", lambda *args: seen.update(zip(names, args[1:], strict=True)))
     options = ["--model", "gaussian-field", "--backend", "reference", "--max-evaluations", "9", "--force"]
     assert main(["app", *options, "--port", "8000", "-q"]) == 0
     assert seen["backend"] == "reference" and seen["limits"].evaluations == 9 and seen["limits"].seconds == math.inf
     assert seen["server_port"] == 8000 and seen["limits"].pixels == 512**2
+    assert seen["words"] == []
     for words, pixels in ((["--max-side", "64"], 64**2), (["--max-pixels", "5000"], 5000)):
         assert main(["app", *options, *words, "-q"]) == 0 and seen["limits"].pixels == pixels
+    assert main(["app", *options, "--device", "cpu", "--dtype", "float32", "--trust", "-q"]) == 0
+    assert seen["words"] == ["--device", "cpu", "--dtype", "float32", "--trust"]
 
 
 def test_rivals_are_the_largest_that_fit(picture):
@@ -111,27 +178,38 @@ def by_command_line(line):
     assert main([*shlex.split(line)[1:], "-q"]) == 0
 
 
-def test_the_command_lines_do_what_the_page_does(field, picture, tmp_path, monkeypatch):
+def test_the_command_lines_do_what_the_page_does(field, digits, picture, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    picture.save("my picture.png")
-    for by_psnr, rate in ((False, {"bpp": 0.5}), (True, {"psnr": 26.0})):
+    picture.save("-my picture.png")
+    for rate in ({"bpp": 0.5}, {"psnr": 26.0}):
         *_, result = work.compress(field, picture, "product", rate)
-        by_command_line(work.compress_command(field, "there/my picture.png", "product", by_psnr, 0.5, 26.0))
-        assert Path("my picture.ddcm").read_bytes() == result.data
+        by_command_line(work.compress_command(field, "there/-my picture.png", "product", rate))
+        assert Path("-my picture.ddcm").read_bytes() == result.data
     *_, part = work.decompress(field, result.data, 0.3)
-    by_command_line(work.decompress_command(field, "my picture.ddcm", 30))
-    assert Image.open("my picture-decoded.png").tobytes() == part.image.tobytes()
+    by_command_line(work.decompress_command(field, "-my picture.ddcm", 30))
+    assert Image.open("-my picture-decoded.png").tobytes() == part.image.tobytes()
+
+    for condition in (None, Condition(label=3, guidance_scale=2.5)):
+        asked = digits, 2, 8, 5, condition
+        by_command_line(work.generate_command(*asked, K=16, T=10))
+        made = [one for one in work.generate(*asked, K=16, T=10) if isinstance(one, work.Result)]
+        assert [Path(f"out/{i:04d}.ddcm").read_bytes() for i in range(2)] == [one.data for one in made]
+    asked = Condition(label=3, guidance_scale=1.0), Condition(label=1, guidance_scale=3.0), 5
+    made[0].image.save("three.png")
+    by_command_line(work.edit_command(digits, "there/three.png", *asked, K=16, T=10))
+    first, second = work.edited(digits, made[0].image, *asked, K=16, T=10)
+    assert Path("out/three.ddcm").read_bytes() == first.data
+    assert Path("out/three_1_5.ddcm").read_bytes() == second.data
 
 
 def test_a_command_line_says_how_the_model_was_loaded(tmp_path):
     bfloat, wide = (load_model("photo", dtype=dtype) for dtype in ("bfloat16", "float32"))
-    own = default_dtype(wide.device)
-    lines = {model.dtype: work.compress_command(model, None, "product", False, 0.25, 30.0) for model in (bfloat, wide)}
-    assert "--dtype" not in lines[own] and all("--dtype" in line for dtype, line in lines.items() if dtype != own)
+    served = Served(wide, ("--dtype", "float32"))
+    assert "--model photo --dtype float32" in work.compress_command(served, None, "product", {"bpp": 0.25})
     file = tmp_path / "a.ddcm"
     file.write_bytes(Codec(bfloat, preset("ddcm", T=2)).compress(Image.new("RGB", (16, 16))))
-    assert "--dtype" not in work.decompress_command(bfloat, str(file), 100)
-    assert "--dtype float32" in work.decompress_command(wide, str(file), 100)
+    assert "--dtype" not in work.decompress_command(Served(bfloat), str(file), 100)
+    assert "--dtype float32" in work.decompress_command(served, str(file), 100)
 
 
 def test_without_gradio_one_line_says_what_is_missing(capsys, monkeypatch):
@@ -149,7 +227,7 @@ def client(field):
     pytest.importorskip("gradio")
     from gradio_client import Client
 
-    app = page.build(field, Limits(pixels=64**2))
+    app = page.build(field.model, Limits(pixels=64**2))
     _, url, _ = page.launch(app, prevent_thread_lock=True, quiet=True)
     yield Client(url, verbose=False)
     app.close()
@@ -170,13 +248,13 @@ def test_compress_download_upload_again(client, field, picture, tmp_path):
     both, others, said, file = client.predict(*asked(tmp_path / "a.png"), api_name="/compress")
     data = Path(file).read_bytes()
     assert container.read(data)[0].width == 64 and f"{len(data)} bytes" in said and Path(file).name == "a.ddcm"
-    # What is shown is the very picture, enlarged, not coded once more.
-    expected = Codec(field).decompress(data)
+    # What is shown is the very picture, not coded once more.
+    expected = Codec(field.model).decompress(data)
     pictures = [*both, others[0]["image"], others[1]["image"]]
     for shown, own in zip(pictures, [picture, expected, picture, expected], strict=True):
-        assert Image.open(shown).resize(own.size, Image.Resampling.NEAREST).tobytes() == own.tobytes()
+        assert Image.open(shown).tobytes() == own.tobytes()
     shown, told = client.predict(handle_file(file), 100, api_name="/decompress")
-    assert Image.open(shown).resize((64, 64), Image.Resampling.NEAREST).tobytes() == expected.tobytes()
+    assert Image.open(shown).tobytes() == expected.tobytes()
     assert "100 %" in told
 
 
@@ -212,3 +290,48 @@ def test_no_file_is_left_behind(client, picture, tmp_path, monkeypatch):
     picture.save(tmp_path / "a.png")
     assert Path(client.predict(*asked(tmp_path / "a.png"), api_name="/compress")[3]).exists()
     assert len(made) == 1 and not made[0].exists()
+
+
+@pytest.mark.slow
+def test_generate_and_edit(client, digits, tmp_path):
+    from gradio_client import handle_file
+
+    asked = "digits", "3", "", 1.0, 3, 5, 16, 10, 64  # pixels a side, of models of any size
+    shown, said, files = client.predict(*asked, api_name="/generate")
+    expected = work.generate(digits, 3, 8, 5, Condition(label=3, guidance_scale=1.0), K=16, T=10)
+    made = [one for one in expected if isinstance(one, work.Result)]
+    assert [Path(file).read_bytes() for file in files] == [one.data for one in made] and "3 images" in said
+    assert [Path(file).name for file in files] == ["0000.ddcm", "0001.ddcm", "0002.ddcm"]
+    assert [Image.open(one["image"]).convert("L").tobytes() for one in shown] == [one.image.tobytes() for one in made]
+    picture, _ = client.predict(handle_file(files[0]), 100, api_name="/decompress")  # of digits, not the page's model
+    assert Image.open(picture).convert("L").tobytes() == made[0].image.tobytes()
+
+    made[0].image.save(tmp_path / "three.png")
+    told = "3", "", 1.0, "1", "", 3.0, 16, 10
+    for start in (5, 5, 0):  # the second and third without coding the picture again
+        shown, _, files = client.predict(
+            "digits", handle_file(tmp_path / "three.png"), *told, start, api_name="/edit"
+        )
+        source, target = Condition(label=3, guidance_scale=1.0), Condition(label=1, guidance_scale=3.0)
+        expected = work.edited(digits, made[0].image, source, target, start, K=16, T=10)
+        assert [Path(file).read_bytes() for file in files] == [one.data for one in expected]
+        assert len(shown) == 2
+    drawn, _ = client.predict("digits", "7", "", 1.0, 10, api_name="/draw")
+    assert Image.open(drawn).size == (8, 8)
+
+
+@pytest.mark.slow
+def test_a_page_for_a_text_model(fox):
+    pytest.importorskip("gradio")
+    from gradio_client import Client
+
+    app = page.build(fox, Limits(pixels=64**2))
+    _, url, _ = page.launch(app, prevent_thread_lock=True, quiet=True)
+    try:
+        side = fox.default_side
+        asked = "tiny/sd", "none", "a red fox", 2.0, 1, 5, 16, 10, side
+        _, _, (file,) = Client(url, verbose=False).predict(*asked, api_name="/generate")
+        expected = work.generate(Served(fox), 1, side, 5, Condition("a red fox", guidance_scale=2.0), K=16, T=10)
+        assert Path(file).read_bytes() == list(expected)[-1].data
+    finally:
+        app.close()

@@ -23,6 +23,7 @@ pytestmark = [
 ]
 
 SIDE = 64
+MOST = 128**2
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def photo():
 def address(photo):
     pytest.importorskip("gradio", reason="the page needs gradio")
     torch.set_num_threads(1)
-    app = page.build(photo, Limits(pixels=SIDE**2))
+    app = page.build(photo, Limits(pixels=MOST), options=("--dtype", "float32"))
     _, url, _ = page.launch(app, prevent_thread_lock=True, quiet=True)
     yield url
     app.close()
@@ -77,7 +78,7 @@ def test_compress_compare_download_and_upload_again(browser, photo):
     by_command_line(browser, "compress-command")
     assert Path("my picture.ddcm").read_bytes() == data
     # Original and result under the slider, and both beside the other formats, in their own pixels.
-    assert len(browser.sizes("#compress-both img")) == 2
+    assert browser.sizes("#compress-both img") == [(SIDE, SIDE)] * 2
     rivals = work.rivals(Image.open("my picture.png"), len(data))
     assert len(browser.sizes("#compress-others .grid-wrap img")) == 2 + len(rivals)
     captions = [one.text for one in browser.all("#compress-others .caption-label")]
@@ -88,12 +89,50 @@ def test_compress_compare_download_and_upload_again(browser, photo):
     browser.press("decompress-start")
     said = browser.wait(lambda: "pixels" in (text := browser.text("decompress-said")) and text)
     assert said == f"{SIDE}x{SIDE} pixels from 100 % of {len(data)} bytes"
-    (size,) = browser.sizes("#decompress-picture img")
+    assert browser.sizes("#decompress-picture img") == [(SIDE, SIDE)]
     by_command_line(browser, "decompress-command")
     decoded = Codec(photo).decompress(data)
     assert Image.open("my picture-decoded.png").tobytes() == decoded.tobytes()
-    times = size[0] // SIDE
-    assert size == (times * SIDE, times * SIDE) and times > 1  # enlarged, to be seen
+    assert browser.boxes("#decompress-picture img")[0][2] > 2 * SIDE  # enlarged, to be seen
+
+
+@pytest.mark.parametrize("size", [(160, 40), (40, 160), (128, 128)])
+def test_original_and_result_lie_on_each_other(browser, size):
+    Image.linear_gradient("L").resize(size).convert("RGB").save("a.png")
+    browser.upload("compress-picture", Path("a.png").resolve())
+    browser.press("compress-start")
+    browser.wait(lambda: "bytes" in browser.text("compress-said"))
+    assert browser.sizes("#compress-both img") == [size] * 2
+    first, second = browser.boxes("#compress-both img")
+    assert first == second and first[2] > size[0]
+
+
+def test_generate_and_edit_digits(browser):
+    browser.tab("Generate")
+    browser.choose("generate-model", "digits")
+    browser.choose("generate-label", "3")
+    browser.fill("generate-count", "2")
+    browser.fill("generate-seed", "7")
+    options = "--label 3 --guidance-scale 1 -K 64 -T 100 -n 2 --draw-seed 7"
+    browser.wait(lambda: options in browser.text("generate-command"))
+    browser.press("generate-start")
+    browser.wait(lambda: "2 images" in browser.text("generate-said"))
+    assert browser.sizes("#generate-shown .grid-wrap img") == [(8, 8)] * 2
+    by_command_line(browser, "generate-command")
+    assert browser.download("generate-files").read_bytes() == Path("out/0000.ddcm").read_bytes()
+
+    browser.tab("Edit")
+    browser.press("edit-start")
+    assert "there is no picture yet" in browser.errors()
+    browser.upload("edit-picture", Path("out/0001.png").resolve())
+    browser.choose("edit-label", "3")
+    browser.choose("edit-target-label", "8")
+    browser.wait(lambda: "--target-label 8 --target-guidance 3 --t-edit 70" in browser.text("edit-command"))
+    browser.press("edit-start")
+    browser.wait(lambda: "edited" in browser.text("edit-said"))
+    assert browser.sizes("#edit-shown .grid-wrap img") == [(8, 8)] * 2
+    browser.press("edit-draw")
+    browser.wait(lambda: "drawn.png" in browser.text("edit-command"))
 
 
 def test_a_quality_in_the_place_of_a_rate(browser):
@@ -106,19 +145,16 @@ def test_a_quality_in_the_place_of_a_rate(browser):
 def test_bad_files_are_one_line_on_the_page(browser):
     Path("bad.png").write_bytes(b"no picture" * 10)
     Path("bad.ddcm").write_bytes(b"no file")
-    large = SIDE + 1
-    Image.new("RGB", (large, large)).save("large.png")
+    Image.new("RGB", (129, 128)).save("large.png")
     browser.press("compress-start")
     assert "there is no picture yet" in browser.errors()
     for name, text in (("bad.png", "cannot read the file as an image"), ("large.png", "raise --max-pixels")):
         browser.upload("compress-picture", Path(name).resolve())
-        browser.wait(lambda name=name: name in browser.text("compress-command"))
         browser.press("compress-start")
         said = browser.errors()
         assert text in said and "/" not in said.replace("size/", "") and browser.text("compress-said") == ""
     browser.tab("Decompress")
     browser.upload("decompress-file", Path("bad.ddcm").resolve())
-    browser.wait(lambda: "bad.ddcm" in browser.text("decompress-command"))
     browser.press("decompress-start")
     assert "not a .ddcm file" in browser.errors() and browser.text("decompress-said") == ""
 

@@ -14,7 +14,9 @@ from ddcm_fast.errors import InputError
 
 def add_parser(commands: Any) -> None:
     """The subcommand `app`."""
-    p = commands.add_parser("app", description="Serve a page to compress and decompress pictures (needs gradio).")
+    p = commands.add_parser(
+        "app", description="Serve a page to compress, decompress, generate and edit pictures (needs gradio)."
+    )
     p.add_argument("--model", default=DEFAULT_MODEL, help="built-in model, model folder or hub id (default: photo)")
     p.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     p.add_argument("--port", type=int, default=7860, help="default: %(default)s")
@@ -34,5 +36,8 @@ def _run(args: argparse.Namespace) -> None:
     limits = limits_of(args)
     if args.max_pixels is None:
         limits = replace(limits, pixels=args.max_side**2)
-    page = build(load(args, args.model), limits, args.backend)
+    given = {"--device": args.device, "--dtype": args.dtype}
+    options = [word for name, value in given.items() if value is not None for word in (name, value)]
+    options += ["--trust"] if args.trust else []
+    page = build(load(args, args.model), limits, args.backend, options)
     launch(page, server_name=args.host, server_port=args.port, quiet=args.quiet)
