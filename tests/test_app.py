@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import runpy
 import shlex
 import threading
 import time
@@ -217,6 +218,31 @@ def test_without_gradio_one_line_says_what_is_missing(capsys, monkeypatch):
     assert main(["app", "-q"]) == 2
     assert "pip install 'ddcm-fast[app]'" in capsys.readouterr().err
     assert main(["app", "--max-side", "5"]) == 2
+
+
+# ---- the Space -----------------------------------------------------------------------------------
+
+SPACE = Path(__file__).parents[1] / "examples" / "space"
+
+
+def test_the_card_names_what_the_hub_asks_for():
+    _, head, text = (SPACE / "README.md").read_text("utf-8").split("---\n", 2)
+    card = dict(line.split(": ", 1) for line in head.splitlines())
+    assert card["sdk"] == "gradio" and (SPACE / card["app_file"]).is_file() and text.strip().startswith("# ddcm-fast")
+    assert card.keys() >= {"title", "emoji", "colorFrom", "colorTo", "sdk_version", "license"}
+    assert len(card["short_description"]) <= 60  # the hub refuses more
+    least = card["sdk_version"].rsplit(".", 1)[0]
+    assert f'app = ["gradio>={least}"]' in (SPACE.parents[1] / "pyproject.toml").read_text()
+    lines = (SPACE / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if line[0] not in "#-"] == ["torch", "ddcm-fast[app]"]
+
+
+def test_the_space_serves_the_page(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(page, "build", lambda model, limits: seen.update(model=model, limits=limits))
+    monkeypatch.setattr(page, "launch", lambda built: seen.update(launched=True))
+    runpy.run_path(str(SPACE / "app.py"), run_name="__main__")
+    assert seen["model"].name == "photo" and seen["limits"].pixels == 256**2 and seen["launched"]
 
 
 # ---- the page ------------------------------------------------------------------------------------

@@ -304,7 +304,7 @@ class _Page:
                 target = self._told(model, " of the target", "edit-target", "1", target=True)
                 size, steps = self._codebook(256)
                 begin = gr.Slider(
-                    0, 100, value=70, step=1, label="Step from which on it is the target (late: less changes)"
+                    0, 100, value=70, step=1, label="Step at which the target takes over (later: less change)"
                 )
                 start, stop = self._buttons("Edit", "edit")
             with gr.Column():
