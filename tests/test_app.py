@@ -346,6 +346,12 @@ def test_generate_and_edit(client, digits, tmp_path):
     assert Image.open(drawn).size == (8, 8)
 
 
+def test_a_page_for_digits_has_them_once(digits):
+    pytest.importorskip("gradio")
+    lists = [part for part in page.build(digits.model).blocks.values() if getattr(part, "label", None) == "Model"]
+    assert [part.choices for part in lists] == [[("digits", "digits")]] * 2
+
+
 @pytest.mark.slow
 def test_a_page_for_a_text_model(fox):
     pytest.importorskip("gradio")

@@ -133,6 +133,10 @@ def test_generate_and_edit_digits(browser):
     assert browser.sizes("#edit-shown .grid-wrap img") == [(8, 8)] * 2
     browser.press("edit-draw")
     browser.wait(lambda: "drawn.png" in browser.text("edit-command"))
+    Path("bad.png").write_bytes(b"no picture" * 10)
+    browser.upload("edit-picture", Path("bad.png").resolve())
+    browser.press("edit-start")
+    assert browser.errors().endswith("it must be one of PNG, JPEG, WEBP, TIFF, BMP, DIB, GIF, PPM, AVIF, JPEG2000, QOI")
 
 
 def test_a_quality_in_the_place_of_a_rate(browser):
