@@ -44,8 +44,6 @@ _WITHOUT_VALUE = (
     "a plot needs matplotlib:",
     "- stands for one file;",
     "the page needs gradio:",
-    "there is no picture yet:",
-    "there is no file yet:",
     "the digits data need scikit-learn:",
     "aligning faces needs facexlib:",
     "the rule 'rcc' needs the package constriction:",

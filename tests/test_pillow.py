@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
 
 from ddcm_fast import Codec, Condition, DDCMError, load_model, preset
 from ddcm_fast.codec import container
@@ -87,6 +87,48 @@ def test_a_picture_is_decoded_once(picture, monkeypatch):
     assert small.size == (8, 4) and image.getpixel((0, 0)) == image.copy().getpixel((0, 0))
     assert calls == [1] and image.fp is None
     assert pickle.loads(pickle.dumps(image)).tobytes() == image.tobytes()
+
+
+# ---- smaller pictures ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "scale"),
+    [((64, 40), 1), ((33, 21), 1), ((32, 20), 2), ((31, 20), 2), ((16, 10), 4), ((16, 11), 2), ((1, 1), 16)],
+)
+def test_a_draft_is_the_preview_that_covers_what_is_asked_for(asked, scale):
+    Image.linear_gradient("L").resize((67, 41)).convert("RGB").save("a.ddcm", model="gaussian-field", **QUICK)
+    image = Image.open("a.ddcm")
+    given = image.draft("L", asked)
+    size = (-(-67 // scale), -(-41 // scale))
+    assert given == (None if scale == 1 else ("RGB", (0, 0, 67 / scale, 41 / scale)))
+    assert image.size == size and all(own >= wanted for own, wanted in zip(size, asked, strict=True))
+    codec = Codec(load_model("gaussian-field"))
+    expected = codec.decompress(Path("a.ddcm")) if scale == 1 else codec.preview(Path("a.ddcm"), scale)
+    assert image.tobytes() == expected.tobytes() and image.size == size
+    assert image.draft(None, (1, 1)) is None and image.size == size  # it is decoded
+
+
+def test_a_draft_can_be_taken_back(picture):
+    whole = Image.open(save(picture)).tobytes()
+    image = Image.open("a.ddcm")
+    assert image.draft(None, (1, 1)) and image.size == (2, 1)
+    assert image.draft(None, None) is None and image.size == (2, 1)
+    assert image.draft(None, picture.size) is None and image.tobytes() == whole
+
+
+def test_a_thumbnail_is_decoded_no_further_than_it_needs(monkeypatch):
+    large = Image.linear_gradient("L").resize((128, 64)).convert("RGB")
+    large.save("a.ddcm", model="gaussian-field", preset="product", T=8, K=64, atoms=64)
+    whole = Image.open("a.ddcm")
+    whole.load()
+    whole.thumbnail((16, 16))
+    monkeypatch.setattr(Codec, "decompress", lambda *args, **how: pytest.fail("all of it is decoded"))
+    image = Image.open("a.ddcm")
+    image.thumbnail((16, 16))
+    assert image.size == whole.size == (16, 8)
+    difference = ImageChops.difference(image, whole)
+    assert max(high for _, high in difference.getextrema()) < 64
 
 
 def test_grey_pictures_are_grey_at_once():

@@ -41,7 +41,7 @@ COMMANDS = {
     "edit": "edit an image by its label or prompt, compressed",
     "eval": "codecs side by side: rates, metrics, curves",
     "score": "two folders of images, compared",
-    "app": "a web page to compress and decompress pictures",
+    "app": "a web page to compress, generate and edit pictures",
     "doctor": "versions, devices, backends and their self-tests",
     "bench": "how fast the codebook operations are here",
 }

@@ -99,22 +99,26 @@ def guarded(action: Callable[[], None]) -> int:
 
 
 def _fail(error: Exception) -> int:
-    if isinstance(error, SomeFailedError):
-        complain(str(error))
-        return SOME_FAILED
-    if isinstance(error, DDCMError):
-        complain(str(error))
-    elif out_of_memory(error):
-        complain("out of memory; use a smaller image or codebook, fewer images, or another --device")
-    elif isinstance(error, OSError):
+    status, text = explain(error)
+    if isinstance(error, OSError) and not isinstance(error, DDCMError):
         _drop_output()
+    complain(text)
+    return status
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """The exit status of an error, and what to say of it."""
+    if isinstance(error, SomeFailedError):
+        return SOME_FAILED, str(error)
+    if isinstance(error, DDCMError):
+        return MISTAKE, str(error)
+    if out_of_memory(error):
+        return MISTAKE, "out of memory; use a smaller image or codebook, fewer images, or another --device"
+    if isinstance(error, OSError):
         name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
-        complain(f"{name}{error.strerror or error}")
-    else:
-        first = (str(error).strip().splitlines() or [""])[0]
-        complain(f"a bug of ddcm, please report it with what DDCM_DEBUG=1 prints: {type(error).__name__}: {first}")
-        return BUG
-    return MISTAKE
+        return MISTAKE, f"{name}{error.strerror or error}"
+    first = (str(error).strip().splitlines() or [""])[0]
+    return BUG, f"a bug of ddcm, please report it with what DDCM_DEBUG=1 prints: {type(error).__name__}: {first}"
 
 
 def _drop_output() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, Union
 
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddcm_fast.codebook.law import integer
 from ddcm_fast.codec import container
 from ddcm_fast.codec.batches import Conditions, Prompts, batches, conditions_of, each_alone, stored, together
 from ddcm_fast.codec.config import DEFAULT_PRESET, CodecConfig, preset
@@ -33,7 +35,7 @@ from ddcm_fast.sampling.graphs import StepGraphs, require_gpu
 from ddcm_fast.sampling.information import model_curve
 from ddcm_fast.sampling.model import DiffusionModel
 from ddcm_fast.sampling.sampler import Sample, sample
-from ddcm_fast.sampling.schedule import Step
+from ddcm_fast.sampling.schedule import Step, for_scale
 
 __all__ = ["Codec", "Encoded", "Picture"]
 
@@ -478,6 +480,31 @@ class Codec:
     ) -> Image.Image:
         """`decode`, as a PIL image."""
         return to_pil(self.decode(data, ignore_checksum, condition, first))
+
+    def preview(self, data: FileData, scale: int, condition: ConditionLike = None) -> Image.Image:
+        """The picture of a file at 1 / scale of its sides, rounded up, sooner than `decompress` has it: a PIL image.
+
+        The last steps, which add what nobody sees in a small picture, are left out (schedule.for_scale), and a model
+        that can predicts on averaged pictures, of twice the preview's sides.
+
+        Raises as `decode`; ConfigError: scale is no integer from 1 to 64.
+        """
+        scale = integer("scale", scale, 1, 64)
+        model = self.model if scale < 4 else self.model.coarse(scale.bit_length() - 2)
+        call = self.callback_on_step_end
+        coarse = Codec(
+            model, None, self.backend, progress=self.progress, limits=self.limits, callback_on_step_end=call
+        )
+        return coarse._preview(data, scale, condition)
+
+    @_using_model
+    def _preview(self, data: FileData, scale: int, condition: ConditionLike) -> Image.Image:
+        header, payload, told = self._opened(container.file_bytes(data), False, condition)
+        job = self._job_of(header)
+        rows = job.rule.read(payload, job.coded)
+        if scale > 1:
+            job = replace(job, steps=for_scale(job.steps, scale))
+        return to_pil(self._replay(job, [rows], [header], [told])[0]).reduce(scale)
 
     def work(self, config: CodecConfig, height: int, width: int) -> float:
         """Network evaluations at full resolution that take as long as decoding a picture of this size does."""

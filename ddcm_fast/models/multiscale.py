@@ -109,6 +109,7 @@ class MultiscaleModel(WrappedModel):
     def __init__(self, model: DiffusionModel) -> None:
         super().__init__(model)
         self._models = [model]
+        self._least = 0  # times that a picture is averaged
 
     def resolutions(self, shape: torch.Size) -> list[DiffusionModel]:
         """As often as leaves the smallest picture that the network takes."""
@@ -121,7 +122,12 @@ class MultiscaleModel(WrappedModel):
     def at(self, t: float, shape: torch.Size) -> DiffusionModel:
         models = self.resolutions(shape)
         k = bisect_right(self.information.averaged_from, t) if self.information is not None else 0
-        return models[min(k, len(models) - 1)]
+        return models[min(max(k, self._least), len(models) - 1)]
+
+    def coarse(self, k: int) -> DiffusionModel:
+        other = copy(self)
+        other._least = k
+        return other
 
     def sized(self, shape: torch.Size) -> DiffusionModel:
         if self.information is None:

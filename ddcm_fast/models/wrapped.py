@@ -28,7 +28,8 @@ def _inner() -> Any:
 class WrappedModel(DiffusionModel):
     """A model that changes another one's predictions: subclasses say `predict`, and `changes` for the fingerprint.
 
-    `predictor`, `at`, `resolutions` and `sized` are not handed on, since they would leave out what `predict` changes.
+    `predictor`, `at`, `resolutions`, `coarse` and `sized` are not handed on, since they would leave out what `predict`
+    changes.
 
     Attributes:
         inner: the other model.

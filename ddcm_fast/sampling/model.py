@@ -112,6 +112,10 @@ class DiffusionModel(ABC):
         """This model with the information curve that states of one shape have, for schedules and rates."""
         return self
 
+    def coarse(self, k: int) -> DiffusionModel:
+        """This model for a preview: it predicts on pictures averaged k times or more, where `resolutions` has them."""
+        return self
+
     def cost(self, t: float, shape: torch.Size) -> float:
         """Work of a prediction for states of one shape, in evaluations of the network at full resolution."""
         return 1.0

@@ -69,6 +69,11 @@ class Step:
         )
 
     @property
+    def last(self) -> Step:
+        """The same step taken to a clean image at once, which is x0_hat."""
+        return Step(self.index, self.t, self.alpha_t, self.sigma_t, 1.0, 0.0, 0.0, 0.0, False)
+
+    @property
     def snr_gain(self) -> float:
         """SNR_s - SNR_t, the information a step can carry: KL = |x0 - x0_hat|^2 * snr_gain / (2 ln 2) bits.
 
@@ -122,6 +127,19 @@ def plan(
             )
         )
     return steps
+
+
+def for_scale(steps: Sequence[Step], scale: int) -> list[Step]:
+    """The first steps of a plan, as many as a picture needs that is shown at 1 / scale of its sides.
+
+    The last of them is `Step.last`. They end where the noise is sqrt(scale) times what it is in the last coded step.
+    Averaged, white noise would be as low already at `scale` times that, but a network knows less of a smaller picture's
+    pixels from their neighbours: the square root was chosen by looking and measuring (docs/pillow.md).
+    """
+    goal = ([step for step in steps if step.coded] or steps)[-1]
+    most = math.sqrt(scale) * goal.sigma_t
+    end = next(i for i, step in enumerate(steps) if step.sigma_t * goal.alpha_t <= most * step.alpha_t)
+    return [*steps[:end], steps[end].last]
 
 
 def linspace(model: DiffusionModel, count: int) -> list[float]:

@@ -14,6 +14,8 @@ from ddcm_fast.codec import container
 from ddcm_fast.codec.config import PRESETS, preset
 from ddcm_fast.codec.images import psnr, to_pil, to_tensor
 from ddcm_fast.errors import ConfigError, FormatError, InputError, ModelError
+from ddcm_fast.sampling.condition import Condition
+from ddcm_fast.tasks import edit
 
 SMALL = {
     "ddcm": preset("ddcm", T=6, K=1000),
@@ -206,6 +208,60 @@ def test_a_prefix_decodes_to_a_coarser_picture(field, name):
     assert psnr(image, codec.decode(cut, ignore_checksum=True)) == pytest.approx(qualities[1], abs=1.0)
     with pytest.raises(ConfigError, match="first"):
         codec.decode(coded.data, first=0.0)
+
+
+@pytest.mark.parametrize("name", ["product", "trellis", "turbo", "ddcm", "diffc"])
+def test_a_preview_is_near_the_picture_and_sooner_there(field, name, monkeypatch):
+    image = field.draw(1, 60, 91, seed=6)[0].clamp(-1, 1)
+    codec = Codec.from_preset(field, name, K=1024)
+    data = codec.encode(image, bpp=1.0 if name != "ddcm" else 0.5)[0].data
+    whole = codec.decompress(data)
+    assert codec.preview(data, 1).tobytes() == whole.tobytes()
+    calls = []
+    predict = field.predict
+    monkeypatch.setattr(field, "predict", lambda *args: calls.append(1) or predict(*args))
+    counts = []
+    for scale in (1, 2, 8):
+        calls.clear()
+        small = codec.preview(data, scale)
+        counts.append(len(calls))
+        assert small.size == (-(-91 // scale), -(-60 // scale))
+        assert psnr(to_tensor(small), to_tensor(whole.reduce(scale))) > 18
+    assert counts[0] == len(codec.config.steps(field)) or name == "ddcm"
+    assert counts[0] > counts[1] > counts[2]
+
+
+def test_a_preview_is_that_of_an_edited_file_and_of_its_condition():
+    codec = Codec(load_model("digits"), preset("ddcm", T=10, K=16))
+    digit = Image.linear_gradient("L").resize((8, 8))
+    data = codec.compress(digit, Condition(label=7), embed_condition=False)
+    with pytest.raises(ConfigError, match="condition"):
+        codec.preview(data, 2)
+    assert codec.preview(data, 2, Condition(label=7)).size == (4, 4)
+    (edited,) = edit(codec, codec.compress(digit, Condition(label=7)), [Condition(label=1, guidance_scale=3.0)], [0])
+    assert codec.preview(edited.data, 2).tobytes() != codec.preview(data, 2, Condition(label=7)).tobytes()
+
+
+def test_a_preview_of_averaged_pictures_costs_little(photo):
+    codec = Codec(photo, preset("trellis", T=8, atoms=400))
+    data = codec.encode(picture(128, 128))[0].data
+    costs = []
+    for scale in (1, 4, 16):
+        spent = []
+        codec.callback_on_step_end = lambda own, index, t, tensors, spent=spent: spent.append(
+            own.model.cost(t, tensors["latents"].shape)
+        )
+        small = codec.preview(data, scale)
+        costs.append(sum(spent))
+        assert psnr(to_tensor(small), to_tensor(codec.decompress(data).reduce(scale))) > 20
+        codec.callback_on_step_end = None
+    assert costs[1] < 0.4 * costs[0] and costs[2] < 0.1 * costs[0]
+
+
+@pytest.mark.parametrize("scale", [0, 65, 2.5, "8"])
+def test_scales_of_previews(field, scale):
+    with pytest.raises(ConfigError, match="scale"):
+        Codec(field, SMALL["ddcm"]).preview(b"", scale)
 
 
 # ---- bad input -----------------------------------------------------------------------------------

@@ -139,6 +139,19 @@ def test_the_curve_says_where() -> None:
     assert multiscale(model) is model and isinstance(multiscale(Pixels()), MultiscaleModel)
 
 
+def test_previews_are_averaged_at_least_so_often() -> None:
+    model = MultiscaleModel(Pixels())
+    coarse = model.coarse(1)
+    shape = torch.Size((1, *model.latent_shape(64, 64)))
+    for t, k in ((0.0, 1), (399.0, 1), (400.0, 2)):
+        assert coarse.at(t, shape) is model.resolutions(shape)[k]
+    assert model.at(0.0, shape) is model.resolutions(shape)[0]
+    assert coarse.fingerprint() == model.fingerprint() and coarse.sized(shape).cost(0.0, shape) == 0.25
+    smallest = torch.Size((1, *model.latent_shape(4, 4)))
+    assert model.coarse(3).at(0.0, smallest) is model.inner
+    assert Pixels().coarse(2).cost(0.0, shape) == 1.0
+
+
 def test_the_curve_of_small_pictures() -> None:
     model = MultiscaleModel(Pixels())
     for side, mse in ((4, (1e-4, 0.2, 0.9)), (8, (1e-4, 0.1, 0.5)), (64, CURVE.mse)):

@@ -22,7 +22,7 @@ from ddcm_fast.models.wrapped import WrappedModel
 from ddcm_fast.tasks.guidance import ClassifierGuided
 
 #: What a wrapper is there to change.
-CHANGED = {"predict", "predictor", "fingerprint", "at", "resolutions", "sized"}
+CHANGED = {"predict", "predictor", "fingerprint", "at", "resolutions", "coarse", "sized"}
 
 
 def public(cls: type) -> set[str]:

@@ -8,7 +8,7 @@ import pytest
 from ddcm_fast.codec.config import SCHEDULES
 from ddcm_fast.errors import ConfigError
 from ddcm_fast.models.gaussian_field import GaussianField
-from ddcm_fast.sampling.schedule import diffc, linspace, linspace_floor, trailing
+from ddcm_fast.sampling.schedule import diffc, for_scale, linspace, linspace_floor, plan, trailing
 
 FIELD = GaussianField()
 COUNTS = (1, 2, 3, 8, 12, 20, 30, 50, 100, 280, 999, 1000)
@@ -51,3 +51,18 @@ def test_diffc_is_evenly_chosen() -> None:
 def test_more_steps_than_timesteps_are_refused(grid) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ConfigError, match="it must be from 1 to"):
         grid(FIELD, 1001)
+
+
+def test_smaller_pictures_need_fewer_steps() -> None:
+    steps = plan(FIELD, linspace(FIELD, 50))
+    noise = [step.sigma_t / step.alpha_t for step in steps]
+    end = noise[max(i for i, step in enumerate(steps) if step.coded)]
+    counts = []
+    for scale in (1, 2, 4, 16, 64):
+        first = for_scale(steps, scale)
+        assert first[:-1] == steps[: len(first) - 1] and first[-1].index == len(first) - 1
+        assert (first[-1].alpha_s, first[-1].sigma_s, first[-1].noise, first[-1].coded) == (1.0, 0.0, 0.0, False)
+        assert noise[len(first) - 1] <= scale**0.5 * end < noise[len(first) - 2]
+        counts.append(len(first))
+    assert counts == sorted(counts, reverse=True) and counts[-1] < counts[1] < 50
+    assert len(for_scale(plan(FIELD, [999.0]), 8)) == 1
