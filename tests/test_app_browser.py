@@ -184,7 +184,8 @@ def test_stop_and_leaving_end_the_run(browser, address, monkeypatch):
     assert container.read(data)[0].width == SIDE
 
 
-def test_nothing_is_asked_of_other_machines(browser, address):
+def test_nothing_is_recorded_or_asked_of_other_machines(browser, address):
     browser.tab("Decompress")
+    assert "Runs" not in browser.find("footer").text and "Gradio" in browser.find("footer").text
     asked = browser.asked()
     assert asked and [url for url in asked if not url.startswith(address)] == []

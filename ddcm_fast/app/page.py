@@ -110,8 +110,8 @@ def build(
 
 
 def launch(page: Any, **how: Any) -> Any:
-    """Launch the page with limits on what is uploaded; `how` as of gradio.Blocks.launch."""
-    return page.launch(max_file_size=MAX_FILE, show_error=True, css=_CSS, head=_HEAD, **how)
+    """Launch the page with limits on what is uploaded, and no record of runs; `how` as of gradio.Blocks.launch."""
+    return page.launch(max_file_size=MAX_FILE, show_error=True, run_history=False, css=_CSS, head=_HEAD, **how)
 
 
 class _Page:
