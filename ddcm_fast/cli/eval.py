@@ -31,7 +31,8 @@ def add_parser(commands: Any) -> None:
     p.add_argument(
         "--codecs",
         default="jpeg,webp,avif,product,trellis",
-        help="jpeg, webp, avif, jxl, and presets, these with settings as in ddcm:K=65536 (default: %(default)s)",
+        help="jpeg, webp, avif, jxl, bpg, vtm, and presets, these with settings as in ddcm:K=65536 "
+        "(default: %(default)s)",
     )
     p.add_argument("--bpp", default="0.1,0.2,0.35,0.5", help="bits a pixel (default: %(default)s)")
     p.add_argument("--metrics", default="psnr,ms-ssim", help="psnr, ms-ssim, lpips, dists (default: %(default)s)")
@@ -39,6 +40,7 @@ def add_parser(commands: Any) -> None:
     p.add_argument("--crop", type=int, help="side of a centre crop; smaller images are taken whole")
     p.add_argument("--limit", type=int, help="only the first images")
     p.add_argument("--model", default=DEFAULT_MODEL, help="of the presets (default: %(default)s)")
+    p.add_argument("--vtm-cfg", type=Path, help="vtm's encoder_intra_vtm.cfg (default: cfg/ of where it was built)")
     add_common(p)
     p.set_defaults(run=_run)
 
@@ -77,19 +79,21 @@ def _run(args: argparse.Namespace) -> None:
     for name, value in (("--crop", args.crop), ("--limit", args.limit)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
-    model_needed = any([codecs.needs_model(name) for name in wanted])  # looks at them all
+    presets = [name for name in wanted if codecs.needs_model(name)]
     if not wanted:
         raise ConfigError(f"--codecs is {args.codecs!r}; name one of {', '.join(codecs.names())} at least")
     items = _items(args)
     pairs = Pairs(metrics)
+    # Before a model is loaded: what these need may be missing.
+    ready = {name: codecs.make(name, vtm_cfg=args.vtm_cfg) for name in wanted if name not in presets}
     outputs = Outputs(force=args.force, folder=args.output)
     names = {"results.csv": TEXT, "means.csv": TEXT, "summary.json": JSON}
     names |= {"curves.png": picture("PNG"), "sheet.png": picture("PNG")}
     names |= {f"{name}.json": JSON for name in wanted}
     for name, kind in names.items():
         outputs.add(args.output / name, kind)
-    model = load(args, args.model) if model_needed else None
-    own = [codecs.make(name, model) for name in wanted]
+    model = load(args, args.model) if presets else None
+    own = [ready[name] if name in ready else codecs.make(name, model) for name in wanted]
     rows = evaluate(items, own, rates, pairs, args.output, args.crop, progress(args))
 
     failed = sorted({row["image"] for row in rows if "error" in row})
