@@ -31,8 +31,8 @@ def add_parser(commands: Any) -> None:
     p.add_argument(
         "--codecs",
         default="jpeg,webp,avif,product,trellis",
-        help="jpeg, webp, avif, jxl, bpg, vtm, and presets, these with settings as in ddcm:K=65536 "
-        "(default: %(default)s)",
+        help="jpeg, webp, avif, jxl, bpg, vtm, CompressAI's (mbt2018-mean, cheng2020-anchor, ...) and presets, these "
+        "with settings as in ddcm:K=65536 (default: %(default)s)",
     )
     p.add_argument("--bpp", default="0.1,0.2,0.35,0.5", help="bits a pixel (default: %(default)s)")
     p.add_argument("--metrics", default="psnr,ms-ssim", help="psnr, ms-ssim, lpips, dists (default: %(default)s)")
@@ -74,6 +74,7 @@ def _run(args: argparse.Namespace) -> None:
     from ddcm_fast.evaluation import codecs, report
     from ddcm_fast.evaluation.metrics import Pairs
     from ddcm_fast.evaluation.run import evaluate
+    from ddcm_fast.models.loading import working_device
 
     rates, wanted, metrics = _rates(args.bpp), list(dict.fromkeys(_list(args.codecs))), _list(args.metrics)
     for name, value in (("--crop", args.crop), ("--limit", args.limit)):
@@ -85,7 +86,8 @@ def _run(args: argparse.Namespace) -> None:
     items = _items(args)
     pairs = Pairs(metrics)
     # Before a model is loaded: what these need may be missing.
-    ready = {name: codecs.make(name, vtm_cfg=args.vtm_cfg) for name in wanted if name not in presets}
+    device = working_device(args.device)
+    ready = {name: codecs.make(name, None, args.vtm_cfg, device) for name in wanted if name not in presets}
     outputs = Outputs(force=args.force, folder=args.output)
     names = {"results.csv": TEXT, "means.csv": TEXT, "summary.json": JSON}
     names |= {"curves.png": picture("PNG"), "sheet.png": picture("PNG")}

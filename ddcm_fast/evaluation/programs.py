@@ -105,7 +105,9 @@ class VtmCodec(_ProgramCodec):
         built = _find("vtm", encoder).resolve().parent.parent / "cfg" / "encoder_intra_vtm.cfg"
         self._cfg = built if cfg is None else cfg
         if cfg is None and not built.is_file():
-            raise ConfigError("vtm needs its configuration: give --vtm-cfg cfg/encoder_intra_vtm.cfg of VTM's sources")
+            raise ConfigError(
+                f"vtm has no configuration {built}: give --vtm-cfg, cfg/encoder_intra_vtm.cfg of its sources"
+            )
         self._options = ["-f", "1", "-fr", "1", "--InputChromaFormat=444", "--InputBitDepth=8"]
         self._options += ["--ConformanceWindowMode=1"]  # the encoder pads to its blocks by itself
         settings = {"options": self._options, "cfg": hashlib.sha256(read(self._cfg)).hexdigest()[:16]}
