@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from ddcm_fast.errors import MissingExtraError
-from ddcm_fast.evaluation.run import Row
+from ddcm_fast.evaluation.run import Row, decoded
 
 #: The names that CompressAI gives metrics of RGB images; its plots read them.
 _COMPRESSAI = {"psnr": "psnr-rgb", "ms-ssim": "ms-ssim-rgb"}
@@ -130,8 +130,8 @@ def sheet(rows: Sequence[Row], folder: Path, side: int = 192, most: int = 4) -> 
     for y, name in enumerate(images):
         for x, codec in enumerate(codecs):
             row, corner = place[name, codec], (x * (side + 4), y * (side + 18))
-            with Image.open(folder / codec / f"{rate:g}" / f"{name}.png") as decoded:
-                small = decoded.convert("RGB")
+            with Image.open(decoded(folder, row)) as file:
+                small = file.convert("RGB")
                 small.thumbnail((side, side))
             out.paste(small, corner)
             quality = f" {row['psnr']:.1f} dB" if row.get("psnr") is not None else ""
