@@ -131,9 +131,14 @@ def _run(args: argparse.Namespace) -> None:
         complain(f"warning: {error}")
     outputs.write(args.output / "summary.json", _json({**summary, "means": points}))
     if points:
+        by_name = {item.name: item for item in items}
+
+        def original(name: str) -> Image.Image:
+            return _original(by_name[name], args.crop)
+
         for name in wanted:
             outputs.write(args.output / f"{name}.json", _json(report.compressai(points, name, names, command)))
-        outputs.write(args.output / "sheet.png", report.sheet(rows, args.output))
+        outputs.write(args.output / "sheet.png", report.sheet(rows, args.output, original))
         try:
             outputs.write(args.output / "curves.png", report.curves(points, names))
         except MissingExtraError as error:

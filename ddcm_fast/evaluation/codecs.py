@@ -69,4 +69,4 @@ def make(
     if name not in PRESETS:
         return formats.PillowCodec(name)
     assert model is not None
-    return presets.PresetCodec(text, presets.configure(name, settings), model)
+    return presets.PresetCodec(text, presets.configure(name, settings), model, fixed="T" in settings)

@@ -111,6 +111,7 @@ def _measured(image: Image.Image, codec: ImageCodec, rate: float, metrics: Pairs
         "fits": coded.fits,
         **found,
         "encode_seconds": coded.encode_seconds,
+        "encode_cpu_seconds": coded.encode_cpu_seconds,
         "decode_seconds": coded.decode_seconds,
     }
 
