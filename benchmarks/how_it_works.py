@@ -19,13 +19,14 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from contact_sheet import Cell, caption, sheet
 from PIL import Image
 from skimage import data
 
 from ddcm_fast import Codebook, Codec, load_model
 from ddcm_fast.codec.container import read
+from ddcm_fast.codec.images import psnr, to_tensor
 from ddcm_fast.codec.job import make_job
+from ddcm_fast.evaluation.report import Cell, caption, page
 from ddcm_fast.files import picture, write, write_json
 
 PARTS = (0.05, 0.15, 0.4, 1.0)
@@ -45,7 +46,8 @@ def refine(codec: Codec, image: Image.Image, coded: bytes) -> tuple[list[Cell], 
     for part in PARTS:
         decoded = codec.decompress(coded, first=part)
         size = math.ceil(part * len(coded))
-        text = caption(f"the first {size} bytes", image, decoded, size)
+        bpp, quality = 8 * size / (image.width * image.height), psnr(to_tensor(image), to_tensor(decoded))
+        text = caption(f"the first {size} bytes", bpp, quality)
         cells.append((text, decoded))
         rows.append({"first": part, "bytes": size, "caption": text})
     return [*cells, ("the original", image)], rows
@@ -103,9 +105,7 @@ def main() -> int:
     coded = codec.compress(image, bpp=0.25)
     cells, prefixes = refine(codec, image, coded)
     found, steps = correlations(), shares(codec, coded)
-    out = io.BytesIO()
-    sheet([cells]).save(out, "PNG", optimize=True)
-    write(args.figures / "how-refines.png", out.getvalue(), picture("PNG"))
+    write(args.figures / "how-refines.png", page([cells]), picture("PNG"))
     write(args.figures / "how-bits.png", plots(found, steps), picture("PNG"))
     command = shlex.join(["python", *sys.argv])
     write_json(args.output, {"command": command, "prefixes": prefixes, "correlations": found, "steps": steps})

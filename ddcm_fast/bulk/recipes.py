@@ -27,7 +27,7 @@ class Recipe:
         about: the set and its split.
         images: as many the set has.
         side: of the square pictures that are made, in pixels.
-        patch: side of the patches of its FID, see evaluation.patches; None: of whole pictures.
+        patch: side of the patches of its FID in pixels, see evaluation.sets; None: whole pictures.
         member: what the name of an image, with its way from the folder and without its ending, is like.
         layout: where that is in a download, for messages.
         listed: name of a file, beside or below which images lie, whose lines' first words are the images meant; where

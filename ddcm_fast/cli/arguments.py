@@ -10,6 +10,7 @@ from typing import Any
 
 from ddcm_fast.codec.config import DEFAULT_MODEL, DEFAULT_PRESET, PRESETS, QUALITIES, CodecConfig, options
 from ddcm_fast.codec.limits import OPTIONS, Limits
+from ddcm_fast.errors import ConfigError
 from ddcm_fast.sampling.condition import Condition
 
 #: Of the applications: the paper's, whose restoration objective is exact for one atom a step.
@@ -157,6 +158,28 @@ def add_recipe(parser: argparse._ActionsContainer) -> None:
         help="the inputs are this data set as it is published: only its images, cut and resized as the paper does "
         "(kodak24, div2k, clic2020, imagenet256)",
     )
+
+
+def add_sets(parser: argparse.ArgumentParser) -> None:
+    """Options of FID and KID."""
+    parser.add_argument("--patch", type=int, help="side of the patches of patch-fid and patch-kid (default: 256)")
+    parser.add_argument(
+        "--inception",
+        type=Path,
+        help="with --trust, the weights of torch-fidelity's network (default: it fetches them)",
+    )
+
+
+def patch_of(args: argparse.Namespace, default: int | None = None) -> int:
+    """The side of the patches: --patch, else `default`, else HiFiC's. Raises ConfigError, also for --inception."""
+    from ddcm_fast.evaluation.sets import PATCH_SIDE
+    from ddcm_fast.models.trust import check_pickle
+
+    if args.inception is not None:
+        check_pickle(args.inception, args.trust)
+    if args.patch is not None and args.patch < 1:
+        raise ConfigError(f"--patch is {args.patch}; it must be at least 1")
+    return args.patch or default or PATCH_SIDE
 
 
 # ---- what a conditional model is told ------------------------------------------------------------

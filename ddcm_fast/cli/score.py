@@ -5,14 +5,20 @@ from __future__ import annotations
 import argparse
 import io
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ddcm_fast.cli.arguments import add_json
+from ddcm_fast.cli.arguments import add_json, add_sets, patch_of
 from ddcm_fast.cli.pictures import is_image_ending
 from ddcm_fast.cli.terminal import complain, say
 from ddcm_fast.errors import DDCMError, InputError, SomeFailedError
 from ddcm_fast.files import MAX_IMAGE_FILE
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ddcm_fast.bulk.sources import Item
 
 
 def add_parser(commands: Any) -> None:
@@ -23,8 +29,11 @@ def add_parser(commands: Any) -> None:
     p.add_argument(
         "--metrics",
         default="psnr,ms-ssim",
-        help="psnr, ms-ssim, lpips, dists of pairs; fid, kid of the folders as sets (default: %(default)s)",
+        help="psnr, ms-ssim, lpips, dists of pairs; fid, kid, patch-fid, patch-kid of the folders as sets "
+        "(default: %(default)s)",
     )
+    add_sets(p)
+    p.add_argument("--trust", action="store_true", help="load --inception, a pickle, which can run code")
     p.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors and the result")
     add_json(p, "the means")
     p.set_defaults(run=_run)
@@ -34,30 +43,33 @@ def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ddcm_fast.bulk.sources import find
-    from ddcm_fast.codec.images import load_image
-    from ddcm_fast.evaluation import metrics
+    from ddcm_fast.evaluation import metrics, sets
 
     names = [part.strip() for part in args.metrics.split(",") if part.strip()]
-    metrics.check(names, metrics.OF_PAIRS + metrics.OF_SETS)
+    metrics.check(names, metrics.OF_PAIRS + sets.NAMES)
+    patch = patch_of(args)
     of_pairs = [name for name in names if name in metrics.OF_PAIRS]
+    of_sets = [name for name in names if name in sets.NAMES]
+    if of_sets:
+        metrics.need_sets()
     for folder in (args.first, args.second):
         if not folder.is_dir():
             raise InputError(f"{folder} is no folder; name two folders of images")
     facts: dict[str, Any] = {}
     failed: list[str] = []
+    measure = metrics.Pairs(of_pairs)
+    first, second = (
+        {item.name: item for item in find([folder], is_image_ending, "images", MAX_IMAGE_FILE)}
+        for folder in (args.first, args.second)
+    )
     if of_pairs:
-        measure = metrics.Pairs(of_pairs)
-        first, second = (
-            {item.name: item for item in find([folder], is_image_ending, "images", MAX_IMAGE_FILE)}
-            for folder in (args.first, args.second)
-        )
         shared = [name for name in first if name in second]
         if not shared:
             raise InputError(f"no image of {args.first} has its name (without ending) in {args.second}")
         values: dict[str, list[float]] = {name: [] for name in of_pairs}
         for name in tqdm(shared, unit="pair", disable=True if args.quiet else None):
             try:
-                pair = (load_image(io.BytesIO(side[name].read())) for side in (first, second))
+                pair = (_read(side[name]) for side in (first, second))
                 for metric, value in measure(*pair).items():
                     if value is not None:
                         values[metric].append(value)
@@ -66,7 +78,9 @@ def _run(args: argparse.Namespace) -> None:
                 failed.append(name)
         facts = {"pairs": len(shared) - len(failed), "unpaired": len(first) + len(second) - 2 * len(shared)}
         facts |= {name: sum(found) / len(found) if found else None for name, found in values.items()}
-    facts |= metrics.of_sets([name for name in names if name in metrics.OF_SETS], args.first, args.second)
+    if of_sets:
+        originals, others = ([partial(_read, item) for item in side.values()] for side in (first, second))
+        facts |= sets.compare(of_sets, originals, others, patch, args.inception)
     if args.json:
         say(json.dumps(facts))
     else:
@@ -74,3 +88,9 @@ def _run(args: argparse.Namespace) -> None:
         say(", ".join(f"{name} {value}" for name, value in said.items()))
     if failed:
         raise SomeFailedError(f"{len(failed)} of {len(shared)} pairs failed: give pictures of one size in both folders")
+
+
+def _read(item: Item) -> Image.Image:
+    from ddcm_fast.codec.images import load_image
+
+    return load_image(io.BytesIO(item.read()))

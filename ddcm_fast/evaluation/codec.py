@@ -15,7 +15,8 @@ from PIL import Image
 class Coded:
     """An image's file, what it decodes to, and the seconds that each way took.
 
-    `fits` is whether the file has no more than the bits that were asked for.
+    `fits` is whether the file has no more than the bits that were asked for; `encode_cpu_seconds` are those of the
+    processor, all threads together, where this process does the work and they are known.
     """
 
     data: bytes
@@ -23,6 +24,7 @@ class Coded:
     encode_seconds: float
     decode_seconds: float
     fits: bool = True
+    encode_cpu_seconds: float | None = None
 
 
 class ImageCodec(ABC):

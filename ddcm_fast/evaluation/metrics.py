@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ddcm_fast.codec.images import psnr, to_tensor
 from ddcm_fast.errors import ConfigError, InputError, MissingExtraError, first_line
@@ -78,28 +79,48 @@ def _ms_ssim(functional: Any, a: Tensor, b: Tensor) -> float | None:
     return float(functional.multiscale_structural_similarity_index_measure(a[None], b[None], data_range=2.0))
 
 
-def of_sets(names: list[str], first: Path, second: Path, weights: Path | None = None) -> dict[str, float]:
-    """FID and KID of two folders of images and all that is below them, by torch-fidelity.
+def need_sets() -> Any:
+    """The package torch-fidelity. Raises MissingExtraError."""
+    return _package("torch_fidelity", "metrics")
+
+
+def of_sets(
+    names: list[str],
+    first: Path | Dataset[Tensor],
+    second: Path | Dataset[Tensor],
+    weights: Path | None = None,
+    kept: Path | None = None,
+) -> dict[str, float]:
+    """FID and KID of two sets of pictures, by torch-fidelity.
 
     Args:
+        first, second: folders of images and all that is below them, or data sets of (3, H, W) uint8 and of one size,
+            with a length.
         weights: of its Inception network, a pickle that it unpickles as it is; None: it fetches them.
+        kept: a folder for the features of the first set, for further calls with the same one; None: they are not kept.
 
     Raises ConfigError: an unknown name. MissingExtraError: torch-fidelity is not installed. InputError: it failed.
     """
     check(names, OF_SETS)
     if not names:
         return {}
-    fidelity = _package("torch_fidelity", "metrics")
+    fidelity = need_sets()
+    sets = [str(one) if isinstance(one, Path) else one for one in (first, second)]
     try:
         found = fidelity.calculate_metrics(
-            input1=str(first),
-            input2=str(second),
+            input1=sets[0],
+            input2=sets[1],
             fid="fid" in names,
             kid="kid" in names,
-            # Of KID, which draws subsets: not more than the smaller folder has.
-            kid_subset_size=min(1000, *(_images(folder) for folder in (first, second))),
+            # Of KID, which draws subsets: not more than the smaller set has.
+            kid_subset_size=min(1000, _images(first), _images(second)),
             samples_find_deep=True,
             feature_extractor_weights_path=None if weights is None else str(weights),
+            cache=kept is not None,
+            cache_root=None if kept is None else str(kept),
+            input1_cache_name=None if kept is None else "first",
+            # What reads a data set cannot be sent to other processes everywhere.
+            save_cpu_ram=not isinstance(first, Path),
             verbose=False,
             cuda=torch.cuda.is_available(),
         )
@@ -109,8 +130,10 @@ def of_sets(names: list[str], first: Path, second: Path, weights: Path | None = 
     return {name: float(found[keys[name]]) for name in names}
 
 
-def _images(folder: Path) -> int:
-    return sum(path.suffix.lower() in FIDELITY_ENDINGS for path in folder.rglob("*"))
+def _images(pictures: Path | Dataset[Tensor]) -> int:
+    if isinstance(pictures, Path):
+        return sum(path.suffix.lower() in FIDELITY_ENDINGS for path in pictures.rglob("*"))
+    return len(pictures)  # type: ignore[arg-type]
 
 
 #: CLIP's models by their authors' names (Radford et al. 2021), and the hub's.

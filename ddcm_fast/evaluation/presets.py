@@ -17,22 +17,25 @@ from ddcm_fast.sampling.model import DiffusionModel
 
 
 class PresetCodec(ImageCodec):
-    """A preset of this package; `settings` replace some of its own.
+    """A preset of this package.
 
-    Raises ConfigError: a preset or setting that there is not, or an impossible value.
+    Args:
+        fixed: of a configuration whose rate is the number of steps: it takes T of them at every rate.
     """
 
-    def __init__(self, name: str, config: CodecConfig, model: DiffusionModel) -> None:
+    def __init__(self, name: str, config: CodecConfig, model: DiffusionModel, fixed: bool = False) -> None:
         who = {"model": model.name, "fingerprint": model.fingerprint().hex(), "dtype": str(model.dtype)}
-        super().__init__(name, {**dataclasses.asdict(config), **who})
+        self._fixed = fixed and not config.shares_atoms
+        super().__init__(name, {**dataclasses.asdict(config), **who, "fixed": self._fixed})
         self._codec = Codec(model, config)
 
     def code(self, image: Image.Image, bpp: float) -> Coded:
-        start = time.perf_counter()
-        coded = self._encode(image, bpp)
-        encoded = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
+        coded = self._codec.encode(image)[0] if self._fixed else self._encode(image, bpp)
+        encoded, cpu_seconds = time.perf_counter(), time.process_time() - cpu
         decoded = self._codec.decompress(coded.data)
-        return Coded(coded.data, decoded, encoded - start, time.perf_counter() - encoded)
+        seconds = time.perf_counter() - encoded
+        return Coded(coded.data, decoded, encoded - start, seconds, coded.bpp <= bpp, cpu_seconds)
 
     def _encode(self, image: Image.Image, bpp: float) -> Encoded:
         """At a rate; where it is a number of steps and there are fewer than it asks for, in all that there are."""

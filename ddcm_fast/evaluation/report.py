@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ddcm_fast.errors import MissingExtraError
-from ddcm_fast.evaluation.run import Row
+from ddcm_fast.evaluation.run import Row, decoded
 
 #: The names that CompressAI gives metrics of RGB images; its plots read them.
 _COMPRESSAI = {"psnr": "psnr-rgb", "ms-ssim": "ms-ssim-rgb"}
@@ -32,7 +32,7 @@ def means(rows: Sequence[Row], metrics: Sequence[str]) -> list[Row]:
     out = []
     for (codec, rate), group in points.items():
         mean: Row = {"codec": codec, "rate": rate, "images": len(group), "over": sum(not r["fits"] for r in group)}
-        for name in ("bpp", *metrics, "encode_seconds", "decode_seconds"):
+        for name in ("bpp", *metrics, "encode_seconds", "encode_cpu_seconds", "decode_seconds"):
             values = [row[name] for row in group if row.get(name) is not None]
             mean[name] = sum(values) / len(values) if values else None
         out.append(mean)
@@ -117,25 +117,69 @@ def curves(points: Sequence[Row], metrics: Sequence[str]) -> bytes:
     return buffer.getvalue()
 
 
-def sheet(rows: Sequence[Row], folder: Path, side: int = 192, most: int = 4) -> bytes:
-    """PNG of the first images as each codec decodes them at the rate in the middle, with their bits and PSNR."""
-    good = whole(rows)
-    codecs = list(dict.fromkeys(row["codec"] for row in good))
-    rates = sorted({row["rate"] for row in good})
-    rate = rates[len(rates) // 2]
-    images = list(dict.fromkeys(row["image"] for row in good))[:most]
-    place = {(row["image"], row["codec"]): row for row in good if row["rate"] == rate}
-    out = Image.new("RGB", (len(codecs) * (side + 4), len(images) * (side + 18)), "white")
-    draw = ImageDraw.Draw(out)
-    for y, name in enumerate(images):
-        for x, codec in enumerate(codecs):
-            row, corner = place[name, codec], (x * (side + 4), y * (side + 18))
-            with Image.open(folder / codec / f"{rate:g}" / f"{name}.png") as decoded:
-                small = decoded.convert("RGB")
-                small.thumbnail((side, side))
-            out.paste(small, corner)
-            quality = f" {row['psnr']:.1f} dB" if row.get("psnr") is not None else ""
-            draw.text((corner[0], corner[1] + side + 2), f"{codec} {row['bpp']:.3f} bpp{quality}", fill="black")
+#: A picture of a page and what is written below it.
+Cell = tuple[str, Image.Image]
+
+
+def caption(title: str, bpp: float, psnr: float | None) -> str:
+    """Two lines: what it is, and bits a pixel and PSNR in dB; None: the pictures are equal, or it was not measured."""
+    return f"{title}\n{bpp:.3f} bpp" + ("" if psnr is None else f", {psnr:.2f} dB")
+
+
+def cell(row: Row, folder: Path, title: str | None = None) -> Cell:
+    """A row's picture, as it was decoded into a folder; called by the codec where no title is given."""
+    with Image.open(decoded(folder, row)) as file:
+        return caption(title or row["codec"], row["bpp"], row.get("psnr")), file.convert("RGB")
+
+
+def page(rows: Sequence[Sequence[Cell]], side: int | None = None) -> bytes:
+    """PNG of pictures in rows with their captions below, each row as high as its highest picture.
+
+    Args:
+        side: pictures with a longer one are made smaller, in pixels; None: they keep their size.
+    """
+    shown = [[(text, _small(image, side)) for text, image in row] for row in rows]
+    width = max(image.width for row in shown for _, image in row) + _MARGIN
+    heights = [max(image.height for _, image in row) + _CAPTION + _MARGIN for row in shown]
+    size = (width * max(len(row) for row in shown) + _MARGIN, sum(heights) + _MARGIN)
+    out, font = Image.new("RGB", size, "white"), ImageFont.load_default(13)
+    draw, top = ImageDraw.Draw(out), _MARGIN
+    for row, height in zip(shown, heights, strict=True):
+        for x, (text, image) in enumerate(row):
+            left = _MARGIN + x * width
+            out.paste(image, (left, top))
+            below = (left + 2, top + height - _CAPTION - _MARGIN + 2)
+            draw.multiline_text(below, text, fill="black", font=font, spacing=1)
+        top += height
     buffer = io.BytesIO()
-    out.save(buffer, "PNG")
+    out.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+#: Pixels around pictures, and below each for two lines.
+_MARGIN, _CAPTION = 6, 34
+
+
+def _small(image: Image.Image, side: int | None) -> Image.Image:
+    if side is not None and max(image.size) > side:
+        image = image.copy()
+        image.thumbnail((side, side))
+    return image
+
+
+def sheet(
+    rows: Sequence[Row], folder: Path, original: Callable[[str], Image.Image], side: int = 192, most: int = 4
+) -> bytes:
+    """PNG of the first images, each beside what the codecs make of it at the rate in the middle.
+
+    Args:
+        original: an image by its name.
+    """
+    good = whole(rows)
+    rates = sorted({row["rate"] for row in good})
+    images = list(dict.fromkeys(row["image"] for row in good))[:most]
+    lines: dict[str, list[Cell]] = {name: [(name, original(name))] for name in images}
+    for row in good:
+        if row["image"] in lines and row["rate"] == rates[len(rates) // 2]:
+            lines[row["image"]].append(cell(row, folder))
+    return page(list(lines.values()), side)

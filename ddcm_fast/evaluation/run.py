@@ -33,6 +33,16 @@ def crop(image: Image.Image, side: int | None) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
+def decoded(folder: Path, row: Row) -> Path:
+    """The file of a decoded picture."""
+    return folder / row["codec"] / f"{row['rate']:g}" / f"{row['image']}.png"
+
+
+def original(content: bytes, side: int | None = None) -> Image.Image:
+    """What codecs are given of an image file: RGB, the centre of it. Raises InputError."""
+    return crop(load_image(io.BytesIO(content)).convert("RGB"), side)
+
+
 def evaluate(
     items: Sequence[Item],
     codecs: Sequence[ImageCodec],
@@ -64,7 +74,7 @@ def evaluate(
             at, image, error = item, None, ""
             try:
                 content = item.read()
-                image = crop(load_image(io.BytesIO(content)), side)
+                image = original(content, side)
             except Exception as problem:  # one bad image is one image
                 error = first_line(problem)
                 content = b""
@@ -74,7 +84,7 @@ def evaluate(
         if image is None:
             rows.append(row | {"error": error})
             continue
-        place = folder / codec.name / f"{rate:g}" / f"{item.name}.png"
+        place = decoded(folder, row)
         if key in known and "error" not in known[key] and metrics.names <= known[key].keys() and place.is_file():
             rows.append(known[key])
             continue
@@ -101,6 +111,7 @@ def _measured(image: Image.Image, codec: ImageCodec, rate: float, metrics: Pairs
         "fits": coded.fits,
         **found,
         "encode_seconds": coded.encode_seconds,
+        "encode_cpu_seconds": coded.encode_cpu_seconds,
         "decode_seconds": coded.decode_seconds,
     }
 

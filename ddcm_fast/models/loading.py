@@ -151,7 +151,7 @@ def load_model(
             its own or, without `trust`, is pickled.
         MissingExtraError: it has text encoders and transformers is not installed.
     """
-    where = _device(device)
+    where = working_device(device)
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise ModelError(f"unknown dtype {dtype!r}: choose {', '.join(DTYPES)}")
@@ -166,7 +166,7 @@ def load_model(
     return multiscale(model) if model.information is not None and model.information.averaged_from else model
 
 
-def _device(device: torch.device | str | None) -> torch.device:
+def working_device(device: torch.device | str | None) -> torch.device:
     """A device that computes. Raises ModelError."""
     if device is None:
         return default_device()
