@@ -42,8 +42,8 @@ _SIZES = [
     "first", "last", "span", "num_programs", "stride_out", "seed_low", "seed_high",
 ]  # fmt: skip
 
-#: Up to this many images are scored by the small-batch kernel, as many as SMALL_TILE in a program; more take the matrix
-#: product. On an H200 (K = D = 16384) two images took 0.065 ms of the one, and 8 took 0.73 of the other, 64 hardly less.
+#: Up to this many images are scored by the small-batch kernel, SMALL_TILE of them in a program; more take the matrix
+#: product. On an H200 (K = D = 16384) two images took 0.065 ms of the one, 8 took 0.73 of the other, 64 hardly less.
 SMALL_BATCH, SMALL_TILE = 16, 4
 
 #: Images that share a program of the large-batch kernel -> tiles to choose from. Each keeps all sums in registers on
