@@ -28,6 +28,8 @@ from ddcm_fast.files import picture, write, write_json
 
 #: Atoms a step of DDCM's rules; one is the plain argmax.
 UNIFORM_ATOMS = (1, 2, 4, 8)
+#: Rates of the classical codecs, which have no files at the presets' lowest: more, for curves that overlap enough.
+CLASSICAL_BPP = [0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1.0]
 METRICS = ("psnr", "ms-ssim")
 
 
@@ -38,6 +40,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     parser.add_argument("--plot", type=Path, help="PNG to write")
     parser.add_argument("--classical", nargs="*", default=["jpeg", "webp", "avif"])
+    parser.add_argument("--classical-bpp", nargs="+", type=float, default=CLASSICAL_BPP)
     parser.add_argument("--presets", nargs="*", default=["product", "trellis", "turbo", "turbo-hadamard", "diffc"])
     parser.add_argument("--bpp", nargs="+", type=float, default=[0.05, 0.1, 0.2, 0.35, 0.5])
     parser.add_argument("-T", type=int, default=20, help="coded steps of the presets (default: 20)")
@@ -51,9 +54,10 @@ def main() -> int:
     model = load_model(args.model)
     kind = f":kind={args.kind}" if args.kind else ""
     names = [n + kind if n.endswith("-paper") else f"{n}:T={args.T}:tail={args.tail}{kind}" for n in args.presets]
-    codecs = [make(name, model) for name in (*args.classical, *names)]
     images, folder, measure = items(args.images)[: args.count], work(args), Pairs(list(METRICS))
-    rows = evaluate(images, codecs, args.bpp, measure, folder, args.crop)
+    rows = []
+    for group, rates in ((args.classical, args.classical_bpp), (names, args.bpp)):
+        rows += evaluate(images, [make(name, model) for name in group], rates, measure, folder, args.crop)
     for atoms in UNIFORM_ATOMS if args.uniform_steps else ():
         settings = f"K={args.uniform_K}:T={args.uniform_steps}"
         codec = make(f"pursuit:{settings}:M={atoms}:C=3" if atoms > 1 else f"ddcm:{settings}", model)

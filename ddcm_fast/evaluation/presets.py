@@ -26,7 +26,7 @@ class PresetCodec(ImageCodec):
     def __init__(self, name: str, config: CodecConfig, model: DiffusionModel, fixed: bool = False) -> None:
         who = {"model": model.name, "fingerprint": model.fingerprint().hex(), "dtype": str(model.dtype)}
         self._fixed = fixed and not config.shares_atoms
-        super().__init__(name, {**dataclasses.asdict(config), **who, "fixed": self._fixed})
+        super().__init__(name, {**dataclasses.asdict(config), **who} | ({"fixed": True} if self._fixed else {}))
         self._codec = Codec(model, config)
 
     def code(self, image: Image.Image, bpp: float) -> Coded:

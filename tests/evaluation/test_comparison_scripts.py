@@ -41,7 +41,19 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 
 def test_rd(run: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["--output", "rd.json", "--classical", "jpeg", "--presets", "product", "turbo-paper", "--kind", "hadamard"]
+    more = [
+        "--output",
+        "rd.json",
+        "--classical",
+        "jpeg",
+        "--classical-bpp",
+        "4",
+        "--presets",
+        "product",
+        "turbo-paper",
+        "--kind",
+        "hadamard",
+    ]
     more += ["-T", "3", "--bpp", "1", "2", "--uniform-steps", "6", "--uniform-K", "16"]
     run("rd", *more, "--plot", "rd.png")
     assert Image.open("rd.png").format == "PNG"
@@ -50,7 +62,7 @@ def test_rd(run: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None
     assert found["crop"] == 32 and found["model"].startswith("gaussian-field (")
     codecs = [point["codec"] for point in found["means"]]
     product, paper, own = "product:T=3:tail=1:kind=hadamard", "turbo-paper:kind=hadamard", "ddcm:K=16:T=6"
-    assert codecs == ["jpeg"] * 2 + [product] * 2 + [paper] * 2 + [own] * 4
+    assert codecs == ["jpeg"] + [product] * 2 + [paper] * 2 + [own] * 4
     assert {(row["width"], row["height"]) for row in found["rows"]} == {(32, 32), (24, 32)}  # nothing is padded
     ddcm = [point for point in found["means"] if point["codec"] == own]
     assert [point["rate"] for point in ddcm] == [1, 2, 4, 8] and all(point["images"] == 2 for point in ddcm)

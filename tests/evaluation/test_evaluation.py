@@ -83,6 +83,26 @@ def test_a_rate_of_steps_ends_where_there_are_no_more() -> None:
     assert steps == len(model.training_timesteps())
 
 
+def test_steps_that_are_given_are_kept() -> None:
+    model, image = GaussianField(), picture(width=32, height=32)
+    codec = codecs.make("ddcm:K=256:T=7", model)
+    low, high = codec.code(image, 0.01), codec.code(image, 8.0)
+    assert low.data == high.data and container.read(low.data)[0].config.T == 7
+    assert (low.fits, high.fits) == (False, True) and high.encode_cpu_seconds is not None
+    # Of the others the rate is met with these steps.
+    assert 0.4 < 8 * len(codecs.make("product:T=7", model).code(image, 0.5).data) / 1024 <= 0.5
+
+
+def test_sheets_begin_with_the_originals(tmp_path: Path) -> None:
+    rows = evaluate([item("a", picture())], [Halves("b", 8)], [1.0], metrics.Pairs(["psnr"]), tmp_path, progress=False)
+    sheet = Image.open(io.BytesIO(report.sheet(rows, tmp_path, lambda name: picture())))
+    assert sheet.size == (2 * (96 + 6) + 6, 64 + 34 + 6 + 6)
+    assert sheet.crop((6, 6, 102, 70)).tobytes() == picture().tobytes()
+    assert (
+        report.caption("x", 0.25, 30.0) == "x\n0.250 bpp, 30.00 dB" and report.caption("x", 1, None) == "x\n1.000 bpp"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
