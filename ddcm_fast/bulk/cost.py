@@ -31,7 +31,7 @@ from ddcm_fast.sampling.update import complete
 _LARGEST, _SMALL = 512, 64
 #: Seconds that a single search may take; longer ones are foretold from a smaller picture's.
 _LONG = 1.0
-#: Encodings in search of a quality: a mean over photographs.
+#: Encodings in search of a quality: about the mean over crops of Kodak photographs at 24 to 32 dB.
 _ENCODINGS = 3.0
 
 #: (size of something, seconds), increasing.

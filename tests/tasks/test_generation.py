@@ -120,10 +120,11 @@ def test_imagenet_with_classifier_guidance(bench, reference, fidelity, imagenet,
     command += ["--reference", str(reference), "--batch-size", "2", "--output-dir", str(out), "--device", "cpu"]
     assert bench.main(command) == 2
     assert "--trust" in capsys.readouterr().err
-    assert bench.main([*command, "--trust", "--dtype", "float32"]) == 0
+    command += ["--trust", "--dtype", "float32"]
+    assert bench.main(command) == 0
     rows = json.loads((out / "results.json").read_text())
     assert [row["K"] for row in rows] == [0, 2, 4, 8, 16, 64] and all(row["samples"] == 3 for row in rows)
-    args = bench.parse([*command, "--trust"])
+    args = bench.parse(command)
     model = bench.load(args)
     told = bench.conditions(args, model)
     assert [c.label for c in told] == [c.label for c in bench.conditions(args, model)]
