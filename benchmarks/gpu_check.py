@@ -60,7 +60,7 @@ def stage_check(device: str) -> list[list[Part]]:
     by = (sanitizer, "--error-exitcode", "9") if sanitizer else ()
     checked = [Part(f"memcheck {kind}", 60, by, f"compute-sanitizer {kind}") for kind in KINDS] if by else []
     return [
-        [Part("environment", 30)],
+        [Part("environment", 60)],
         [Part("build", 100)],
         [Part(f"quick cuda {kind}", 40) for kind in KINDS],
         [Part("clusters", 30), *checked, *(Part(f"triton {kind} {i}", 60) for i in range(6) for kind in KINDS)],
