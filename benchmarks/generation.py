@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ddcm_fast import Codebook, Codec, DiffusionModel, load_model
 from ddcm_fast.cli.arguments import seed
-from ddcm_fast.cli.conditions import drawn, own_seeds, read_captions, read_labels
+from ddcm_fast.cli.conditions import read_captions, read_labels
 from ddcm_fast.cli.pictures import image_bytes
 from ddcm_fast.codec.batches import batches, together
 from ddcm_fast.codec.config import preset
@@ -44,6 +44,7 @@ from ddcm_fast.files import TEXT, picture, read, write, write_json
 from ddcm_fast.models.trust import check_pickle
 from ddcm_fast.sampling.choosers import Draw
 from ddcm_fast.sampling.condition import Condition
+from ddcm_fast.sampling.draws import drawn, own_seeds
 from ddcm_fast.sampling.rules import Rule
 from ddcm_fast.sampling.sampler import sample
 from ddcm_fast.sampling.schedule import Step, linspace, plan

@@ -3,6 +3,10 @@
 Each message is one line and says what to do; the command line prints it and exits with status 2.
 """
 
+from __future__ import annotations
+
+import os
+
 
 class DDCMError(Exception):
     """Base class of every error this package raises on purpose."""
@@ -56,6 +60,19 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         text in said for text in ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC")
     )
+
+
+def explain(error: BaseException) -> str:
+    """One line that says what to do about an exception: ours, memory's, a file's, or else that it is a bug."""
+    if isinstance(error, DDCMError):
+        return str(error)
+    if out_of_memory(error):
+        return "out of memory; use a smaller image or codebook, fewer images, or another --device"
+    if isinstance(error, OSError):
+        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        return f"{name}{error.strerror or error}"
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"a bug of ddcm, please report it with what DDCM_DEBUG=1 prints: {type(error).__name__}: {first}"
 
 
 def first_line(error: BaseException) -> str:

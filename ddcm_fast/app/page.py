@@ -14,13 +14,12 @@ from typing import Any
 from PIL import Image
 
 from ddcm_fast.app import work
-from ddcm_fast.cli.terminal import explain
 from ddcm_fast.codec.config import DEFAULT_PRESET, PRESETS
 from ddcm_fast.codec.container import MAX_SIDE
 from ddcm_fast.codec.identity import dtype_name
 from ddcm_fast.codec.images import load_image
 from ddcm_fast.codec.limits import Limits
-from ddcm_fast.errors import InputError, MissingExtraError
+from ddcm_fast.errors import InputError, MissingExtraError, explain
 from ddcm_fast.files import MAX_FILE
 from ddcm_fast.models.digits import NAME as DIGITS
 from ddcm_fast.models.loading import load_model
@@ -464,7 +463,7 @@ class _Page:
             try:
                 return str(line(*values))
             except Exception as error:  # of what is half written; the button says it too
-                return f"# {explain(error)[1]}"
+                return f"# {explain(error)}"
 
         shown = gr.Code(
             follow(*(option.value for option in options)),
@@ -502,7 +501,7 @@ class _Page:
                     yield from action(Path(folder), *values)
             except Exception as error:
                 yield tuple("" if output is said else gr.skip() for output in outputs)
-                raise gr.Error(explain(error)[1], print_exception=False) from error
+                raise gr.Error(explain(error), print_exception=False) from error
 
         def stopped(text: str) -> str:
             return _STOPPED if text == _RUNNING else text

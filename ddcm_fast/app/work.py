@@ -19,11 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddcm_fast.cli.arguments import APPLICATION_PRESET
-from ddcm_fast.cli.conditions import own_seeds
 from ddcm_fast.codec import container
 from ddcm_fast.codec.codec import Codec
-from ddcm_fast.codec.config import CodecConfig, preset
+from ddcm_fast.codec.config import APPLICATION_PRESET, CodecConfig, preset
 from ddcm_fast.codec.identity import dtype_name
 from ddcm_fast.codec.images import psnr, to_pil, to_srgb, to_tensor
 from ddcm_fast.codec.limits import Limits
@@ -32,6 +30,7 @@ from ddcm_fast.models.loading import builtin_models
 from ddcm_fast.models.names import split_name
 from ddcm_fast.models.wrapped import WrappedModel
 from ddcm_fast.sampling.condition import Condition
+from ddcm_fast.sampling.draws import own_seeds
 from ddcm_fast.sampling.model import DiffusionModel
 from ddcm_fast.tasks.edit import check_edit, edit
 

@@ -13,10 +13,6 @@ from ddcm_fast.codec.limits import OPTIONS, Limits
 from ddcm_fast.errors import ConfigError
 from ddcm_fast.sampling.condition import Condition
 
-#: Of the applications: the paper's, whose restoration objective is exact for one atom a step.
-APPLICATION_PRESET = "ddcm"
-
-
 # ---- types ---------------------------------------------------------------------------------------
 
 

@@ -1,17 +1,13 @@
-"""Conditions of many images: labels and captions from files, labels drawn at random, and seeds of their own."""
+"""Conditions of many images: labels and captions from files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ddcm_fast.errors import InputError
 from ddcm_fast.files import read
-from ddcm_fast.sampling.choosers import Seed, seeded
 
 #: The longest file of captions; those of MS-COCO have up to 91 MiB.
 _MAX_CAPTIONS = 1 << 29
@@ -55,19 +51,3 @@ def _lines(path: Path, data: bytes, what: str) -> list[str]:
     if not lines:
         raise InputError(f"{path} has no {what}; it must have one a line")
     return lines
-
-
-def drawn(choices: Sequence[int], count: int, seed: Seed) -> list[int]:
-    """`count` of the choices, drawn with replacement; the first are the same for every count."""
-    generator = seeded(seed)
-    return [choices[_below(len(choices), generator)] for _ in range(count)]
-
-
-def own_seeds(seed: Seed, count: int) -> list[int]:
-    """A seed for each image, drawn from one; the first are the same for every count."""
-    generator = seeded(seed)
-    return [_below(2**63 - 1, generator) for _ in range(count)]
-
-
-def _below(end: int, generator: torch.Generator) -> int:
-    return int(torch.randint(end, (), generator=generator, dtype=torch.int64, device="cpu"))

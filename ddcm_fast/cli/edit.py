@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddcm_fast.cli.arguments import (
-    APPLICATION_PRESET,
     add_coding,
     add_common,
     add_condition,
@@ -20,7 +19,7 @@ from ddcm_fast.cli.loading import load, load_for, make_codec
 from ddcm_fast.cli.pictures import add_pair, read_image, write_pair
 from ddcm_fast.cli.terminal import tell
 from ddcm_fast.codec import container
-from ddcm_fast.codec.config import DEFAULT_MODEL, preset
+from ddcm_fast.codec.config import APPLICATION_PRESET, DEFAULT_MODEL, preset
 from ddcm_fast.errors import ConfigError, InputError
 from ddcm_fast.files import STDIN, Outputs, is_regular, read
 from ddcm_fast.sampling.condition import Condition

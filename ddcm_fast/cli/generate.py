@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddcm_fast.cli.arguments import (
-    APPLICATION_PRESET,
     add_classifier,
     add_coding,
     add_common,
@@ -22,7 +21,7 @@ from ddcm_fast.cli.loading import load, make_codec
 from ddcm_fast.cli.pictures import add_pair, write_pair
 from ddcm_fast.cli.terminal import tell
 from ddcm_fast.codec.batches import batches, together
-from ddcm_fast.codec.config import preset
+from ddcm_fast.codec.config import APPLICATION_PRESET, preset
 from ddcm_fast.errors import ConfigError, InputError
 from ddcm_fast.files import Outputs
 from ddcm_fast.sampling.condition import Condition
@@ -77,7 +76,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from ddcm_fast.cli.conditions import own_seeds
+    from ddcm_fast.sampling.draws import own_seeds
 
     asked = _conditions(args)
     if not 1 <= len(asked) <= _MOST_IMAGES:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddcm_fast.cli.arguments import (
-    APPLICATION_PRESET,
     add_coding,
     add_common,
     path_or,
@@ -19,7 +18,7 @@ from ddcm_fast.cli.arguments import (
 from ddcm_fast.cli.loading import load, make_codec
 from ddcm_fast.cli.pictures import OUTPUT_HELP, add_pair, image_bytes, image_kind, read_image, write_pair
 from ddcm_fast.cli.terminal import tell
-from ddcm_fast.codec.config import preset
+from ddcm_fast.codec.config import APPLICATION_PRESET, preset
 from ddcm_fast.errors import ConfigError, InputError
 from ddcm_fast.files import STDIN, STDOUT, Outputs
 from ddcm_fast.tasks.operators import TASKS

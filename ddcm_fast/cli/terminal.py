@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-from ddcm_fast.errors import DDCMError, SomeFailedError, out_of_memory
+from ddcm_fast.errors import DDCMError, SomeFailedError, explain, out_of_memory
 from ddcm_fast.files import STDOUT
 
 #: Exit statuses, see EXIT_HELP.
@@ -99,26 +99,17 @@ def guarded(action: Callable[[], None]) -> int:
 
 
 def _fail(error: Exception) -> int:
-    status, text = explain(error)
     if isinstance(error, OSError) and not isinstance(error, DDCMError):
         _drop_output()
-    complain(text)
-    return status
+    complain(explain(error))
+    return _status(error)
 
 
-def explain(error: Exception) -> tuple[int, str]:
-    """The exit status of an error, and what to say of it."""
+def _status(error: Exception) -> int:
+    """The exit status of an error."""
     if isinstance(error, SomeFailedError):
-        return SOME_FAILED, str(error)
-    if isinstance(error, DDCMError):
-        return MISTAKE, str(error)
-    if out_of_memory(error):
-        return MISTAKE, "out of memory; use a smaller image or codebook, fewer images, or another --device"
-    if isinstance(error, OSError):
-        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
-        return MISTAKE, f"{name}{error.strerror or error}"
-    first = (str(error).strip().splitlines() or [""])[0]
-    return BUG, f"a bug of ddcm, please report it with what DDCM_DEBUG=1 prints: {type(error).__name__}: {first}"
+        return SOME_FAILED
+    return MISTAKE if isinstance(error, (DDCMError, OSError)) or out_of_memory(error) else BUG
 
 
 def _drop_output() -> None:

@@ -186,6 +186,9 @@ def _pair(value: Any) -> tuple[Any, Any]:
 
 DEFAULT_MODEL, DEFAULT_PRESET = "photo", "trellis"
 
+#: Of the applications: the paper's, whose restoration objective is exact for one atom a step.
+APPLICATION_PRESET = "ddcm"
+
 #: Name -> configuration and what it is.
 PRESETS: dict[str, tuple[CodecConfig, str]] = {
     "ddcm": (CodecConfig(rule="greedy"), "DDCM (ICML 2025): one atom of K a step, T steps evenly spaced"),

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from ddcm_fast.cli import main
-from ddcm_fast.cli.conditions import drawn, own_seeds, read_captions, read_labels
+from ddcm_fast.cli.conditions import read_captions, read_labels
 from ddcm_fast.codec import container
 from ddcm_fast.errors import InputError
+from ddcm_fast.sampling.draws import drawn, own_seeds
 
 FAST = ["--device", "cpu", "--dtype", "float32", "-q"]
 
