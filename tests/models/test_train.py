@@ -111,6 +111,32 @@ def test_init_starts_from_the_weights(work: Path, trained: Path) -> None:
         torch.testing.assert_close(value, after.state_dict()[name])
 
 
+def test_a_network_of_more_channels_learns_v(work: Path, capsys: pytest.CaptureFixture) -> None:
+    """A space-to-depth of 4; the folder says what it predicts, and the same weights go on as nothing else."""
+    output, config = work / "v", work / "patch4.json"
+    config.write_text(json.dumps({**TINY, "in_channels": 48, "out_channels": 48}))
+    given = ["--prediction", "v_prediction", "--config", str(config)]
+    assert command.main(_args(work, output, *given)) == 0
+    assert json.loads((output / "scheduler_config.json").read_text())["prediction_type"] == "v_prediction"
+    assert photo.patch_of(photo.load_model(output)) == 4 and photo.prediction_of(output) == "v_prediction"
+    evaluation = ["--evaluate", str(work / "eval"), "--init", str(output), "--eval-size", "32", "--dtype", "fp32"]
+    assert command.main(["photo", *evaluation]) == 0
+    row = capsys.readouterr().out.strip().splitlines()[-1]
+    values = [float(cell) for cell in row.strip("|").split("|")[1:]]
+    assert values[-1] < 0.05  # at t = 900 the state says nearly all of epsilon, whatever v is
+    assert command.main(_args(work, work / "other", "--init", str(output))) == 2
+    assert "predicts v_prediction: give --prediction v_prediction" in capsys.readouterr().err
+
+
+def test_epsilon_of_v() -> None:
+    x0, eps = torch.randn(2, 5, 3, dtype=torch.float64)
+    abar = torch.tensor(0.3, dtype=torch.float64)
+    noisy = abar.sqrt() * x0 + (1 - abar).sqrt() * eps
+    v = abar.sqrt() * eps - (1 - abar).sqrt() * x0
+    torch.testing.assert_close(photo.epsilon_of(v, noisy, abar, "v_prediction"), eps)
+    assert photo.epsilon_of(eps, noisy, abar, "epsilon") is eps
+
+
 def test_evaluate_prints_every_timestep(work: Path, trained: Path, capsys: pytest.CaptureFixture) -> None:
     for target, images in (("eval", 3), ("photos.tar", 3)):
         more = ["--init", str(trained), "--eval-size", "64", "--holdout", "3", "--dtype", "fp32"]
