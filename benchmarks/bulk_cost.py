@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from photographs import centre_crops, processor
+from photographs import centre_crops, ran
 
 from ddcm_fast.cli import main as ddcm
 from ddcm_fast.files import JSON, Outputs, write_json
@@ -86,9 +86,7 @@ def main() -> int:
     Outputs().add(args.output, JSON)
     torch.set_num_threads(1)
     report: dict[str, Any] = {
-        "command": " ".join(["python", "benchmarks/bulk_cost.py", *sys.argv[1:]]).replace(str(args.images), "DIR"),
-        "machine": f"{processor()}, one thread, others at work on the machine",
-        "torch": torch.__version__,
+        **ran(args),
         "seconds": "of the whole run, loading subtracted",
         "settings": [],
     }

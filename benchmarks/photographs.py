@@ -44,13 +44,20 @@ def centre_crops(folder: Path, side: int) -> Iterator[tuple[str, Image.Image]]:
         yield item.name, original(item.read(), side)
 
 
-def record(args: argparse.Namespace, model: DiffusionModel) -> dict[str, Any]:
-    """Who ran what: the head of a file of results."""
+def ran(args: argparse.Namespace) -> dict[str, Any]:
+    """The command, with its --images as DIR, and where it ran."""
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     return {
         "command": command.replace(str(args.images), "DIR"),
         "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
+    }
+
+
+def record(args: argparse.Namespace, model: DiffusionModel) -> dict[str, Any]:
+    """Who ran what: the head of a file of results of codecs."""
+    return {
+        **ran(args),
         "backend": backends.resolve("auto", model.device),
         "model": f"{model.name} ({model.fingerprint().hex()}), {model.dtype}",
         "crop": args.crop,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from photographs import centre_crops, processor
+from photographs import centre_crops, ran
 from PIL import Image
 
 import ddcm_fast.pillow  # noqa: F401  (Pillow then opens .ddcm files)
@@ -63,10 +63,8 @@ def main() -> int:
         for side in dict.fromkeys(row["side"] for row in rows)
     }
     text = {
-        "command": " ".join(["python", "benchmarks/previews.py", "--images", "DIR", "--size", str(args.size)]),
+        **ran(args),
         "preset": args.preset,
-        "machine": processor(),
-        "torch": torch.__version__,
         "means": means,
         "rows": rows,
     }

@@ -132,11 +132,7 @@ struct HadamardCombineKernel {
           return true;
         });
         block.sync();
-        block.each([&](int thread, State& s) {
-          DDCM_UNROLL
-          for (int i = 0; i < 16; ++i) s.x[i] = T::with_sign(1.0f, inner, thread, i, kLast);
-        });
-        T::descend(block, buffer);
+        T::descend_signs(block, buffer, inner);
         block.each([&](int thread, State& s) {
           DDCM_UNROLL
           for (int i = 0; i < 16; ++i) T::at(buffer, thread, 0)[T::padded_offset(i, 0)] = s.x[i];

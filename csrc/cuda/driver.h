@@ -132,13 +132,7 @@ struct Driver : Planner {
     zero(p.correction, rows * kClearedBytes);
     MaxKernel kernel{geometry, w, p.max_bits, ceil_div(geometry.max_group_dim, kMaxCoordinates)};
     run(kernel, kernel.chunks * rows);
-    if (in_planes(p.batch)) {
-      prepare_fragments<SignPlaneTraits>(p, w);
-    } else if (geometry.kind == kSign) {
-      prepare_fragments<SignTraits>(p, w);
-    } else if (geometry.kind == kGaussian) {
-      prepare_fragments<GaussianTraits>(p, w);
-    }
+    if (geometry.kind != kHadamard) with_traits(p, [&](auto traits) { prepare_fragments<decltype(traits)>(p, w); });
   }
 
   // Where a scoring kernel's results go.
@@ -257,12 +251,13 @@ struct Driver : Planner {
 template <class Launch>
 template <int Writes>
 void Driver<Launch>::score_signs(const Prepared& p, const Target& target) {
-  switch (p.column_tiles + (in_planes(p.batch) ? 0 : 10)) {
-    case 3: score_products<SignPlaneTraits, Writes, 3>(p, target); break;
-    case 6: score_products<SignPlaneTraits, Writes, 6>(p, target); break;
-    case 13: score_products<SignTraits, Writes, 3>(p, target); break;
-    default: score_products<SignTraits, Writes, 6>(p, target); break;
-  }
+  with_traits(p, [&](auto traits) {
+    using Traits = decltype(traits);
+    if constexpr (Traits::kSigns) {
+      if (p.column_tiles == 3) return score_products<Traits, Writes, 3>(p, target);
+      score_products<Traits, Writes, 6>(p, target);
+    }
+  });
 }
 
 template <class Launch>

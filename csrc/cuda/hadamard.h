@@ -211,11 +211,7 @@ struct HadamardNormKernel {
       return true;
     });
     block.sync();
-    block.each([&](int thread, State& s) {
-      DDCM_UNROLL
-      for (int i = 0; i < 16; ++i) s.x[i] = T::with_sign(1.0f, inner, thread, i, kLast);
-    });
-    T::descend(block, buffer);
+    T::descend_signs(block, buffer, inner);
     block.each([&](int thread, State& s) {
       DDCM_UNROLL
       for (int i = 0; i < 16; ++i) {

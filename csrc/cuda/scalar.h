@@ -26,7 +26,6 @@ struct alignas(16) Vec4 {
 };
 
 DDCM_FN Vec4 vector_of(const Words& words) { return Vec4{{words.w[0], words.w[1], words.w[2], words.w[3]}}; }
-DDCM_FN Words words_of(const Vec4& vector) { return Words{{vector.x[0], vector.x[1], vector.x[2], vector.x[3]}}; }
 
 struct alignas(8) Vec2 {
   uint32_t x[2];

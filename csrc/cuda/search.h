@@ -77,12 +77,12 @@ DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::operator()(Bl
       best[thread] = candidate_of(leaders[thread], place(block.index()).group);
     });
     block.sync();
-    reduce_candidates<kThreads>(block, best, kSlots);
+    reduce_candidates<kThreads>(block, best, kRows);
     const BlockPlace place = this->place(block.index());
-    pick<kThreads, kSlots>(block, picking, place.batch_tile * static_cast<int>(geometry.groups) + place.group, place.chunk,
+    pick<kThreads, kRows>(block, picking, place.batch_tile * static_cast<int>(geometry.groups) + place.group, place.chunk,
                            best, reinterpret_cast<int*>(places), [&](int slot) {
                              const int64_t row = place.batch_tile * kRows + slot;
-                             return slot < kRows && row < batch ? row * geometry.groups + place.group : -1;
+                             return row < batch ? row * geometry.groups + place.group : -1;
                            });
   }
 }

@@ -116,9 +116,8 @@ struct SearchKernel {
   static constexpr int64_t shared_bytes() {
     return kSquaresAt + (kSquares ? static_cast<int64_t>(sizeof(int64_t)) * kWarps * kWarpAtoms : 0);
   }
-  // Threads and slots for rows are powers of two: a thread always has the same row.
-  static constexpr int kSlots = kRows == 24 ? 32 : kRows;
-  static_assert(kThreads % kSlots == 0 && kRows <= kSlots && kSlots <= kThreads, "a thread has one batch row");
+  // A thread always has the same row.
+  static_assert(kThreads % kRows == 0, "a thread has one batch row");
   static_assert(!(kExchanges && Traits::kSegments), "exchanged steps are not cut into segments");
   static_assert(!kCuts || !kExchanges, "blocks that cut the k steps share nothing else");
 

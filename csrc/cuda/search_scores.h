@@ -15,7 +15,7 @@ DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::finish_segmen
   Sum* carry = reinterpret_cast<Sum*>(block.shared() + kCarryAt);
   constexpr int kRoundAtoms = 8 * kRoundHalves;  // of a warp
   auto part_at = [](int warp, int atom, int column) { return (warp * kRoundAtoms + atom) * kPartWidth + column; };
-  const int split = 1 << split_bits, outputs = (kWarps / RowGroups >> split_bits) * kRoundAtoms * kSlots;
+  const int split = 1 << split_bits, outputs = (kWarps / RowGroups >> split_bits) * kRoundAtoms * kRows;
   DDCM_UNROLL
   for (int round = 0; round < kHalves / kRoundHalves; ++round) {
     block.each([&](int thread, State& s) {
@@ -61,15 +61,15 @@ DDCM_FN void SearchKernel<Traits, ColumnTiles, RowGroups, Writes>::finish_segmen
       const BlockPlace place = this->place(opaque(block.index()));
       const auto [tile, begin] = places[thread];
       const bool is_last = begin + steps_of(begin) == warp_steps;
-      const int slot = thread % kSlots, row = place.batch_tile * kRows + slot;
-      if (slot >= kRows || row >= batch) return;
+      const int slot = thread % kRows, row = place.batch_tile * kRows + slot;
+      if (row >= batch) return;
       const int row_group = slot / kWarpRows, column = slot % kWarpRows;
       const int64_t at = row * geometry.groups + place.group;
       const double unit = unit_of(max_bits[at]);
       const int64_t sum_of_weights = Traits::kSigns ? correction[at] : 0;
       DDCM_NO_UNROLL
       for (int o = thread; o < outputs; o += kThreads) {
-        const int atom = o / kSlots, warp_atom = atom % kRoundAtoms;
+        const int atom = o / kRows, warp_atom = atom % kRoundAtoms;
         const int first_warp = atom / kRoundAtoms * split * RowGroups;
         Sum sum = 0;
         for (int b = 0; b < blocks; ++b) {

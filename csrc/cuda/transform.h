@@ -116,6 +116,16 @@ struct Transform {
     return bits_float(float_bits(x) ^ (word << top & 0x80000000u));
   }
 
+  // Unscaled transform of the signs themselves, of one stream, into s.x in the first pass's layout.
+  template <class Block>
+  static DDCM_FN void descend_signs(Block& block, float* buffer, const char* signs) {
+    block.each([&](int thread, auto& s) {
+      DDCM_UNROLL
+      for (int i = 0; i < 16; ++i) s.x[i] = with_sign(1.0f, signs, thread, i, kPasses - 1);
+    });
+    descend(block, buffer);
+  }
+
   // Puts the sign words of the units' sub-blocks into shared memory: those of f(unit, stream, call), where it is true. Both
   // streams (inner e at `signs`, outer d after it) or only e. Needs a sync before use.
   template <class Block, class F>
