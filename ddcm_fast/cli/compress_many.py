@@ -155,7 +155,7 @@ def _foretell(args: argparse.Namespace, items: list[Item], config: CodecConfig) 
         f"{args.output}: {len(remaining)} of {len(mine)} images to do, about {cost.bytes:.3g} bytes and "
         f"{facts['hours']:.3g} hours for one worker{how if sized else ''}",
         args,
-        facts | {"measured_seconds": round(measured, 2)},
+        facts | {"measured_seconds": float(f"{measured:.3g}")},
     )
 
 
