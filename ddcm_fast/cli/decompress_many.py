@@ -10,6 +10,7 @@ from ddcm_fast.cli.arguments import condition_of
 from ddcm_fast.cli.loading import load_for, make_codec
 from ddcm_fast.cli.pictures import image_bytes, image_kind
 from ddcm_fast.codec import container
+from ddcm_fast.errors import ConfigError
 from ddcm_fast.files import MAX_FILE
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def run(args: argparse.Namespace) -> None:
     from ddcm_fast.bulk.sources import find
 
     many.check(args, {})
+    if args.preview is not None:
+        raise ConfigError("--preview is for one file; leave it out for many")
     name = f"image.{args.format or 'png'}"
     kind = image_kind(name)
     items = find(args.inputs, lambda ending: ending.lower() == ".ddcm", ".ddcm files", MAX_FILE)

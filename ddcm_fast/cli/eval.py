@@ -98,8 +98,7 @@ def _run(args: argparse.Namespace) -> None:
     of_sets = [name for name in names if name in sets.NAMES]
     patch = patch_of(args, None if args.recipe is None else recipe(args.recipe).patch)
     pairs = metrics.Pairs([name for name in names if name not in of_sets])
-    if of_sets:
-        metrics.need_sets()
+    sets.need(of_sets)
     # Before a model is loaded: what these need may be missing.
     device = working_device(args.device)
     ready = {name: codecs.make(name, None, args.vtm_cfg, device) for name in wanted if name not in presets}

@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
     p.add_argument(
         "--metrics",
         default="psnr,ms-ssim",
-        help="psnr, ms-ssim, lpips, dists of pairs; fid, kid, patch-fid, patch-kid of the folders as sets "
+        help="psnr, ms-ssim, lpips, dists of pairs; fid, kid, patch-fid, patch-kid, patch-nss of the folders as sets "
         "(default: %(default)s)",
     )
     add_sets(p)
@@ -50,8 +50,7 @@ def _run(args: argparse.Namespace) -> None:
     patch = patch_of(args)
     of_pairs = [name for name in names if name in metrics.OF_PAIRS]
     of_sets = [name for name in names if name in sets.NAMES]
-    if of_sets:
-        metrics.need_sets()
+    sets.need(of_sets)
     for folder in (args.first, args.second):
         if not folder.is_dir():
             raise InputError(f"{folder} is no folder; name two folders of images")

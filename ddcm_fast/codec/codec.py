@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial, wraps
+from itertools import accumulate
 from typing import Any, Concatenate, ParamSpec, TypeVar, Union
 
 import numpy as np
@@ -43,6 +44,8 @@ __all__ = ["Codec", "Encoded", "Picture"]
 Picture = Union[ImageLike, "os.PathLike[str]"]
 #: (codec, index of the step, its timestep, tensors by name) -> anything.
 Callback = Callable[["Codec", int, float, dict[str, Tensor]], Any]
+#: The same of a run, without the codec.
+StepEnd = Callable[[int, float, dict[str, Tensor]], Any]
 _SINGLE = (Image.Image, np.ndarray, Tensor, os.PathLike)
 
 P = ParamSpec("P")
@@ -58,6 +61,11 @@ def _using_model(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatena
             return method(self, *args, **kwargs)
 
     return run
+
+
+def _tell_all(listeners: Sequence[StepEnd], index: int, t: float, state: dict[str, Tensor]) -> None:
+    for listener in listeners:
+        listener(index, t, state)
 
 
 class Codec:
@@ -392,7 +400,12 @@ class Codec:
 
     @_using_model
     def decode(
-        self, data: FileData, ignore_checksum: bool = False, condition: ConditionLike = None, first: float = 1.0
+        self,
+        data: FileData,
+        ignore_checksum: bool = False,
+        condition: ConditionLike = None,
+        first: float = 1.0,
+        early: Callable[[Tensor], Any] | None = None,
     ) -> Tensor:
         """The bytes of a file -> image (C, H, W) float32 in [-1, 1] on the model's device.
 
@@ -401,11 +414,16 @@ class Codec:
 
         `condition` is needed where it does not travel in the file, and checked where it does.
 
+        `early` is called once, after a third of the work (or the first step that ends beyond it), with the picture
+        that is expected by then, as it is returned: to look at while the rest runs.
+
         Raises:
             FormatError: not a readable .ddcm file. LimitError: one that asks for more than the limits allow.
             ModelError: made with another model.
-            ConfigError: the condition is missing or is not the one the file was made with.
+            ConfigError: the condition is missing or is not the one the file was made with; `early` with cuda_graph.
         """
+        if early is not None and self.cuda_graph:
+            raise ConfigError("early needs steps that are no CUDA graphs; leave cuda_graph out")
         if not 0 < first <= 1:
             raise ConfigError(f"first is {first}; it must be above 0 and at most 1")
         data = container.file_bytes(data)
@@ -414,7 +432,7 @@ class Codec:
         if first < 1:
             payload = payload[: max(0, math.ceil(first * len(data)) - (len(data) - len(payload)))]
         rows = job.rule.read(payload, job.coded, prefix=first < 1 or ignore_checksum)
-        return self._replay(job, [rows], [header], [told])[0]
+        return self._replay(job, [rows], [header], [told], early)[0]
 
     @_using_model
     def decode_many(self, files: Sequence[FileData], condition: ConditionLike = None) -> list[Tensor]:
@@ -463,6 +481,7 @@ class Codec:
         letters: Sequence[Sequence[Sequence[int]]],
         headers: Sequence[Header],
         told: Sequence[Condition | None],
+        early: Callable[[Tensor], Any] | None = None,
     ) -> Tensor:
         """Images (B, C, H, W) of files of one configuration: the letters of each, step by step."""
         steps = zip(*letters, strict=True)
@@ -472,14 +491,33 @@ class Codec:
         def condition(step: Step) -> Condition | tuple[Condition | None, ...] | None:
             return together([edit.at(step.index, own) for edit, own in zip(edits, told, strict=True)])
 
-        done = self._run(job, replay, len(letters), "decompress", condition)
+        watch = None if early is None else self._at_a_third(job, len(letters), early)
+        done = self._run(job, replay, len(letters), "decompress", condition, watch)
         return job.crop(self._model_for(len(letters)).decode(done.x0))
 
+    def _at_a_third(self, job: Job, batch: int, early: Callable[[Tensor], Any]) -> StepEnd:
+        """What a run calls after each step, to give `early` the first of its pictures when a third is done."""
+        model = self._model_for(batch)
+        work = [model.cost(step.t, torch.Size((batch, *job.shape))) for step in job.steps]
+        due = next(i for i, done in enumerate(accumulate(work)) if 3 * done >= sum(work))
+
+        def watch(index: int, t: float, state: dict[str, Tensor]) -> None:
+            if index == due:
+                early(job.crop(model.decode(state["x0_hat"]))[0])
+
+        return watch
+
     def decompress(
-        self, data: FileData, ignore_checksum: bool = False, condition: ConditionLike = None, first: float = 1.0
+        self,
+        data: FileData,
+        ignore_checksum: bool = False,
+        condition: ConditionLike = None,
+        first: float = 1.0,
+        early: Callable[[Image.Image], Any] | None = None,
     ) -> Image.Image:
-        """`decode`, as a PIL image."""
-        return to_pil(self.decode(data, ignore_checksum, condition, first))
+        """`decode`, as a PIL image, and `early` is called with one."""
+        seen = None if early is None else lambda image: early(to_pil(image))
+        return to_pil(self.decode(data, ignore_checksum, condition, first, seen))
 
     def preview(self, data: FileData, scale: int, condition: ConditionLike = None) -> Image.Image:
         """The picture of a file at 1 / scale of its sides, rounded up, sooner than `decompress` has it: a PIL image.
@@ -526,7 +564,13 @@ class Codec:
         return self._last[1]
 
     def _run(
-        self, job: Job, chooser: Chooser, batch: int, what: str, condition: Any = None
+        self,
+        job: Job,
+        chooser: Chooser,
+        batch: int,
+        what: str,
+        condition: Any = None,
+        watch: StepEnd | None = None,
     ) -> Sample:
         if not isinstance(chooser, Blind):
             dim = math.prod(job.shape)
@@ -537,8 +581,10 @@ class Codec:
             graphs = job.graphs.get(batch) or StepGraphs(self._model_for(batch), job.steps, job.rule)
             job.graphs[batch] = graphs
         call = self.callback_on_step_end
-        tell = None if call is None else partial(call, self)
+        listeners: list[StepEnd] = [] if call is None else [partial(call, self)]
+        listeners += [] if watch is None else [watch]
         model = self._model_for(batch)
+        tell = partial(_tell_all, listeners) if listeners else None
         return sample(model, job.steps, job.rule, chooser, noise, condition, self.progress, what, graphs, tell)
 
     def _finish(

@@ -1,4 +1,4 @@
-"""FID and KID of sets of pictures: of whole ones, and of patches as HiFiC's authors cut them."""
+"""FID, KID and natural statistics of sets of pictures: of whole ones, and of patches as HiFiC's authors cut them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,26 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ddcm_fast.errors import InputError
-from ddcm_fast.evaluation.metrics import OF_SETS, check, of_sets
+from ddcm_fast.evaluation import natural
+from ddcm_fast.evaluation.metrics import OF_SETS, check, need_sets, of_sets
 
 #: What metrics of patches are called by: their metric's name behind it.
 PATCH = "patch-"
-NAMES = (*OF_SETS, *(PATCH + name for name in OF_SETS))
+#: The distance of natural.py, which needs no package and no network.
+NATURAL = PATCH + "nss"
+NAMES = (*OF_SETS, *(PATCH + name for name in OF_SETS), NATURAL)
 
 #: The side of a patch in pixels, of HiFiC's authors (Mentzer et al. 2020, arXiv 2006.09965, A.7) on CLIC.
 PATCH_SIDE = 256
 
 #: How a picture of a set is read, RGB.
 Read = Callable[[], Image.Image]
+
+
+def need(names: Sequence[str]) -> None:
+    """Raise MissingExtraError if a package that one of the metrics wants is not installed."""
+    if any(name != NATURAL for name in names):
+        need_sets()
 
 
 def boxes(width: int, height: int, side: int) -> list[tuple[int, int, int, int]]:
@@ -91,6 +100,8 @@ def compare(
 ) -> dict[str, float | None]:
     """FID and KID of two sets of pictures and, of names that begin with "patch-", of their patches.
 
+    "patch-nss" is the Frechet distance of natural.py.
+
     Args:
         side: of the patches, in pixels.
         weights: see `metrics.of_sets`.
@@ -104,10 +115,14 @@ def compare(
     check(list(names), NAMES)
     found: dict[str, float | None] = {}
     for prefix, patch in (("", None), (PATCH, side)):
-        wanted = {name: name.removeprefix(PATCH) for name in names if name.startswith(PATCH) == bool(prefix)}
+        networks = [name for name in names if name != NATURAL]
+        wanted = {name: name.removeprefix(PATCH) for name in networks if name.startswith(PATCH) == bool(prefix)}
         if wanted:
             sets = (Pictures(first, patch), Pictures(second, patch))
             folder = None if kept is None else kept / (prefix or "whole")
             values = of_sets(list(wanted.values()), *sets, weights, folder)
             found |= {name: values[of] if math.isfinite(values[of]) else None for name, of in wanted.items()}
+    if NATURAL in names:
+        value = natural.distance(Pictures(first, side), Pictures(second, side))
+        found[NATURAL] = value if math.isfinite(value) else None
     return {name: found[name] for name in names}

@@ -38,7 +38,18 @@ def test_compress_info_decompress(photo, tmp_path, capsys):
     assert (code, out, err) == (0, "", "")
     assert Image.open(back).size == (33, 22)
     assert run(capsys, "decompress", packed, tmp_path / "early.webp", "--first", "50%", "-q")[0] == 0
-    assert {p.name for p in tmp_path.iterdir()} == {"photo.png", "photo.ddcm", "back.png", "early.webp"}
+    early, whole = tmp_path / "preview.png", tmp_path / "whole.png"
+    status, said, _ = run(capsys, "decompress", packed, whole, "--preview", early)
+    assert status == 0 and said.index("a preview") < said.index(str(whole))
+    with Image.open(early) as first, Image.open(whole) as last:
+        assert first.size == last.size and first.tobytes() != last.tobytes()
+    status, _, complaint = run(capsys, "decompress", packed, whole, "--preview", whole)
+    assert status != 0 and "different names" in complaint
+    status, _, complaint = run(capsys, "decompress", packed, packed, tmp_path / "many", "--preview", early)
+    assert status != 0 and "--preview is for one file" in complaint
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *("photo.png", "photo.ddcm", "back.png", "early.webp", "preview.png", "whole.png")
+    }
 
 
 @pytest.mark.parametrize("name", ["ddcm", "pursuit"])

@@ -347,3 +347,22 @@ def test_damaged_files_decode_or_raise_our_errors(field):
 def test_presets_are_described():
     for name, (config, text) in PRESETS.items():
         assert isinstance(config, CodecConfig) and len(text) > 20, name
+
+
+def test_an_early_picture_comes_after_a_third_and_changes_nothing(field):
+    codec = Codec.from_preset(field, "product", K=256, T=8)
+    coded = codec.encode(field.draw(1, 32, 48, seed=7)[0].clamp(-1, 1), bpp=1.0)[0]
+    seen, order = [], []
+
+    def note(codec, index, t, state):
+        order.append((index, len(seen)))
+
+    codec.callback_on_step_end = note
+    decoded = codec.decode(coded.data, early=seen.append)
+    assert torch.equal(decoded, coded.reconstruction) and len(seen) == 1
+    assert seen[0].shape == decoded.shape and not torch.equal(seen[0], decoded)
+    first_with = next(index for index, pictures in order if pictures)
+    assert first_with - 1 == math.ceil(len(order) / 3) - 1  # equal steps: the one that ends at or beyond a third
+    pictures = []
+    codec.decompress(coded.data, early=pictures.append)
+    assert [picture.size for picture in pictures] == [(decoded.shape[2], decoded.shape[1])]
