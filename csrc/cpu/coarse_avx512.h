@@ -36,12 +36,12 @@ struct Coarse {
   // much the tile's part of a score can be wrong.
   static float make(const float* w, int64_t entries, int nwords, Tables& tables, double& margin) {
     alignas(64) float x[kSignTables * 4] = {};
-    float total = 0;
-    for (int64_t i = 0; i < entries; ++i) total += __builtin_fabsf(w[i]);
+    const float total = magnitudes(w, entries);
     // Below that its inverse is no number: the tile counts as zero.
     const bool none = total < 0x1p-100f;
     const float unit = none ? 0.0f : total / kLargest, per_unit = none ? 0.0f : kLargest / total;
-    for (int64_t i = 0; i < entries; ++i) x[i] = w[i] * per_unit;
+    for (int64_t i = 0; i < entries; ++i) x[i] = w[i];
+    for (int i = 0; i < 32 * nwords; i += L) Simd::store(x + i, Simd::mul(Simd::load(x + i), Simd::set1(per_unit)));
     // Half a unit for rounding a sum, and what float32 itself misses.
     margin += none ? static_cast<double>(total) : 6 * nwords * 0.51 * static_cast<double>(unit);
     for (int h = 0; h < 2 * nwords; ++h) {

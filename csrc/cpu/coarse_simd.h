@@ -81,13 +81,11 @@ void coarse_sign_scores(const ScoreTask& task, float* margin) {
     }
   }
   for (int r = 0; r < task.rows; ++r) {
-    float total = 0;
-    for (int64_t i = 0; i < task.group_dim; ++i) total += __builtin_fabsf(task.w[r * task.row_stride + i]);
+    const float total = magnitudes(task.w + r * task.row_stride, task.group_dim);
     // A tile adds a rounding of float32 to both sums, none larger than all magnitudes together.
     const double tiles = static_cast<double>((task.group_dim + tile - 1) / tile);
     margin[r] = static_cast<float>(wrong[r] * 1.0001 + static_cast<double>(total) * (tiles + 2) * 0x1p-22);
-    for (int first = 0; first < count; first += kCoarseAtoms)
-      Coarse::sort(task.scores + r * task.stride + first);
+    for (int first = 0; first < count; first += kCoarseAtoms) Coarse::sort(task.scores + r * task.stride + first);
   }
 }
 
