@@ -1,8 +1,8 @@
-// Coarse scores of `sign`, and the exact ones of the few atoms that could be the best. Included by avx2.cpp, avx512.cpp.
+// Coarse scores of `sign`, and exact ones of the few atoms that could be the best. Included by avx2.cpp and avx512.cpp.
 //
 // A search wants one atom of K. A look-up of bytes or of 16 bit numbers serves four times or twice as many atoms as one
-// of int32, so scores are first made from such tables, with a bound on their error: whatever could still be the best is
-// scored again as search_simd.h does it, and nothing else is. What is found is thus what exact scores of all atoms
+// of int32, so scores are first made from tables of such, with a bound on their error: whatever could still be the best
+// is scored again as search_simd.h does it, and nothing else is. What is found is thus what exact scores of all atoms
 // would find.
 //
 // The including file defines, by coarse_avx2.h or coarse_avx512.h, a struct `Coarse` with
@@ -36,7 +36,7 @@ inline void coarse_indices(const Schedule& s, const CallConstants* constants, in
   }
 }
 
-// One tile and block of atoms of all rows from the `row`-th on, as many at once as can be. Returns the first row left.
+// One tile and some blocks of atoms of the rows from the `row`-th on, NR at once, then fewer. Returns the rows' number.
 template <int NR>
 inline int coarse_rows(const ScoreTask& task, const Coarse::Index* index, int blocks, int nwords, const float* unit,
                        int row, int first) {
