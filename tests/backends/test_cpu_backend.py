@@ -150,6 +150,14 @@ def test_coarse_scores_find_what_exact_ones_do(instruction_set, dim, size, group
     assert CPU.search(spec, torch.zeros(1, dim), step, signed, None)[0].tolist() == [[0] * groups]
 
 
+@pytest.mark.parametrize(("first", "last"), [(1, 8999), (777, 3001), (4097, 4800)])
+def test_coarse_scores_of_a_range(instruction_set, first, last):
+    spec, step = CodebookSpec("sign", 1000, 9000, 1, SEED), step_tensor(STEP, "cpu")
+    w = torch.randn(5, 1000, generator=torch.Generator().manual_seed(first))
+    wanted = CPU.scores(spec, w, step)[..., first:last].abs().argmax(-1) + first
+    assert torch.equal(CPU.search_range(spec, w, step, True, None, first, last)[0], wanted)
+
+
 def test_more_rows_than_a_task_takes():
     spec = CodebookSpec("sign", 40, 100, 1, SEED)
     w, step = torch.randn(600, 40), step_tensor(STEP, "cpu")
