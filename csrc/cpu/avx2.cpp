@@ -131,6 +131,7 @@ struct Simd {
 }  // namespace
 
 #include "simd.h"
+#include "coarse_avx2.h"
 #include "coarse_simd.h"
 
 const Kernels* avx2_kernels() {

@@ -153,9 +153,11 @@ struct Simd {
 }  // namespace
 
 #include "simd.h"
+#include "coarse_avx512.h"
+#include "coarse_simd.h"
 
 const Kernels* avx512_kernels() {
-  static constexpr Kernels kernels = make_kernels("avx512");
+  static constexpr Kernels kernels = make_kernels("avx512", coarse_sign_scores, listed_sign_scores);
   return &kernels;
 }
 

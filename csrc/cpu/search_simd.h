@@ -62,18 +62,26 @@ inline void sign_lookup_block(const uint32_t* words, int vectors, int nwords, co
     sign_lookups<1, NR>(words + v * L, nwords, tables, unit, scores + v * L, stride);
 }
 
+// The sum of |x[i]|, 0 <= i < count.
+inline float magnitudes(const float* x, int64_t count) {
+  F total = Simd::set1(0.0f);
+  int64_t i = 0;
+  for (; i + L <= count; i += L) total = Simd::add(total, Simd::abs_(Simd::load(x + i)));
+  alignas(64) float part[L];
+  Simd::store(part, total);
+  float sum = 0;
+  for (int l = 0; l < L; ++l) sum += part[l];
+  for (; i < count; ++i) sum += __builtin_fabsf(x[i]);
+  return sum;
+}
+
 // Tables of one row and tile: `entries` coordinates from w on, zeros up to `ntables` * 4. Returns what
 // one unit of the tables is worth, a power of two.
 inline float sign_tables(const float* w, int64_t entries, int ntables, int32_t* tables, int nr) {
   alignas(64) float padded[kSignTables * 4] = {};
   alignas(64) uint32_t fixed[kSignTables * 4];
   for (int64_t i = 0; i < entries; ++i) padded[i] = w[i];
-  F total = Simd::set1(0.0f);
-  for (int i = 0; i < ntables * 4; i += L) total = Simd::add(total, Simd::abs_(Simd::load(padded + i)));
-  alignas(64) float part[L];
-  Simd::store(part, total);
-  float sum = 0;
-  for (int l = 0; l < L; ++l) sum += part[l];
+  const float sum = magnitudes(padded, ntables * 4);
   // sum < 2^exponent. The bounds keep 2^(30 - exponent) and its inverse normal float32 numbers; 256
   // finite entries stay below 2^136, and infinite ones make numbers that the caller discards.
   int exponent = 136;

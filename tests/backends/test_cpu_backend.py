@@ -121,12 +121,13 @@ def test_rows_do_not_matter():
 
 
 @pytest.mark.parametrize(
-    ("dim", "size", "groups", "batch"), [(4096, 5000, 1, 3), (300, 5000, 2, 5), (257, 2048, 1, 1), (64, 33000, 3, 2)]
+    ("dim", "size", "groups", "batch"),
+    [(4096, 5000, 1, 3), (300, 5000, 2, 5), (257, 2048, 1, 1), (64, 33000, 3, 2), (700, 1003, 1, 7)],
 )
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
 def test_coarse_scores_find_what_exact_ones_do(instruction_set, dim, size, groups, batch, signed, biased):
-    """AVX2 searches `sign` by coarse scores first: the answer is the exact scores' all the same, ties included."""
+    """AVX2 and AVX-512 search `sign` by coarse scores first: the answer is the exact scores', ties included."""
     spec, step = CodebookSpec("sign", dim, size, groups, SEED), step_tensor(STEP, "cpu")
     draws = torch.Generator().manual_seed(dim)
     w = torch.randn(batch, dim, generator=draws)
@@ -149,6 +150,14 @@ def test_coarse_scores_find_what_exact_ones_do(instruction_set, dim, size, group
     assert CPU.search(spec, torch.zeros(1, dim), step, signed, None)[0].tolist() == [[0] * groups]
 
 
+@pytest.mark.parametrize(("first", "last"), [(1, 8999), (777, 3001), (4097, 4800)])
+def test_coarse_scores_of_a_range(instruction_set, first, last):
+    spec, step = CodebookSpec("sign", 1000, 9000, 1, SEED), step_tensor(STEP, "cpu")
+    w = torch.randn(5, 1000, generator=torch.Generator().manual_seed(first))
+    wanted = CPU.scores(spec, w, step)[..., first:last].abs().argmax(-1) + first
+    assert torch.equal(CPU.search_range(spec, w, step, True, None, first, last)[0], wanted)
+
+
 def test_more_rows_than_a_task_takes():
     spec = CodebookSpec("sign", 40, 100, 1, SEED)
     w, step = torch.randn(600, 40), step_tensor(STEP, "cpu")
@@ -159,8 +168,9 @@ def test_more_rows_than_a_task_takes():
     assert torch.equal(index[..., :1].squeeze(-1), expected)
 
 
-def test_nonfinite_rows_get_index_minus_one():
-    spec = CodebookSpec("sign", 40, 100, 2, SEED)
+@pytest.mark.parametrize("size", [100, 1000])  # without coarse scores, with them
+def test_nonfinite_rows_get_index_minus_one(instruction_set, size):
+    spec = CodebookSpec("sign", 40, size, 2, SEED)
     w = torch.randn(4, 40)
     w[1, 3], w[2, 39] = float("nan"), float("inf")
     step = step_tensor(STEP, "cpu")

@@ -24,6 +24,7 @@ FLAGS = ("-std=c++17", "-O1", "-g", "-ffp-contract=off", "-pthread", "-fsanitize
 #: kind, D, K, G, B: the tests' shapes, and every batch up to 9 with nothing a multiple of anything.
 SHAPES = [(c.kind, c.dim, c.size, c.groups, c.batch) for c in CASES if c.dim * c.size * c.batch < 10**6]
 SHAPES += [(kind, 61 * batch + 7, 67 + batch, 1 + batch % 4, batch) for kind in KINDS for batch in range(1, 10)]
+SHAPES += [("sign", 90 * batch + 7, 600 + 31 * batch, 1, batch) for batch in (1, 2, 3, 7)]  # coarse scores first
 
 
 def compile_driver(folder: Path) -> Path:
