@@ -1,6 +1,9 @@
-// Some neighbouring groups of a codebook: what scoring kernels see, so that an operation need not hold all groups' scores.
+// Some neighbouring groups of a codebook: what scoring kernels see, so that an operation need not hold the scores of
+// all groups.
 
 #pragma once
+
+#include <type_traits>
 
 #include "scalar.h"
 
@@ -16,6 +19,10 @@ struct GroupRange : Geometry {
 
   DDCM_FN uint32_t block(int64_t group, int64_t call) const { return Geometry::block(first_group + group, call); }
 };
+
+// What a kernel sees that ranks atoms, of all groups at once, or writes scores: searches have no register for a range.
+template <bool Ranks>
+using GroupsOf = std::conditional_t<Ranks, Geometry, GroupRange>;
 
 inline GroupRange all_groups_of(const Geometry& geometry) { return GroupRange{geometry, 0, geometry.groups}; }
 

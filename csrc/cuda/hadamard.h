@@ -52,7 +52,7 @@ struct HadamardKernel {
     float x[16], sum[16];
   };
 
-  GroupRange geometry;
+  GroupsOf<!Scores> geometry;
   Ranking ranking;
   const float* w;            // (B, D)
   const uint32_t* max_bits;  // (B, G)

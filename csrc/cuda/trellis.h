@@ -1,9 +1,10 @@
 // The best path through a trellis: the Viterbi algorithm on scores that are there, and the way back.
 //
-// A state is (high, low): `high` the letter of `letter_bits` bits that the next state forgets. States come in pairs, 2 j and
-// 2 j + 1, whose last letters differ in the sign of the same atom: pair j follows from the states (high, j >> (letter_bits - 1))
-// of every `high` by the scores of the atoms high * pairs + j. Sums are single float32 additions, and of equal paths the one
-// whose `high` is lower stays: letters are those of reference.best_path on the same scores.
+// A state is (high, low): `high` the letter of `letter_bits` bits that the next state forgets. States come in pairs,
+// 2 j and 2 j + 1, whose last letters differ in the sign of the same atom: pair j follows from the states
+// (high, j >> (letter_bits - 1)) of every `high` by the scores of the atoms high * pairs + j. Sums are single float32
+// additions, and of equal paths the one whose `high` is lower stays: letters are those of reference.best_path on the
+// same scores.
 
 #pragma once
 
@@ -24,9 +25,10 @@ struct alignas(8) SumPair {
   float plus, minus;
 };
 
-// Extends the paths of every row by a few groups, a thread a pair of states. A cluster's blocks share a row and meet after
-// every group; where more blocks do, a launch takes one group. Sums are in global memory, which the barrier of a cluster
-// orders as well as it does shared memory, and half of which is written while the other is read. Grid: (parts, B).
+// Extends the paths of every row by a few groups, a thread a pair of states. A cluster's blocks share a row and meet
+// after every group; where more blocks do, a launch takes one group. Sums are in global memory, which the barrier of a
+// cluster orders as well as it does shared memory; half of them are written while the others are read.
+// Grid: (parts, B).
 struct PathKernel {
   static constexpr int kThreads = 256, kMinBlocks = 4;
   struct State {};
@@ -85,9 +87,9 @@ struct PathKernel {
   }
 };
 
-// The letters (B, G) of the best path, backwards from the state with the largest sum, the lower of equals; -1 where that is
-// not finite (a score that is NaN extends no path). Its steps wait for each other, so origins come to shared memory first,
-// as many groups at a time as fit, unless a group has so many that fetching one is less. Grid: B.
+// The letters (B, G) of the best path, backwards from the state with the largest sum, the lower of equals; -1 where
+// that is not finite (a score that is NaN extends no path). Its steps wait for each other, so origins come to shared
+// memory first, as many groups at a time as fit, unless a group has so many that fetching one is less. Grid: B.
 struct TraceKernel {
   static constexpr int kThreads = 256, kMinBlocks = 4;
   static constexpr int64_t kStaged = 32 * 1024;  // bytes
@@ -142,8 +144,9 @@ struct TraceKernel {
         block.each([&](int thread, State&) {
           const Vec4* in = reinterpret_cast<const Vec4*>(from + begin * states);
           Vec4* out = reinterpret_cast<Vec4*>(block.shared());
+          const int64_t vectors = (end - begin) * states / static_cast<int64_t>(sizeof(Vec4));
           DDCM_UNROLL_BY(4)
-          for (int64_t i = thread; i < (end - begin) * states / int64_t{sizeof(Vec4)}; i += kThreads) out[i] = load(in + i);
+          for (int64_t i = thread; i < vectors; i += kThreads) out[i] = load(in + i);
         });
         block.sync();
         staged = reinterpret_cast<const uint8_t*>(block.shared());
