@@ -265,13 +265,20 @@ TRELLISES = [
 ]
 
 
+#: Those a GPU takes besides: a launch for each group, and the default preset's letters in several stretches of groups.
+GPU_TRELLISES = [*TRELLISES, (40, 3, 1, 5, 16), (3000, 100, 2, 5, 12)]
+
+
 def check_trellis(backend: Any, kind: str, shape: tuple[int, int, int, int, int], device: str) -> None:
-    """The letters of the best path: the reference's, but where another one's sum is the same within rounding."""
+    """The letters of the best path: to the bit those that the reference's algorithm finds by the backend's own scores,
+    and the reference's, but where another one's sum is the same within rounding."""
     dim, groups, batch, letter_bits, memory = shape
     case = Case(kind, dim, 1 << (memory + letter_bits - 1), groups, batch)
     answer = make_answers(case, device)
     found = backend.trellis_search(case.spec, answer.w, step_tensor(answer.step, device), letter_bits)
     assert found.shape == (batch, groups) and found.dtype == torch.int64 and found.device == answer.w.device
+    own = backend.scores(case.spec, answer.w, step_tensor(answer.step, device)).to("cpu")
+    assert _same(found, reference.best_path(own, letter_bits)), "not the best path by its own scores"
     best = reference.best_path(answer.scores, letter_bits)
     sums = [_path_sum(answer.scores, letters, letter_bits, memory) for letters in (found, best)]
     assert ((sums[0] - sums[1]).abs() <= answer.tolerance.sum(1)[:, 0]).all(), "not the best path"

@@ -43,6 +43,7 @@ def check_streams_and_graphs(report: Report, name: str, kind: str, device: str =
     """A captured graph replayed with a changing step and residual; a stream that is not the default one."""
     codebook = Codebook(kind, 3000, 700, groups=2, seed=SEED, backend=name)
     spec, module = codebook.spec, backends.load(name)
+    trellis = Codebook(kind, 3000, 1024, groups=20, seed=SEED, signed=False, backend=name).spec
     at = torch.tensor(0, device=device)
     r = torch.randn(3, 3000, device=device)
 
@@ -51,7 +52,8 @@ def check_streams_and_graphs(report: Report, name: str, kind: str, device: str =
         best = module.search(spec, w, at, True, None)
         top = module.topk(spec, w, at, 9, True, None)
         y = module.combine(spec, top[0], top[2], at)
-        return *best, *top, module.to_image_order(spec, y), *module.scores_and_norms(spec, w, at)
+        letters = module.trellis_search(trellis, w, at, 3)
+        return *best, *top, module.to_image_order(spec, y), *module.scores_and_norms(spec, w, at), letters
 
     work()
     stream = torch.cuda.Stream()
@@ -85,9 +87,9 @@ def check_clusters(report: Report, blocks: int, device: str) -> None:
             report.compare("cuda", what, partial(shared.check_search, kernels, answer, device))
 
 
-def check_trellises(report: Report, name: str, kind: str, device: str) -> None:
-    """The best paths."""
-    for shape in shared.TRELLISES[:4]:
+def check_trellises(report: Report, name: str, kind: str, few: bool, device: str) -> None:
+    """The best paths: of few shapes, or of all that a GPU takes."""
+    for shape in shared.TRELLISES[:4] if few else shared.GPU_TRELLISES:
         comparison = partial(shared.check_trellis, backends.load(name), kind, shape, device)
         report.compare(name, f"trellis {kind} {shape}", comparison)
 

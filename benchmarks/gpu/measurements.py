@@ -13,6 +13,7 @@ from gpu.timing import INSTRUCTIONS, graphed, issue_bound, timed
 
 from ddcm_fast.codebook import backends
 from ddcm_fast.codebook.backends import cuda
+from ddcm_fast.codebook.backends.base import Backend
 from ddcm_fast.codebook.law import CodebookSpec
 
 DEVICE = "cuda"
@@ -85,6 +86,25 @@ def measure_others(
         for what, function in (("to codebook", module.to_codebook_order), ("to image", module.to_image_order)):
             seconds, peak = timed(graphed(partial(function, spec, r)), 0.5)
             report.measure(f"{name} rotation {what} D={length}", seconds, peak_bytes=peak)
+
+
+def measure_trellis(
+    report: Report, name: str, dim: int = 12288, groups: int = 200, letter_bits: int = 5, memory: int = 12
+) -> None:
+    """The best path through the letters of the default preset's step, beside the same of torch operations."""
+    module, at = backends.load(name), torch.tensor(1, device=DEVICE)
+    spec = CodebookSpec("hadamard", dim, 1 << (memory + letter_bits - 1), groups, SEED)
+    for batch in (1, 8):
+        w = torch.randn(batch, dim, device=DEVICE)
+        jobs: dict[str, Callable[[], Any]] = {
+            "trellis": partial(module.trellis_search, spec, w, at, letter_bits),
+            "trellis of torch operations": partial(Backend.trellis_search, module, spec, w, at, letter_bits),
+            "scores": partial(module.scores, spec, w, at),
+        }
+        for what, run in jobs.items():
+            seconds, peak = timed(graphed(run), 0.5)
+            label = f"{name} hadamard {what} K={spec.size} D={dim} G={groups} B={batch}"
+            report.measure(label, seconds, peak_bytes=peak)
 
 
 def count_instructions(report: Report) -> None:

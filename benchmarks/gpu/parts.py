@@ -57,7 +57,8 @@ def check(report: Report, device: str, backend: str, kind: str, shapes: list[tup
 def check_ends(report: Report, device: str, backend: str, kind: str) -> None:
     """What is not in the grid of shapes."""
     report.guard("not finite, codebook", partial(checks.check_kind, report, backend, kind, device))
-    report.guard("trellis", partial(checks.check_trellises, report, backend, kind, device))
+    few = device == "cpu" or backend != "cuda"
+    report.guard("trellis", partial(checks.check_trellises, report, backend, kind, few, device))
     if device == "cuda":
         report.guard("streams and graphs", partial(checks.check_streams_and_graphs, report, backend, kind))
 
@@ -72,6 +73,7 @@ def quick(report: Report, device: str, backend: str, kind: str) -> None:
 def memcheck(report: Report, device: str, kind: str) -> None:
     """What compute-sanitizer is to look at: the smallest shapes."""
     check(report, device, "cuda", kind, QUICK_SHAPES)
+    report.guard("trellis", partial(checks.check_trellises, report, "cuda", kind, True, device))
 
 
 def clusters(report: Report, device: str) -> None:
@@ -123,8 +125,9 @@ def searches(report: Report, device: str, backend: str, kind: str) -> None:
 
 
 def others(report: Report, device: str, backend: str) -> None:
-    """topk, scores, synthesis, rotation; how many blocks share a generation of the noise."""
+    """topk, scores, synthesis, rotation, the best path; how many blocks share a generation of the noise."""
     report.guard("other operations", partial(measurements.measure_others, report, backend), 10)
+    report.guard("trellis", partial(measurements.measure_trellis, report, backend), 5)
     if backend == "cuda":
         report.guard("clusters", partial(measurements.measure_clusters, report), 10)
 

@@ -246,6 +246,40 @@ struct Driver : Planner {
     }
     return error;
   }
+
+  // Workspace of the scores of so many groups.
+  int64_t scoring_bytes(int64_t batch, int64_t groups) {
+    Arena arena{nullptr};
+    select(0, groups);
+    plan(arena, batch, geometry.size, kScores);
+    return arena.used;
+  }
+
+  // letters (B, G). Scores of a stretch of groups, then the paths, until all are extended; then the way back.
+  int trellis(Arena& arena, const float* w, int64_t batch, int letter_bits, int64_t* letters) {
+    const Stretches s = stretches(batch, letter_bits);
+    const int64_t groups = geometry.all_groups, states = s.trellis.states();
+    const int64_t last = (groups - 1) % s.groups + 1;  // of the last stretch
+    uint8_t* origins = arena.take<uint8_t>(batch * groups * states);
+    float* sums = arena.take<float>(batch * 2 * states);
+    float* held = arena.take<float>(batch * s.groups * geometry.size);
+    char* scoring = arena.take<char>(larger(scoring_bytes(batch, s.groups), scoring_bytes(batch, last)));
+    for (int64_t first = 0; arena.base != nullptr && first < groups; first += s.groups) {
+      const int64_t count = smaller(s.groups, groups - first);
+      select(first, count);
+      Arena own{scoring};
+      scores(own, w, batch, 0, geometry.size, held, nullptr);
+      PathKernel paths{s.trellis, held, sums, origins, geometry.size, groups, first, count, 0, count, s.parts};
+      for (int64_t i = 0; i < count; i += s.meet ? count : 1) {
+        paths.begin = i;
+        paths.end = s.meet ? count : i + 1;
+        run(paths, batch * s.parts, s.meet ? s.parts : 1);
+      }
+    }
+    select(0, groups);
+    if (arena.base != nullptr) run(TraceKernel{s.trellis, sums, origins, letters, groups}, batch);
+    return error;
+  }
 };
 
 template <class Launch>

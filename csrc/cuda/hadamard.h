@@ -14,7 +14,7 @@ struct HadamardSignKernel {
   static constexpr int kThreads = 256, kMinBlocks = 4;
   struct State {};
 
-  Geometry geometry;
+  GroupRange geometry;
   const int64_t* step;
   Vec4* out;
   int64_t first_pair, items;
@@ -52,7 +52,7 @@ struct HadamardKernel {
     float x[16], sum[16];
   };
 
-  Geometry geometry;
+  GroupsOf<!Scores> geometry;
   Ranking ranking;
   const float* w;            // (B, D)
   const uint32_t* max_bits;  // (B, G)

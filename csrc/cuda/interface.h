@@ -33,6 +33,13 @@ DDCM_API int64_t ddcm_topk_workspace(const Spec* spec, int64_t batch, int64_t m)
   return arena.used;
 }
 
+DDCM_API int64_t ddcm_trellis_workspace(const Spec* spec, int64_t batch, int64_t letter_bits) {
+  Arena arena{nullptr};
+  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{}, *spec, nullptr, nullptr);
+  driver.trellis(arena, nullptr, batch, static_cast<int>(letter_bits), nullptr);
+  return arena.used;
+}
+
 DDCM_API int ddcm_rotate(const Spec* spec, const float* in, float* out, int64_t batch, int inverse,
                          void* stream) {
   Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{stream}, *spec, nullptr, nullptr);
@@ -70,6 +77,14 @@ DDCM_API int ddcm_scores(const Spec* spec, const float* w, int64_t batch, const 
   Arena arena{static_cast<char*>(workspace)};
   Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{stream}, *spec, step, tables);
   return driver.scores(arena, w, batch, first, count, out, norms);
+}
+
+// K = 2^(memory + letter_bits - 1): letters (B, G).
+DDCM_API int ddcm_trellis(const Spec* spec, const float* w, int64_t batch, const int64_t* step, int64_t letter_bits,
+                          const void* tables, void* workspace, int64_t* letters, void* stream) {
+  Arena arena{static_cast<char*>(workspace)};
+  Driver<DDCM_LAUNCH> driver(DDCM_LAUNCH{stream}, *spec, step, tables);
+  return driver.trellis(arena, w, batch, static_cast<int>(letter_bits), letters);
 }
 
 DDCM_API int ddcm_combine(const Spec* spec, const int64_t* index, const float* coefficient, int64_t batch,

@@ -6,6 +6,7 @@
 #include "hadamard.h"
 #include "search.h"
 #include "select.h"
+#include "trellis.h"
 
 namespace ddcm {
 
@@ -43,6 +44,20 @@ inline int64_t topk_chunk(const Geometry& geometry, int64_t rows) {
   return smaller(larger(wanted, kSliceAtoms), ceil_div(geometry.size, kSliceAtoms) * kSliceAtoms);
 }
 
+// Scores of a trellis that are held at once, 16 MB, unless a group of all rows has more.
+constexpr int64_t kTrellisScores = int64_t{1} << 22;
+
+// Scores of a group from which a block is worth its share of them, more than blocks that meet can have, and a launch.
+constexpr int64_t kTrellisShare = int64_t{1} << 16;
+
+// How a trellis search goes through its groups.
+struct Stretches {
+  Trellis trellis;
+  int64_t groups;  // whose scores are held at once
+  int parts;       // blocks of a row
+  bool meet;       // they are a cluster, and a launch takes a stretch; else a group
+};
+
 // A residual ready for scoring: what every scoring kernel of an operation shares.
 struct Prepared {
   int64_t* correction;  // these three lie together, to be cleared at once
@@ -60,10 +75,10 @@ struct Prepared {
 // The plans of a codebook's operations on a device.
 struct Planner {
   Spec spec;
-  Geometry geometry;
+  GroupRange geometry;
 
   explicit Planner(const Spec& spec_)
-      : spec(spec_), geometry(make_geometry(spec_.kind, spec_.dim, spec_.size, spec_.groups, spec_.seed)) {}
+      : spec(spec_), geometry(all_groups_of(make_geometry(spec_.kind, spec_.dim, spec_.size, spec_.groups, spec_.seed))) {}
 
   // Whether a batch has so few rows that the residual of `sign` is bit planes.
   bool in_planes(int64_t batch) const { return geometry.kind == kSign && batch <= 2 && spec.bit_products; }
@@ -160,6 +175,25 @@ struct Planner {
     p.fragments = arena.take<char>(p.batch_tiles * p.row_groups * p.column_tiles * geometry.groups *
                                    fragment_steps(p) * bytes);
     return p;
+  }
+
+  // The groups first .. first + count - 1 alone, for what scores them.
+  void select(int64_t first, int64_t count) {
+    geometry.first_group = first;
+    geometry.groups = count;
+  }
+
+  Stretches stretches(int64_t batch, int letter_bits) const {
+    Stretches s{};
+    s.trellis.letter_bits = letter_bits;
+    while (int64_t{1} << (s.trellis.memory + letter_bits - 1) < geometry.size) ++s.trellis.memory;
+    s.groups = smaller(geometry.all_groups, larger(1, kTrellisScores / (batch * geometry.size)));
+    const int64_t blocks = ceil_div(s.trellis.pairs(), PathKernel::kThreads);
+    s.parts = 1;
+    while (2 * s.parts <= spec.max_cluster && 2 * s.parts <= blocks) s.parts *= 2;
+    s.meet = batch * s.parts >= spec.multiprocessors || geometry.size <= kTrellisShare * s.parts;
+    if (!s.meet) s.parts = static_cast<int>(smaller(blocks, larger(s.parts, 4 * int64_t{spec.multiprocessors} / batch)));
+    return s;
   }
 
   // Blocks a (group, batch tile) of a search, so that candidates stay O(B * G * tiles) and few: about 16 blocks a

@@ -8,6 +8,7 @@
 
 #pragma once
 
+#include "group_range.h"
 #include "philox_split.h"
 
 namespace ddcm {
@@ -83,7 +84,7 @@ struct MaxKernel {
     uint32_t best;
   };
 
-  Geometry geometry;
+  GroupRange geometry;
   const float* w;      // (B, D)
   uint32_t* max_bits;  // (B, G)
   int64_t chunks;
@@ -130,7 +131,7 @@ struct PrepareKernel {
   static constexpr int kThreads = 256, kMinBlocks = 4;
   struct State {};
 
-  Geometry geometry;
+  GroupRange geometry;
   const float* w;            // (B, D)
   const uint32_t* max_bits;  // (B, G)
   typename Traits::Fragment* out;

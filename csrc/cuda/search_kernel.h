@@ -59,7 +59,7 @@ struct SearchKernel {
     int left;          // kNorms: entries of the group from that call on
   };
 
-  Geometry geometry;
+  GroupsOf<kRanks> geometry;
   RoundKeys keys;
   Ranking ranking;
   const int64_t* step;       // 0-d, on the device

@@ -140,7 +140,8 @@ struct Transform {
 };
 
 // The words of one call of the signs of a sub-block; stream 0 is the inner e, 1 the outer d.
-DDCM_FN Vec4 sign_words(const Geometry& geometry, int64_t g, int64_t c, int64_t call, int64_t pair, uint32_t step, int stream) {
+template <class Groups>
+DDCM_FN Vec4 sign_words(const Groups& geometry, int64_t g, int64_t c, int64_t call, int64_t pair, uint32_t step, int stream) {
   const uint32_t number = geometry.block(g, c * geometry.calls_per_sub_block() + call);
   return vector_of(philox10(geometry.key(), number, static_cast<uint32_t>(pair), step, kStreamInner + stream));
 }

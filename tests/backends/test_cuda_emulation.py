@@ -417,6 +417,86 @@ def test_search_of_a_range(kernels: cuda.Cuda, kind: str) -> None:
     assert torch.equal(index, reference.scores(spec, w, 5, first, 140).abs().argmax(-1) + first)
 
 
+#: (D, G, B, bits of a letter, of memory): one pair of states, a letter that fills the state, one group, several
+#: blocks of pairs, origins staged in several parts or not at all, enough scores for launches of a group each.
+TRELLISES = [(70, 8, 2, 1, 1), (500, 12, 3, 4, 4), (64, 1, 2, 3, 7), (300, 40, 2, 1, 10), (200, 9, 1, 1, 14)]
+LARGEST_TRELLIS = (40, 4, 1, 8, 10)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [*((kind, shape) for kind in KINDS for shape in TRELLISES), ("hadamard", LARGEST_TRELLIS)]
+)
+def test_paths_are_those_of_the_same_scores(
+    kernels: cuda.Cuda, narrow: cuda.Cuda, library: Path, kind: str, shape: tuple[int, int, int, int, int]
+) -> None:
+    """To the bit the letters that the reference's algorithm finds; by one block a row, a cluster, a launch a group."""
+    dim, groups, batch, bits, memory = shape
+    spec = CodebookSpec(kind, dim, 1 << (memory + bits - 1), groups, SEED)
+    w, at = residual(spec, batch), torch.tensor(2**32 - 3)
+    letters = reference.best_path(kernels.scores(spec, w, at), bits)
+    for engine in (kernels, narrow, cuda.Cuda(library, multiprocessors=200, max_cluster=1, bit_products=True)):
+        assert torch.equal(engine.trellis_search(spec, w, at, bits), letters)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "hadamard", pytest.param("sign", marks=pytest.mark.slow)])
+def test_paths_through_several_stretches(kernels: cuda.Cuda, kind: str) -> None:
+    """More scores than are held at once, and groups of unequal size."""
+    spec = CodebookSpec(kind, 203, 1 << 15, 50, SEED)  # 2^22 scores are 42 groups of 3 rows
+    w, at = residual(spec, 3), torch.tensor(5)
+    letters = reference.best_path(kernels.scores(spec, w, at), 4)
+    assert torch.equal(kernels.trellis_search(spec, w, at, 4), letters)
+
+
+def test_paths_of_batches_in_parts(kernels: cuda.Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = CodebookSpec("gaussian", 203, 256, 9, SEED)
+    w, at = residual(spec, 11), torch.tensor(5)
+    whole = kernels.trellis_search(spec, w, at, 4)
+    monkeypatch.setattr(cuda, "WORKSPACE_LIMIT", 0)
+    assert torch.equal(kernels.trellis_search(spec, w, at, 4), whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("bits", "memory"), [(1, 1), (3, 5)])
+def test_ties_of_paths(kernels: cuda.Cuda, narrow: cuda.Cuda, kind: str, bits: int, memory: int) -> None:
+    """All paths of a residual of zeros are equal; with one coordinate many are: letters are the reference's."""
+    spec = CodebookSpec(kind, 90, 1 << (memory + bits - 1), 9, SEED)
+    w, at = torch.zeros(3, 90), torch.tensor(1)
+    w[1, 0], w[2, 45] = 1, -1
+    letters = reference.best_path(kernels.scores(spec, w, at), bits)
+    assert (letters[0] == 0).all()
+    for engine in (kernels, narrow):
+        assert torch.equal(engine.trellis_search(spec, w, at, bits), letters)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_paths_of_a_residual_not_finite(kernels: cuda.Cuda, kind: str, bad: float) -> None:
+    spec = CodebookSpec(kind, 300, 256, 5, SEED)
+    w, at = residual(spec, 3), torch.tensor(2)
+    clean = kernels.trellis_search(spec, w, at, 3)
+    for place in (0, 150, 299):
+        broken = w.clone()
+        broken[1, place] = bad
+        letters = kernels.trellis_search(spec, broken, at, 3)
+        assert (letters[1] == -1).all() and torch.equal(letters[::2], clean[::2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_workspace_of_a_trellis(kernels: cuda.Cuda, kind: str) -> None:
+    """16 MB of scores, or those of a group, and a byte a group and state, but for what little a residual takes."""
+    library = kernels._library
+    for dim, groups, bits, memory in ((12288, 200, 5, 12), (196608, 3200, 5, 12), (12288, 400, 4, 16)):
+        book = CodebookSpec(kind, dim, 1 << (memory + bits - 1), groups)
+        spec = kernels._spec(book, torch.device("cpu"))
+        for batch in (1, 8):
+            size = library.ddcm_trellis_workspace(spec, batch, bits)
+            scores = max(16 << 20, 4 * batch * book.size)
+            assert size <= scores + batch * (groups + 8) * (1 << memory) + (5 << 20) + 40 * batch * dim
+    spec = kernels._spec(CodebookSpec(kind, 12288, 1 << 23, 400), torch.device("cpu"))
+    parts = list(cuda.batches(library, 5, spec, "ddcm_trellis_workspace", 8, least=1))
+    assert [part.stop - part.start for part in parts] == [1] * 5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_combine_clamps_and_sums_in_order(kernels: cuda.Cuda, kind: str) -> None:
     spec = CodebookSpec(kind, 1100, 90, 2, SEED)

@@ -128,7 +128,8 @@ def test_checks_pass_on_the_emulated_kernels(tmp_path: Path, kind: str) -> None:
     checks.check_shape(report, "cuda", kind, (77, 50, 3, 2), "cpu")
     checks.check_large(report, "cuda", Case(kind, 200, 90, 2), "cpu")
     checks.check_kind(report, "cuda", kind, "cpu")
-    assert len(report.data["checks"]) == 9 and not report.failures()
+    checks.check_trellises(report, "cuda", kind, True, "cpu")
+    assert len(report.data["checks"]) == 13 and not report.failures()
 
 
 @needs_compiler
@@ -159,6 +160,7 @@ def test_measurements_run(
         report.guard(kind, lambda k=kind: measurements.measure_search(report, "cuda", k, 64, 50, 2))
     report.guard("others", lambda: measurements.measure_others(report, "cuda", 8, 1030, (100,)))
     report.guard("clusters", lambda: measurements.measure_clusters(report, (64, 50, 1)))
+    report.guard("trellis", lambda: measurements.measure_trellis(report, "cuda", 64, 3, 2, 3))
     report.guard("baselines", lambda: baselines.measure_torch_baselines(report, 40, 30))
     report.guard("chunks", lambda: baselines.measure_torch_baselines(report, 2000, 3, False))
     monkeypatch.setattr(torch, "compile", lambda function: function)
@@ -167,7 +169,7 @@ def test_measurements_run(
     report.data["reach"] = reports.reach(report.data)
     text = reports.summary(report.data)
     assert [e["section"] for e in report.data["errors"]] == ["broken"]
-    assert len(report.data["measurements"]) == 3 + 15 + 4 + 2 + 6 + 2 + 1
+    assert len(report.data["measurements"]) == 3 + 15 + 4 + 2 + 6 + 2 + 1 + 6
     assert "not measured" in text and "of issue bound" in text and "section broken" in text
     json.loads((tmp_path / "gpu_check.json").read_text())
 

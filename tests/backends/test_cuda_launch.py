@@ -197,6 +197,60 @@ def test_few_atoms_fill_the_device(recorder: Recorder, kind: str, size: int, blo
     assert (launch.blocks, launch.cluster) == (blocks, cluster)
 
 
+#: Groups, bits of a letter and of memory, multiprocessors, most blocks of a cluster; blocks of a row and their
+#: cluster, and the groups of every launch that extends paths.
+PATHS = [
+    (200, 5, 12, 132, 8, 8, 8, [64, 64, 64, 8]),  # the default preset's letters
+    (200, 5, 12, 108, 1, 1, 1, [64, 64, 64, 8]),  # no clusters
+    (20, 1, 6, 132, 8, 1, 1, [20]),
+    (3, 5, 16, 132, 8, 128, 1, [1, 1, 1]),  # so many scores that blocks which cannot meet are worth a launch a group
+]
+
+
+@pytest.mark.parametrize(("groups", "bits", "memory", "multiprocessors", "most", "blocks", "cluster", "taken"), PATHS)
+def test_paths_of_a_trellis(
+    recorder: Recorder,
+    groups: int,
+    bits: int,
+    memory: int,
+    multiprocessors: int,
+    most: int,
+    blocks: int,
+    cluster: int,
+    taken: list[int],
+) -> None:
+    """For each stretch of groups what scores launches, and the paths; then the way back. Nothing else."""
+    engine = cuda.Cuda(recorder.library, multiprocessors, max_cluster=most, bit_products=True)
+    spec = CodebookSpec("hadamard", 12288, 1 << (memory + bits - 1), groups, 7)
+    engine.trellis_search(spec, torch.zeros(1, spec.dim), torch.tensor(1), bits)
+    calls = [call for call in recorder.take() if call[0] != "allow"]
+    assert all(int(call[2]) == STREAM for call in calls)
+    names = ["zero" if call[0] == "zero" else sass.kernel_name(call[1]).split("<")[0] for call in calls]
+    scoring, alone = ["zero", "MaxKernel", "HadamardKernel"], len(taken) if blocks > cluster else 1
+    stretch = [*scoring, *["PathKernel"] * alone]
+    assert names == [*stretch * (len(taken) // alone), "TraceKernel"]
+    launches = [Launch(call[1], *map(int, call[2:])) for call in calls if "PathKernel" in call[1]]
+    assert {(launch.blocks, launch.cluster) for launch in launches} == {(blocks, cluster)}
+
+
+@pytest.mark.parametrize("batch", [1, 5, 200])
+@pytest.mark.parametrize("kind", ["gaussian", "sign", "hadamard"])
+def test_a_failed_trellis_launches_no_more(recorder: Recorder, kind: str, batch: int) -> None:
+    spec, w = CodebookSpec(kind, 600, 1 << 14, 9, 7), torch.zeros(batch, 600)
+
+    def run() -> None:
+        recorder.kernels.trellis_search(spec, w, torch.tensor(1), 4)
+
+    run()
+    calls = len(recorder.take())
+    for at in range(calls):
+        recorder.fail_after(at)
+        with pytest.raises(BackendError, match="could not be started: recorded failure"):
+            run()
+        assert len(recorder.take()) == at + 1
+    recorder.fail_after(-1)
+
+
 @pytest.mark.parametrize("kind", ["gaussian", "sign", "hadamard"])
 def test_a_failure_ends_the_operation_and_is_not_told_of_the_next(recorder: Recorder, kind: str) -> None:
     spec = CodebookSpec(kind, 20000, 17000, 1, 7)

@@ -56,6 +56,7 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "ddcm_search_workspace": (_INT64,),
     "ddcm_scores_workspace": (_INT64, _INT64),
     "ddcm_topk_workspace": (_INT64, _INT64),
+    "ddcm_trellis_workspace": (_INT64, _INT64),
     "ddcm_rotate": (_POINTER, _POINTER, _INT64, _INT, _POINTER),
     "ddcm_enter": (_POINTER, _POINTER, _INT64, _POINTER, _POINTER, _INT64, _POINTER),
     "ddcm_search": (
@@ -69,6 +70,7 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "ddcm_scores": (
         *(_POINTER, _INT64, _POINTER, _INT64, _INT64, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
     ),
+    "ddcm_trellis": (_POINTER, _INT64, _POINTER, _INT64, _POINTER, _POINTER, _POINTER, _POINTER),
     "ddcm_combine": (
         *(_POINTER, _POINTER, _INT64, _INT64, _POINTER, _POINTER, _POINTER, _POINTER),
     ),
@@ -117,11 +119,13 @@ def _check(library: ctypes.CDLL, code: int) -> None:
         )
 
 
-def batches(library: ctypes.CDLL, batch: int, c_spec: _Spec, name: str, *arguments: int) -> Iterator[slice]:
-    """Cut a batch so that each part's workspace stays under the limit, where parts of 8 rows can."""
+def batches(
+    library: ctypes.CDLL, batch: int, c_spec: _Spec, name: str, *arguments: int, least: int = 8
+) -> Iterator[slice]:
+    """Cut a batch so that each part's workspace stays under the limit, where parts of `least` rows can."""
     workspace, rows = getattr(library, name), batch
-    while rows > 8 and workspace(c_spec, rows, *arguments) > WORKSPACE_LIMIT:
-        rows = -(-rows // 16) * 8
+    while rows > least and workspace(c_spec, rows, *arguments) > WORKSPACE_LIMIT:
+        rows = -(-rows // 16) * 8 if rows > 8 else rows // 2
     return (slice(b, min(b + rows, batch)) for b in range(0, batch, rows))
 
 
@@ -156,6 +160,7 @@ class Cuda(Backend):
 
     automatic = ("cuda",)
     speed = 300
+    holds_scores = False
 
     def __init__(
         self,
@@ -295,6 +300,27 @@ class Cuda(Backend):
                     ),
                 )
         return out
+
+    def trellis_search(self, spec: CodebookSpec, w: Tensor, step: Tensor, letter_bits: int) -> Tensor:
+        w = w.contiguous()
+        letters = torch.empty(len(w), spec.groups, dtype=torch.int64, device=w.device)
+        c_spec = self._spec(spec, w.device)
+        library = self._library_for(w.device)
+        with self._on(w.device) as stream:
+            tables = self._table(w.device)
+            # A row's own scores and origins are most of the workspace: fewer than 8 rows are worth a part.
+            for rows in batches(library, len(w), c_spec, "ddcm_trellis_workspace", letter_bits, least=1):
+                part = w[rows]
+                size = library.ddcm_trellis_workspace(c_spec, len(part), letter_bits)
+                workspace = torch.empty(size, dtype=torch.uint8, device=w.device)
+                _check(
+                    library,
+                    library.ddcm_trellis(
+                        *(c_spec, part.data_ptr(), len(part), step.data_ptr(), letter_bits),
+                        *(tables.data_ptr(), workspace.data_ptr(), letters[rows].data_ptr(), stream),
+                    ),
+                )
+        return letters
 
     def combine(self, spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:
         index, coefficient = index.contiguous(), coefficient.contiguous()

@@ -153,6 +153,7 @@ struct Case {
   const char* name;
   int32_t kind, multiprocessors, max_cluster;
   int64_t dim, size, groups, batch, m;
+  int letter_bits = 0;  // of a trellis; 0: none
 };
 
 // Every kernel at least once, with few blocks and matrix instructions: each is a barrier here.
@@ -176,6 +177,9 @@ constexpr Case kCases[] = {
     {"hadamard-1024", kHadamard, 1, 1, 1500, 1000, 1, 1, 40},
     {"hadamard-4096", kHadamard, 1, 1, 5000, 4000, 1, 1, 0},
     {"hadamard-16384", kHadamard, 1, 1, 300, 16000, 1, 1, 5},
+    {"trellis", kHadamard, 1, 1, 70, 64, 9, 2, 0, 2},
+    {"trellis-cluster", kHadamard, 1, 2, 60, 1024, 40, 1, 0, 1},
+    {"trellis-apart", kHadamard, 64, 1, 30, 131072, 3, 1, 0, 8},
 };
 
 // Everything the operations write.
@@ -228,6 +232,11 @@ Outputs run(const Case& c) {
   if (c.m > 0) {
     workspace([&](Arena& arena) { driver.topk(arena, turned.data(), c.batch, c.m, Ranking{}, many); });
     driver.combine(many.index, many.score, y.data(), c.batch, c.m);
+  }
+  if (c.letter_bits > 0) {
+    std::vector<int64_t> letters(rows);
+    workspace([&](Arena& arena) { driver.trellis(arena, turned.data(), c.batch, c.letter_bits, letters.data()); });
+    out.index.insert(out.index.end(), letters.begin(), letters.end());
   }
   for (const auto* part : {&turned, &back, &score, &scores, &norms, &y}) {
     out.floats.insert(out.floats.end(), part->begin(), part->end());
