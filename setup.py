@@ -17,12 +17,21 @@ try:
 except ImportError:  # setuptools before 70.1
     from wheel.bdist_wheel import bdist_wheel
 
+_ROOT = Path(__file__).parent
+
+
 # By path: importing the package would import torch, which an isolated build does not have.
-_BUILDER = Path(__file__).parent / "ddcm_fast" / "codebook" / "build.py"
-_spec = importlib.util.spec_from_file_location("ddcm_fast_build", _BUILDER)
-build = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = build  # dataclasses look their module up
-_spec.loader.exec_module(build)
+def _load(*path):
+    file = _ROOT.joinpath(*path)
+    spec = importlib.util.spec_from_file_location(f"ddcm_fast_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+build = _load("ddcm_fast", "codebook", "build.py")
+index_page = _load("packaging", "index_page.py").index_page
 
 
 class BuildPy(build_py):
@@ -30,7 +39,7 @@ class BuildPy(build_py):
 
     def run(self):
         super().run()
-        root = Path(__file__).parent if self.editable_mode else Path(self.build_lib)
+        root = _ROOT if self.editable_mode else Path(self.build_lib)
         folder = root / "ddcm_fast" / build.SHIPPED_DIR.name
         try:
             shutil.rmtree(folder, ignore_errors=True)
@@ -55,6 +64,8 @@ class BdistWheel(bdist_wheel):
 
 
 setup(
+    long_description=index_page(_ROOT / "README.md"),
+    long_description_content_type="text/markdown",
     # Training serves the repository and needs its photographs; a wheel has no use for it.
     packages=[
         *find_packages(include=["ddcm_fast", "ddcm_fast.*"], exclude=["ddcm_fast.models.train"]),

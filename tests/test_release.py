@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_the_recipe_has_the_packages_version_and_requirements() -> None:
 
 
 def test_the_version_is_written_once() -> None:
-    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'dynamic = ["version", ' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def test_the_citation_can_be_read() -> None:
@@ -57,3 +58,12 @@ def test_an_image_asks_for_extras_that_exist(name: str) -> None:
     extras = set(re.search(r"^\[project.optional-dependencies\]\n(.*?)^\[", project, re.M | re.S)[1].split())
     asked = re.findall(r"\[([a-z,]+)\]", (ROOT / "packaging" / name).read_text(encoding="utf-8"))
     assert asked and all(extra in extras for group in asked for extra in group.split(","))
+
+
+def test_an_indexs_page_names_no_file_beside_it(tmp_path: Path) -> None:
+    index_page = runpy.run_path(str(ROOT / "packaging" / "index_page.py"))["index_page"]
+    page = index_page(ROOT / "README.md")
+    assert re.findall(r"\]\((?!https?://)", page) == []
+    assert "(https://arxiv.org/abs/2502.01189)" in page and "pip install ddcm-fast" in page and "![" not in page
+    (tmp_path / "README.md").write_text("![a\nb](docs/a.png)\n\n[here\nis](x.md#y) and [there](https://a.org/b)\n")
+    assert index_page(tmp_path / "README.md") == "here\nis and [there](https://a.org/b)\n"
