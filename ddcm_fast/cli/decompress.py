@@ -79,7 +79,7 @@ def _one(args: argparse.Namespace) -> None:
     data = read(args.input, start=container.MAGIC)
     if args.input.suffix == ".bin" and not data.startswith(container.MAGIC):
         if args.preview is not None:
-            raise ConfigError("--preview is for .ddcm files, not for official ones; leave it out")
+            raise ConfigError(f"--preview is {args.preview}; an official file has none, leave it out")
         start = time.perf_counter()
         image, said = _decode_official(args)
     else:

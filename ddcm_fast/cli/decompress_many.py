@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
 
     many.check(args, {})
     if args.preview is not None:
-        raise ConfigError("--preview is for one file; leave it out for many")
+        raise ConfigError(f"--preview is {args.preview}, and of many files there is none; leave it out")
     name = f"image.{args.format or 'png'}"
     kind = image_kind(name)
     items = find(args.inputs, lambda ending: ending.lower() == ".ddcm", ".ddcm files", MAX_FILE)

@@ -423,7 +423,7 @@ class Codec:
             ConfigError: the condition is missing or is not the one the file was made with; `early` with cuda_graph.
         """
         if early is not None and self.cuda_graph:
-            raise ConfigError("early needs steps that are no CUDA graphs; leave cuda_graph out")
+            raise ConfigError(f"cuda_graph is {self.cuda_graph}, and a captured step calls nobody; leave early out")
         if not 0 < first <= 1:
             raise ConfigError(f"first is {first}; it must be above 0 and at most 1")
         data = container.file_bytes(data)
