@@ -1,7 +1,7 @@
 # make demo    compress and decompress a photograph into demo/
 # make test    the tests, but for the exhaustive sweeps
 # make check   lint, types and tests; `make lint` is what pre-commit runs
-# make fuzz    damaged and hostile inputs, without end or for SECONDS=60
+# make fuzz    damaged and hostile inputs, without end or for SECONDS=60; others each time, or those of SEED=0
 # make bench   microbenchmarks of the codebook operations
 # make docs    the documentation site into build/site, every warning an error; `make links` tries the links outwards
 # make man     the manual page ddcm.1, from the command's parser (wants the network)
@@ -48,7 +48,7 @@ types: .venv/.installed
 check: lint types test
 
 fuzz: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py $(if $(SECONDS),--seconds $(SECONDS))
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 bench: .venv/.installed
 	$(BIN)/python -m pytest benchmarks

@@ -140,10 +140,16 @@ def one_each(given: ConditionLike | Sequence[ConditionLike], count: int) -> list
 
 @dataclass(frozen=True)
 class Edit:
-    """An edited file: from step `start` on (0 is the noisiest) the model is told `condition` instead of the file's."""
+    """An edited file: from step `start` on (0 is the noisiest) the model is told `condition` instead of the file's.
+
+    A condition that says nothing is None: both stand in a file as the same bytes.
+    """
 
     start: int
     condition: Condition | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "condition", self.condition or None)
 
     def at(self, index: int, source: Condition | None) -> Condition | None:
         """What the model is told at a step of the schedule."""
