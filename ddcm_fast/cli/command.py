@@ -32,8 +32,8 @@ An input is never overwritten; an existing file is replaced only by one of its o
 
 #: Command, which is also its module's name -> the line about it, in the order of --help.
 COMMANDS = {
-    "compress": "image -> .ddcm file",
-    "decompress": ".ddcm file -> image",
+    "compress": "an image -> a .ddcm file",
+    "decompress": "a .ddcm file -> an image",
     "info": "what is in a .ddcm file",
     "calibrate": "measure a model's information curve",
     "generate": "random images and their files",

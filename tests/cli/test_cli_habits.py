@@ -135,6 +135,16 @@ def test_the_parser_knows_all_commands_or_only_one():
     assert "--json" not in choices["compress"].format_help()
 
 
+def test_a_manual_page_leaves_no_line_out():
+    """roff takes a line that begins with a point or an apostrophe for a request, and drops one it does not know."""
+    commands = build_parser()._subparsers._group_actions[0].choices
+    texts = [*COMMANDS.values()]
+    for parser in commands.values():
+        texts += [parser.description or "", parser.epilog or "", *(action.help or "" for action in parser._actions)]
+    lines = [line.lstrip() for text in texts for line in text.splitlines()]
+    assert len(lines) > 200 and [line for line in lines if line.startswith((".", "'"))] == []
+
+
 # ---- how it ends -----------------------------------------------------------------------------------
 
 _INTERRUPT = """
