@@ -76,6 +76,8 @@ setup(
         "ddcm_fast": ["py.typed", "models/weights/*/*"],
         "ddcm_fast.csrc": ["*.h", "cpu/*", "cuda/*"],
     },
+    # Beside the environment's programs: of an installation with --user, where desktops look for types.
+    data_files=[("share/mime/packages", ["share/ddcm.xml"]), ("share/ddcm-fast", ["share/ddcm.magic"])],
     cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel},
     distclass=BinaryDistribution,
 )

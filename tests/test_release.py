@@ -67,3 +67,9 @@ def test_an_indexs_page_names_no_file_beside_it(tmp_path: Path) -> None:
     assert "(https://arxiv.org/abs/2502.01189)" in page and "pip install ddcm-fast" in page and "![" not in page
     (tmp_path / "README.md").write_text("![a\nb](docs/a.png)\n\n[here\nis](x.md#y) and [there](https://a.org/b)\n")
     assert index_page(tmp_path / "README.md") == "here\nis and [there](https://a.org/b)\n"
+
+
+def test_a_wheel_brings_the_type_for_desktops_and_file() -> None:
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert sorted(re.findall(r'"(share/ddcm\.\w+)"', setup)) == ["share/ddcm.magic", "share/ddcm.xml"]
+    assert all((ROOT / "share" / name).is_file() for name in ("ddcm.magic", "ddcm.xml"))
