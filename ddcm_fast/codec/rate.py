@@ -37,6 +37,10 @@ MISSED, MISSED_AGAIN = 1.5, 1.0
 #: Parts of the bits' worth that one encoding after the other then counts on.
 TRUST = (1.0, 0.5, 0.25, 0.125)
 
+#: Steps towards an image without its finest detail (aim.py) ask for less than the curve says, whose errors are to the
+#: whole image; so as much more can be asked for. Measured on training photographs: 1.19 at 0.1 bpp, 1.11 at 0.5.
+_SPARED = 1.15
+
 MAX_BPP = 8.0
 
 #: Encodings in search of a file's size, for rules whose size depends on the image.
@@ -226,7 +230,7 @@ class Control:
 
         @cache
         def stop_for(steps: int) -> int:
-            entry_bits = trust * rule.worth(config, bits / steps) * bits / self._dim
+            entry_bits = _SPARED * trust * rule.worth(config, bits / steps) * bits / self._dim
             return stop_for_bits(model, self._curve, entry_bits, steps)
 
         @cache
