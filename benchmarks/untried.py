@@ -10,6 +10,9 @@ as DPM-Solver++(2M) does, and averaged; and the search for a part of the residua
 
 `photos`: centre crops, the default preset's file of each rate and number of steps, then the same configuration with the
 extrapolated mean in all coded steps, and in the last prediction alone. All encodings aim at the same (codec/aim.py).
+`statistics` are of the coded steps of the first: `level`, the noise in the state over the schedule's; `gain`, the
+factor of x0_hat that would be nearest to x0; `weight`, that of x0_hat - the one before, and `removes`, the part of the
+squared error that adding it so would remove.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from ddcm_fast.codec.job import make_job, make_target
 from ddcm_fast.codec.limits import Limits
 from ddcm_fast.files import write_json
 from ddcm_fast.models.wrapped import WrappedModel
-from ddcm_fast.sampling.choosers import Match, toward
+from ddcm_fast.sampling.choosers import Match, Toward, toward
 from ddcm_fast.sampling.model import DiffusionModel, eps_from_x0
 from ddcm_fast.sampling.rules.trellis import Trellis
 from ddcm_fast.sampling.sampler import sample
@@ -146,6 +149,29 @@ class Listed(Match):
         return ends[rows, kept[rows, best]]
 
 
+class Watched(Toward):
+    """The encoder, which writes down at each coded step how far x0_hat and the state are from what they stand for."""
+
+    def __init__(self, goal: Tensor, x0: Tensor) -> None:
+        super().__init__(goal)
+        self._x0 = x0
+        self._before: Tensor | None = None
+        self.seen: list[dict[str, float]] = []
+
+    def choose(self, context: Any) -> Tensor:
+        step, x0, x0_hat = context.step, self._x0, context.x0_hat
+        residual = x0 - x0_hat
+        noise = (context.x - step.alpha_t * x0).square().mean().sqrt() / step.sigma_t
+        row = {"t": step.t, "level": float(noise), "gain": float((x0 * x0_hat).sum() / x0_hat.square().sum())}
+        if self._before is not None:
+            change = x0_hat - self._before
+            shared, own = float((residual * change).sum()), float(change.square().sum())
+            row |= {"weight": shared / own, "removes": shared**2 / own / float(residual.square().sum())}
+        self._before = x0_hat
+        self.seen.append(row)
+        return super().choose(context)
+
+
 def field(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of the analytic source."""
     bench, rows = Bench(32, args.count, seed=1), []
@@ -209,9 +235,11 @@ def photos(args: argparse.Namespace) -> list[dict[str, Any]]:
             goal = aim(model, x0, job.steps)
         for trial, (part, where) in trials.items():
             other = Extrapolated(model, job.steps, part, where)
-            done = sample(other, job.steps, job.rule, toward(goal), job.noise)
+            chooser = Watched(goal, x0)
+            done = sample(other, job.steps, job.rule, chooser, job.noise)
             quality = psnr(to_tensor(image, 3)[0], model.decode(done.x0)[0])
             rows.append({"image": name, "T": count, "bpp": bpp, "trial": trial, "psnr": quality})
+            rows[-1] |= {"statistics": chooser.seen} if part == 0 else {}
             print(f"{name:10} T={count} {bpp:g} bpp {trial:12} {quality:.3f} dB", flush=True)
     return rows
 

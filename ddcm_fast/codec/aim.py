@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddcm_fast.codec.config import CodecConfig
+from ddcm_fast.sampling.condition import Condition
 from ddcm_fast.sampling.information import model_curve
 from ddcm_fast.sampling.model import DiffusionModel
 from ddcm_fast.sampling.schedule import Step
@@ -15,6 +17,11 @@ from ddcm_fast.sampling.schedule import Step
 #: How much cleaner than the state at which coding ends the level is whose denoiser smooths the image, as a ratio of
 #: SNR, and the part of the way from the image to the smoothed one. Measured on training photographs (docs/codec.md).
 _CLEANER, _PART = 10.0, 0.7
+
+
+def aims(config: CodecConfig, condition: Condition | None) -> bool:
+    """Whether an encoder aims so: where coding stops is chosen by information, and no guidance bends the denoiser."""
+    return config.schedule == "kl" and (condition is None or condition.guidance_scale in (None, 1.0))
 
 
 def aim_level(model: DiffusionModel, steps: Sequence[Step]) -> float | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddcm_fast.codebook.law import integer
 from ddcm_fast.codec import container
-from ddcm_fast.codec.aim import aim
+from ddcm_fast.codec.aim import aim, aims
 from ddcm_fast.codec.batches import Conditions, Prompts, batches, conditions_of, each_alone, stored, together
 from ddcm_fast.codec.config import DEFAULT_PRESET, CodecConfig, preset
 from ddcm_fast.codec.container import FileData, Header
@@ -276,7 +276,7 @@ class Codec:
         job = self._job(config, height, width)
         weight = None if mask is None else make_weight(self.model, mask, height, width)
         condition, goal = together(conditions), x0
-        if config.schedule == "kl":
+        if aims(config, conditions[0]):  # of one guidance scale, all of them
             goal = aim(self._model_for(len(x0)), x0, job.steps, condition)
         chooser = toward(goal, weight)
         if bits > 0 and job.coded and job.rule.varies:

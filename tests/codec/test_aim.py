@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ddcm_fast import Codec, load_model, preset
-from ddcm_fast.codec.aim import aim, aim_level
+from ddcm_fast.codec.aim import aim, aim_level, aims
 from ddcm_fast.models.gaussian_field import GaussianField
+from ddcm_fast.sampling.condition import Condition
 from ddcm_fast.sampling.schedule import Step
 
 torch.set_num_threads(1)
@@ -93,6 +94,12 @@ def test_the_same_bits_bring_the_picture_nearer(
 
     assert error(aimed) < 0.98 * error(plain)
     assert torch.equal(codec.decode(aimed[0].data), aimed[0].reconstruction)
+
+
+def test_guided_predictions_and_other_schedules_do_not_aim() -> None:
+    assert aims(preset("product"), None) and aims(preset("trellis"), Condition("a fox", guidance_scale=1.0))
+    assert not aims(preset("product"), Condition("a fox", guidance_scale=7.5))
+    assert not aims(preset("ddcm"), None) and not aims(preset("turbo-paper"), None)
 
 
 def test_it_takes_the_encoder_one_evaluation(field: GaussianField, monkeypatch: pytest.MonkeyPatch) -> None:
