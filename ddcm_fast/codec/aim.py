@@ -17,6 +17,9 @@ from ddcm_fast.sampling.schedule import Step
 #: How much cleaner than the state at which coding ends the level is whose denoiser smooths the image, as a ratio of
 #: SNR, and the part of the way from the image to the smoothed one. Measured on training photographs (docs/codec.md).
 _CLEANER, _PART = 10.0, 0.7
+#: What the denoiser changes, as a part of the squared error that is expected at coding's end: of a photograph 0.06 to
+#: 1. Less is a drawing or a gradient, whose little changes are the network's mistakes; more is no denoiser's.
+_LEAST, _MOST = 0.05, 1.0
 
 
 def aims(config: CodecConfig, condition: Condition | None) -> bool:
@@ -43,13 +46,14 @@ def aim(model: DiffusionModel, x0: Tensor, steps: Sequence[Step], condition: Any
     denoiser at a level ten times cleaner than that end removes them from the clean image, as a Wiener filter would
     from a Gaussian one. One evaluation, the encoder's alone: a decoder follows the letters whatever they aim at.
 
-    x0 itself where the steps have no such level, and where the network changes an image by more than coding is expected
-    to: it is not its denoiser then.
+    x0 itself where the steps have no such level, and where the network changes an image by more or by much less than
+    coding is expected to.
     """
     t = aim_level(model, steps)
     if t is None:
         return x0
     change = model.predict(model.alpha_sigma(t)[0] * x0, t, condition)[0] - x0
     end = next(step.t for step in steps if step.index > max(step.index for step in steps if step.coded))
-    small = change.square().flatten(1).mean(1) <= model_curve(model).at(end)
-    return torch.where(small.view(-1, *[1] * (x0.dim() - 1)), x0 + _PART * change, x0)
+    part = change.square().flatten(1).mean(1) / model_curve(model).at(end)
+    fits = (part >= _LEAST) & (part <= _MOST)
+    return torch.where(fits.view(-1, *[1] * (x0.dim() - 1)), x0 + _PART * change, x0)
