@@ -23,8 +23,13 @@ _LEAST, _MOST = 0.05, 1.0
 
 
 def aims(config: CodecConfig, condition: Condition | None) -> bool:
-    """Whether an encoder aims so: where coding stops is chosen by information, and no guidance bends the denoiser."""
-    return config.schedule == "kl" and (condition is None or condition.guidance_scale in (None, 1.0))
+    """Whether an encoder aims so.
+
+    It does where information says at which noise coding stops, the rule takes the best noise and not a sample of the
+    posterior, which is one of the image itself, and no guidance bends the denoiser.
+    """
+    unguided = condition is None or condition.guidance_scale in (None, 1.0)
+    return config.schedule == "kl" and not config.rule_type.samples and unguided
 
 
 def aim_level(model: DiffusionModel, steps: Sequence[Step]) -> float | None:
