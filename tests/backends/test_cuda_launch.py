@@ -198,6 +198,20 @@ def test_few_atoms_fill_the_device(recorder: Recorder, kind: str, size: int, blo
     assert (launch.blocks, launch.cluster) == (blocks, cluster)
 
 
+@pytest.mark.parametrize(
+    ("size", "m", "blocks"),
+    [(4096, 1024, [3]), (16384, 64, [4 * 3, 3]), (17000, 1024, [5 * 3, 2 * 3, 3]), (2**20, 1, [256 * 3, 3])],
+)
+def test_a_selection_is_few_launches(recorder: Recorder, size: int, m: int, blocks: list[int]) -> None:
+    """A block a slice of each row, then a block for so many lists as have the candidates of a slice."""
+    spec = CodebookSpec("hadamard", 3000, size, 3, 7)
+    recorder.kernels.topk(spec, torch.zeros(1, spec.dim), torch.tensor(1), m, True, None)
+    launches = [Launch(call[1], *map(int, call[2:])) for call in recorder.take() if call[0] == "launch"]
+    selects = [launch for launch in launches if "SliceKernel" in launch.kernel or "MergeKernel" in launch.kernel]
+    assert [launch.blocks for launch in selects] == blocks
+    assert launches[-len(blocks) :] == selects and all(launch.early for launch in selects)
+
+
 #: Groups, bits of a letter and of memory, multiprocessors, most blocks of a cluster; blocks of a row and their
 #: cluster, and the groups of every launch that extends paths.
 PATHS = [
