@@ -228,21 +228,31 @@ struct Driver : Planner {
 
   int topk(Arena& arena, const float* w, int64_t batch, int64_t m, const Ranking& ranking,
            const Chosen& chosen) {
-    const int64_t rows = batch * geometry.groups;
-    const int64_t chunk = topk_chunk(geometry, rows), slices = chunk / kSliceAtoms;
+    const int64_t rows = batch * geometry.groups, chunk = topk_chunk(geometry, rows);
     const Prepared p = plan(arena, batch, chunk, kScores);
     float* chunk_scores = arena.take<float>(rows * chunk);
-    Candidate* lists = arena.take<Candidate>(rows * slices * m);
-    Candidate* best = arena.take<Candidate>(rows * m);
+    // A list a slice, one of the best so far, and what those are merged into.
+    const int64_t row_lists = MergeKernel::row_lists(ceil_div(chunk, kSliceAtoms) + (chunk < geometry.size ? 1 : 0), m);
+    TopTarget target{arena.take<Candidate>(rows * row_lists * m), chosen, row_lists, m, ranking.is_signed, 0};
     if (arena.base == nullptr) return 0;
     prepare(p, w);
     for (int64_t first = 0; first < geometry.size; first += chunk) {
-      const int64_t last = smaller(first + chunk, geometry.size), used = ceil_div(last - first, kSliceAtoms);
+      const int64_t last = smaller(first + chunk, geometry.size);
       score<true>(p, w, Target{Ranking{}, Picking{}, chunk_scores, nullptr, chunk, first, last});
-      SliceKernel slice{ranking, chunk_scores, chunk, first, last - first, lists, used, geometry.groups, m};
-      run(slice, used * rows);
-      MergeKernel merge{lists, best, chosen, used, m, ranking.is_signed, first == 0, last == geometry.size, 0};
-      run(merge, rows);
+      const int32_t kept = first > 0 ? 1 : 0, slices = static_cast<int32_t>(ceil_div(last - first, kSliceAtoms));
+      int32_t list = 0, lists = kept + slices;
+      target.is_answer = lists == 1;
+      run(SliceKernel{target, ranking, chunk_scores, chunk, first, last - first, slices,
+                      static_cast<int32_t>(geometry.groups), kept, 0},
+          slices * rows);
+      while (lists > 1) {
+        const int32_t merged = static_cast<int32_t>(ceil_div(lists, MergeKernel::fan(m)));
+        const int32_t into = merged == 1 ? 0 : list + lists;
+        target.is_answer = merged == 1 && last == geometry.size;
+        run(MergeKernel{target, list, lists, into, 0}, merged * rows);
+        list = into;
+        lists = merged;
+      }
     }
     return error;
   }

@@ -38,10 +38,10 @@ struct Arena {
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Atoms whose scores a topk holds at once, for B * G rows: at most 2^22 scores, but whole transforms.
+// Atoms whose scores a topk holds at once, for B * G rows: about 2^22 scores, but whole transforms, or all atoms.
 inline int64_t topk_chunk(const Geometry& geometry, int64_t rows) {
-  const int64_t wanted = ceil_div((int64_t{1} << 22) / rows, kSliceAtoms) * kSliceAtoms;
-  return smaller(larger(wanted, kSliceAtoms), ceil_div(geometry.size, kSliceAtoms) * kSliceAtoms);
+  constexpr int64_t kWhole = 1 << 14;
+  return smaller(larger(1, ceil_div((int64_t{1} << 22) / rows, kWhole)) * kWhole, geometry.size);
 }
 
 // Scores of a trellis that are held at once, 16 MB, unless a group of all rows has more.

@@ -70,6 +70,16 @@ DDCM_FN float bits_float(uint32_t bits) {
 #endif
 }
 
+DDCM_FN uint64_t double_bits(double x) {
+#if defined(__CUDA_ARCH__)
+  return static_cast<uint64_t>(__double_as_longlong(x));
+#else
+  uint64_t bits;
+  std::memcpy(&bits, &x, 8);
+  return bits;
+#endif
+}
+
 // 2^e as a double, -1022 <= e <= 1023.
 DDCM_FN double power_of_two(int e) {
   const uint64_t bits = static_cast<uint64_t>(e + 1023) << 52;

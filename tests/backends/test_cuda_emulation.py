@@ -250,6 +250,33 @@ def test_several_tiles_a_block(narrow: cuda.Cuda, kind: str) -> None:
     assert torch.equal(signed[2] * signed[1], scores.gather(-1, order))
 
 
+#: K, rows, m: a slice; several; several that are merged twice; more scores than are held at once.
+SELECTIONS = [(1, 3, 1), (4096, 2, 1024), (4097, 2, 1), (17000, 3, 1000), (20000, 300, 20)]
+
+
+@pytest.mark.parametrize(("size", "rows", "m"), SELECTIONS)
+def test_selection_of_slices(kernels: cuda.Cuda, size: int, rows: int, m: int) -> None:
+    """The m best in order, from scores of few values: most are told apart by index. Biases may be infinite, or NaN."""
+    spec, at = CodebookSpec("hadamard", 64, size, 1, SEED), torch.tensor(3)
+    w = torch.zeros(rows, spec.dim)
+    w[torch.arange(rows), torch.arange(rows) % spec.dim] = 1.0
+    w[0] = 0.0  # all scores are zero
+    bias = torch.randint(-1, 2, (size,)) * 0.5
+    bias[torch.rand(size) < 0.3] = -torch.inf
+    bias[torch.rand(size) < 0.3] = -0.0
+    scores = kernels.scores(spec, w, at)
+    for signed in (False, True):
+        for own in (None, bias):
+            value = (scores.abs() if signed else scores).double() + (0.0 if own is None else own.double())
+            order = value.argsort(dim=-1, descending=True, stable=True)[..., :m]
+            index, sign, score = kernels.topk(spec, w, at, m, signed, own)
+            assert torch.equal(index, order)
+            assert torch.equal(sign * score, scores.gather(-1, order))
+    bias[: size - 1] = torch.nan
+    index, _, score = kernels.topk(spec, w, at, m, True, bias)
+    assert (index[..., 0] == size - 1).all() and (index[..., 1:] == -1).all() and score[..., 1:].isnan().all()
+
+
 def test_norms_of_split_and_of_several_tiles(kernels: cuda.Cuda, narrow: cuda.Cuda, monkeypatch) -> None:
     """Squares are added up by one lane of every warp that shares an atom, tile after tile."""
     monkeypatch.setattr(cuda, "WORKSPACE_LIMIT", 0)  # in parts of 8 rows: only the first makes norms

@@ -13,6 +13,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -197,6 +198,20 @@ def test_few_atoms_fill_the_device(recorder: Recorder, kind: str, size: int, blo
     assert (launch.blocks, launch.cluster) == (blocks, cluster)
 
 
+@pytest.mark.parametrize(
+    ("size", "m", "blocks"),
+    [(4096, 1024, [3]), (16384, 64, [4 * 3, 3]), (17000, 1024, [5 * 3, 2 * 3, 3]), (2**20, 1, [256 * 3, 3])],
+)
+def test_a_selection_is_few_launches(recorder: Recorder, size: int, m: int, blocks: list[int]) -> None:
+    """A block a slice of each row, then a block for so many lists as have the candidates of a slice."""
+    spec = CodebookSpec("hadamard", 3000, size, 3, 7)
+    recorder.kernels.topk(spec, torch.zeros(1, spec.dim), torch.tensor(1), m, True, None)
+    launches = [Launch(call[1], *map(int, call[2:])) for call in recorder.take() if call[0] == "launch"]
+    selects = [launch for launch in launches if "SliceKernel" in launch.kernel or "MergeKernel" in launch.kernel]
+    assert [launch.blocks for launch in selects] == blocks
+    assert launches[-len(blocks) :] == selects and all(launch.early for launch in selects)
+
+
 #: Groups, bits of a letter and of memory, multiprocessors, most blocks of a cluster; blocks of a row and their
 #: cluster, and the groups of every launch that extends paths.
 PATHS = [
@@ -233,34 +248,25 @@ def test_paths_of_a_trellis(
     assert {(launch.blocks, launch.cluster) for launch in launches} == {(blocks, cluster)}
 
 
-@pytest.mark.parametrize("batch", [1, 5, 200])
-@pytest.mark.parametrize("kind", ["gaussian", "sign", "hadamard"])
-def test_a_failed_trellis_launches_no_more(recorder: Recorder, kind: str, batch: int) -> None:
-    spec, w = CodebookSpec(kind, 600, 1 << 14, 9, 7), torch.zeros(batch, 600)
-
-    def run() -> None:
-        recorder.kernels.trellis_search(spec, w, torch.tensor(1), 4)
-
+def fail_every_call(recorder: Recorder, run: Callable[[], object], name: str) -> None:
+    """Each call of an operation fails in turn: it is the last, and the next operation is not told of it."""
     run()
     calls = len(recorder.take())
     for at in range(calls):
         recorder.fail_after(at)
         with pytest.raises(BackendError, match="could not be started: recorded failure"):
             run()
-        assert len(recorder.take()) == at + 1
-    recorder.fail_after(-1)
+        assert len(recorder.take()) == at + 1, name
+        run()
+        assert len(recorder.take()) == calls, name
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "sign", "hadamard"])
 def test_a_failure_ends_the_operation_and_is_not_told_of_the_next(recorder: Recorder, kind: str) -> None:
-    spec = CodebookSpec(kind, 20000, 17000, 1, 7)
-    for name, run in operations(recorder.kernels, spec, 100).items():
-        run()
-        calls = len(recorder.take())
-        for at in range(calls):
-            recorder.fail_after(at)
-            with pytest.raises(BackendError, match="could not be started: recorded failure"):
-                run()
-            assert len(recorder.take()) == at + 1, name
-            run()
-            assert len(recorder.take()) == calls, name
+    for name, run in operations(recorder.kernels, CodebookSpec(kind, 20000, 17000, 1, 7), 100).items():
+        fail_every_call(recorder, run, name)
+    letters = CodebookSpec(kind, 600, 1 << 14, 9, 7)
+    for batch in (1, 5, 200):
+        w = torch.zeros(batch, letters.dim)
+        run = partial(recorder.kernels.trellis_search, letters, w, torch.tensor(1), 4)
+        fail_every_call(recorder, run, f"trellis_search of {batch}")

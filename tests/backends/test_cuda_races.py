@@ -19,7 +19,7 @@ CASES = (
     *("sign-1", "sign-split", "sign-2", "sign-8", "sign-16", "sign-16-tiles", "sign-cut"),
     *("gaussian-1", "gaussian-8", "gaussian-32", "gaussian-64", "gaussian-128-split", "gaussian-256", "gaussian-cut"),
     *("hadamard-64", "hadamard-256", "hadamard-1024", "hadamard-4096", "hadamard-16384"),
-    *("trellis", "trellis-cluster", "trellis-apart"),
+    *("topk", "trellis", "trellis-cluster", "trellis-apart"),
 )
 
 SMALLEST = ("sign-1", "gaussian-1", "hadamard-64", "trellis")

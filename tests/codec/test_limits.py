@@ -124,11 +124,16 @@ def test_endless_searches_ask_first(config: CodecConfig, says: str, monkeypatch:
             codec.encode(image, **target)
 
 
-def test_a_trellis_holds_scores_only_where_the_backend_does() -> None:
+def test_a_trellis_holds_scores_only_where_the_backend_does(monkeypatch: pytest.MonkeyPatch) -> None:
     config, cpu = preset("trellis", K=2**20, C=4, atoms=6400, T=16), torch.device("cpu")
     Limits(memory=1 << 28).check_search(config, 12288, 1, "cpu", cpu)
     with pytest.raises(LimitError, match="--max-memory"):
         Limits(memory=1 << 28).check_search(config, 12288, 1, "reference", cpu)
+    monkeypatch.setattr("ddcm_fast.codebook.backends.resolve", lambda name, device: name)  # as if GPUs were there
+    monkeypatch.setattr("ddcm_fast.codec.limits._entries_per_second", lambda *_: 1e13)
+    Limits(memory=1 << 28).check_search(config, 12288, 1, "cuda", torch.device("cuda"))
+    with pytest.raises(LimitError, match="--max-memory"):
+        Limits(memory=1 << 28).check_search(config, 12288, 1, "triton", torch.device("cuda"))
 
 
 def test_ordinary_searches_are_not_even_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:

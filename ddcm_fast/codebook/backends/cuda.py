@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -137,6 +137,11 @@ def _chosen(w: Tensor, shape: tuple[int, ...]) -> Chosen:
     )
 
 
+def _rows_of(*results: Tensor) -> Callable[[slice], tuple[int, ...]]:
+    """Where the rows of a part are written."""
+    return lambda rows: tuple(result[rows].data_ptr() for result in results)
+
+
 def _bias(spec: CodebookSpec, bias: Tensor | None) -> tuple[int | None, int]:
     if bias is None:
         return None, 0
@@ -217,27 +222,9 @@ class Cuda(Backend):
         return self._rotate(spec, y, inverse=True)
 
     def search(self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None) -> Chosen:
-        w = w.contiguous()
-        index, sign, score = _chosen(w, (len(w), spec.groups))
-        c_spec = self._spec(spec, w.device)
-        bias_at, bias_stride = _bias(spec, bias)
-        library = self._library_for(w.device)
-        with self._on(w.device) as stream:
-            tables = self._table(w.device)
-            for rows in batches(library, len(w), c_spec, "ddcm_search_workspace"):
-                part = w[rows]
-                size = library.ddcm_search_workspace(c_spec, len(part))
-                workspace = torch.empty(size, dtype=torch.uint8, device=w.device)
-                _check(
-                    library,
-                    library.ddcm_search(
-                        *(c_spec, part.data_ptr(), len(part), step.data_ptr(), bias_at, bias_stride),
-                        *(signed, tables.data_ptr(), workspace.data_ptr()),
-                        *(index[rows].data_ptr(), sign[rows].data_ptr(), score[rows].data_ptr()),
-                        stream,
-                    ),
-                )
-        return index, sign, score
+        chosen = _chosen(w, (len(w), spec.groups))
+        self._in_parts("search", spec, w, step, (), (*_bias(spec, bias), signed), _rows_of(*chosen))
+        return chosen
 
     def search_range(
         self, spec: CodebookSpec, w: Tensor, step: Tensor, signed: bool, bias: Tensor | None, first: int, last: int
@@ -248,27 +235,9 @@ class Cuda(Backend):
         return search_by_scores(scores, spec, signed, bias, first, last, len(w))
 
     def topk(self, spec: CodebookSpec, w: Tensor, step: Tensor, m: int, signed: bool, bias: Tensor | None) -> Chosen:
-        w = w.contiguous()
-        index, sign, score = _chosen(w, (len(w), spec.groups, m))
-        c_spec = self._spec(spec, w.device)
-        bias_at, bias_stride = _bias(spec, bias)
-        library = self._library_for(w.device)
-        with self._on(w.device) as stream:
-            tables = self._table(w.device)
-            for rows in batches(library, len(w), c_spec, "ddcm_topk_workspace", m):
-                part = w[rows]
-                size = library.ddcm_topk_workspace(c_spec, len(part), m)
-                workspace = torch.empty(size, dtype=torch.uint8, device=w.device)
-                _check(
-                    library,
-                    library.ddcm_topk(
-                        *(c_spec, part.data_ptr(), len(part), step.data_ptr(), m, bias_at, bias_stride),
-                        *(signed, tables.data_ptr(), workspace.data_ptr()),
-                        *(index[rows].data_ptr(), sign[rows].data_ptr(), score[rows].data_ptr()),
-                        stream,
-                    ),
-                )
-        return index, sign, score
+        chosen = _chosen(w, (len(w), spec.groups, m))
+        self._in_parts("topk", spec, w, step, (m,), (m, *_bias(spec, bias), signed), _rows_of(*chosen))
+        return chosen
 
     def scores(self, spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
         return self.scores_of_range(spec, w, step, 0, spec.size, None)
@@ -281,45 +250,19 @@ class Cuda(Backend):
         self, spec: CodebookSpec, w: Tensor, step: Tensor, first: int, count: int, norms: Tensor | None = None
     ) -> Tensor:
         """Scores (B, G, count) of the atoms from `first` on; `norms` (G, count), if given, takes squared norms."""
-        w = w.contiguous()
         out = torch.empty(len(w), spec.groups, count, device=w.device, dtype=torch.float32)
-        c_spec = self._spec(spec, w.device)
-        library = self._library_for(w.device)
-        with self._on(w.device) as stream:
-            tables = self._table(w.device)
-            for rows in batches(library, len(w), c_spec, "ddcm_scores_workspace", count):
-                part = w[rows]
-                squares = norms.data_ptr() if norms is not None and rows.start == 0 else None
-                size = library.ddcm_scores_workspace(c_spec, len(part), count)
-                workspace = torch.empty(size, dtype=torch.uint8, device=w.device)
-                _check(
-                    library,
-                    library.ddcm_scores(
-                        *(c_spec, part.data_ptr(), len(part), step.data_ptr(), first, count),
-                        *(tables.data_ptr(), workspace.data_ptr(), out[rows].data_ptr(), squares, stream),
-                    ),
-                )
+
+        def outputs(rows: slice) -> tuple[int | None, ...]:
+            # Norms are the same for all rows.
+            return out[rows].data_ptr(), norms.data_ptr() if norms is not None and rows.start == 0 else None
+
+        self._in_parts("scores", spec, w, step, (count,), (first, count), outputs)
         return out
 
     def trellis_search(self, spec: CodebookSpec, w: Tensor, step: Tensor, letter_bits: int) -> Tensor:
-        w = w.contiguous()
         letters = torch.empty(len(w), spec.groups, dtype=torch.int64, device=w.device)
-        c_spec = self._spec(spec, w.device)
-        library = self._library_for(w.device)
-        with self._on(w.device) as stream:
-            tables = self._table(w.device)
-            # A row's own scores and origins are most of the workspace: fewer than 8 rows are worth a part.
-            for rows in batches(library, len(w), c_spec, "ddcm_trellis_workspace", letter_bits, least=1):
-                part = w[rows]
-                size = library.ddcm_trellis_workspace(c_spec, len(part), letter_bits)
-                workspace = torch.empty(size, dtype=torch.uint8, device=w.device)
-                _check(
-                    library,
-                    library.ddcm_trellis(
-                        *(c_spec, part.data_ptr(), len(part), step.data_ptr(), letter_bits),
-                        *(tables.data_ptr(), workspace.data_ptr(), letters[rows].data_ptr(), stream),
-                    ),
-                )
+        # A row's own scores and origins are most of the workspace: fewer than 8 rows are worth a part.
+        self._in_parts("trellis", spec, w, step, (letter_bits,), (letter_bits,), _rows_of(letters), least=1)
         return letters
 
     def combine(self, spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:
@@ -339,6 +282,29 @@ class Cuda(Backend):
         return y
 
     # ---- helpers ---------------------------------------------------------------------------------------
+
+    def _in_parts(
+        self,
+        name: str,
+        spec: CodebookSpec,
+        w: Tensor,
+        step: Tensor,
+        sizes: tuple[int, ...],
+        given: tuple[int | None, ...],
+        outputs: Callable[[slice], tuple[int | None, ...]],
+        least: int = 8,
+    ) -> None:
+        """Run ddcm_`name` on parts of a batch: `sizes` decide its workspace, `outputs` are the addresses for rows."""
+        w = w.contiguous()
+        c_spec, library = self._spec(spec, w.device), self._library_for(w.device)
+        workspace_size, run = getattr(library, f"ddcm_{name}_workspace"), getattr(library, f"ddcm_{name}")
+        with self._on(w.device) as stream:
+            tables = self._table(w.device).data_ptr()
+            for rows in batches(library, len(w), c_spec, f"ddcm_{name}_workspace", *sizes, least=least):
+                part = w[rows]
+                workspace = torch.empty(workspace_size(c_spec, len(part), *sizes), dtype=torch.uint8, device=w.device)
+                inputs = (c_spec, part.data_ptr(), len(part), step.data_ptr(), *given, tables)
+                _check(library, run(*inputs, workspace.data_ptr(), *outputs(rows), stream))
 
     def _library_for(self, device: torch.device) -> ctypes.CDLL:
         if self._library is not None:

@@ -177,6 +177,7 @@ constexpr Case kCases[] = {
     {"hadamard-1024", kHadamard, 1, 1, 1500, 1000, 1, 1, 40},
     {"hadamard-4096", kHadamard, 1, 1, 5000, 4000, 1, 1, 0},
     {"hadamard-16384", kHadamard, 1, 1, 300, 16000, 1, 1, 5},
+    {"topk", kHadamard, 1, 1, 70, 17000, 1, 1, 1000},
     {"trellis", kHadamard, 1, 1, 70, 64, 9, 2, 0, 2},
     {"trellis-cluster", kHadamard, 1, 2, 60, 1024, 40, 1, 0, 1},
     {"trellis-apart", kHadamard, 64, 1, 30, 131072, 3, 1, 0, 8},
