@@ -52,6 +52,11 @@ def at_once(monkeypatch):
     monkeypatch.setattr(work, "_PACE", 0.0)
 
 
+def results(shown):
+    """The results alone, of what the page shows while it computes: how many pictures come too depends on load."""
+    return [one for one in shown if isinstance(one, work.Result)]
+
+
 # ---- what is computed ----------------------------------------------------------------------------
 
 
@@ -105,21 +110,21 @@ def test_pictures_on_the_way_have_the_size_of_the_result(field, at_once):
 
 def test_generated_images_come_one_by_one(digits, at_once):
     found = list(work.generate(digits, 3, 8, 5, Condition(label=3), K=16, T=10))
-    results = [one for one in found if isinstance(one, work.Result)]
-    assert len(results) == 3 and len({one.data for one in results}) == 3
+    images = results(found)
+    assert len(images) == 3 and len({one.data for one in images}) == 3
     first = next(i for i, one in enumerate(found) if isinstance(one, work.Result))
     assert 0 < first < len(found) - 3  # pictures on the way, then the image, then the others'
-    for one in results:
+    for one in images:
         assert Codec(digits.model).decompress(one.data).tobytes() == one.image.tobytes()
 
 
 def test_an_edit_needs_a_target_and_no_second_encoding(digits, monkeypatch):
     image = Image.linear_gradient("L").resize((8, 8))
     seven, one = Condition(label=7), Condition(label=1, guidance_scale=3.0)
-    first, second = work.edited(digits, image, seven, one, 5, K=16, T=10)
+    first, second = results(work.edited(digits, image, seven, one, 5, K=16, T=10))
     assert first.data == Codec(digits.model, preset("ddcm", K=16, T=10)).compress(image, seven)
     monkeypatch.setattr(Codec, "encode", lambda *args: pytest.fail("it is coded again"))
-    again, other = work.edited(digits, first, seven, one, 0, K=16, T=10)
+    again, other = results(work.edited(digits, first, seven, one, 0, K=16, T=10))
     assert again is first and other.data != second.data
     with pytest.raises(DDCMError, match="needs a target"):
         list(work.edited(digits, image, seven, Condition(), 5, K=16, T=10))
@@ -193,12 +198,12 @@ def test_the_command_lines_do_what_the_page_does(field, digits, picture, tmp_pat
     for condition in (None, Condition(label=3, guidance_scale=2.5)):
         asked = digits, 2, 8, 5, condition
         by_command_line(work.generate_command(*asked, K=16, T=10))
-        made = [one for one in work.generate(*asked, K=16, T=10) if isinstance(one, work.Result)]
+        made = results(work.generate(*asked, K=16, T=10))
         assert [Path(f"out/{i:04d}.ddcm").read_bytes() for i in range(2)] == [one.data for one in made]
     asked = Condition(label=3, guidance_scale=1.0), Condition(label=1, guidance_scale=3.0), 5
     made[0].image.save("three.png")
     by_command_line(work.edit_command(digits, "there/three.png", *asked, K=16, T=10))
-    first, second = work.edited(digits, made[0].image, *asked, K=16, T=10)
+    first, second = results(work.edited(digits, made[0].image, *asked, K=16, T=10))
     assert Path("out/three.ddcm").read_bytes() == first.data
     assert Path("out/three_1_5.ddcm").read_bytes() == second.data
 
@@ -324,8 +329,7 @@ def test_generate_and_edit(client, digits, tmp_path):
 
     asked = "digits", "3", "", 1.0, 3, 5, 16, 10, 64  # pixels a side, of models of any size
     shown, said, files = client.predict(*asked, api_name="/generate")
-    expected = work.generate(digits, 3, 8, 5, Condition(label=3, guidance_scale=1.0), K=16, T=10)
-    made = [one for one in expected if isinstance(one, work.Result)]
+    made = results(work.generate(digits, 3, 8, 5, Condition(label=3, guidance_scale=1.0), K=16, T=10))
     assert [Path(file).read_bytes() for file in files] == [one.data for one in made] and "3 images" in said
     assert [Path(file).name for file in files] == ["0000.ddcm", "0001.ddcm", "0002.ddcm"]
     assert [Image.open(one["image"]).convert("L").tobytes() for one in shown] == [one.image.tobytes() for one in made]
@@ -339,7 +343,7 @@ def test_generate_and_edit(client, digits, tmp_path):
             "digits", handle_file(tmp_path / "three.png"), *told, start, api_name="/edit"
         )
         source, target = Condition(label=3, guidance_scale=1.0), Condition(label=1, guidance_scale=3.0)
-        expected = work.edited(digits, made[0].image, source, target, start, K=16, T=10)
+        expected = results(work.edited(digits, made[0].image, source, target, start, K=16, T=10))
         assert [Path(file).read_bytes() for file in files] == [one.data for one in expected]
         assert len(shown) == 2
     drawn, _ = client.predict("digits", "7", "", 1.0, 10, api_name="/draw")
