@@ -99,11 +99,10 @@ def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
 def trellis_search(spec: CodebookSpec, w: Tensor, step: Tensor, letter_bits: int) -> Tensor:
     """The letters (B, G) int64 of the best path; see ddcm_fast.codebook.reference.trellis_search.
 
-    As many images at a time as have a group's scores in what is held of them. An image with an infinite or NaN entry
-    gets letters of -1.
+    An image with an infinite or NaN entry gets letters of -1. Images go in parts whose paths take bounded memory.
     """
     letters = []
-    for part in w.split(max(1, trellis.SCORES // spec.size)):
+    for part in w.split(trellis.images_at_once(spec, letter_bits)):
         peak, group_peak = peaks(spec, part)
         residual = _RESIDUALS[spec.kind](spec, part, group_peak)
         letters.append(trellis.best_paths(residual, peak, step, letter_bits))

@@ -20,8 +20,13 @@ from ddcm_fast.kernels.launch import launch
 from ddcm_fast.kernels.residual import Residual
 from torch import Tensor
 
+from ddcm_fast.codebook.law import CodebookSpec
+
 #: Scores that are held at once, 16 MB, unless a group of one image has more.
 SCORES = 1 << 22
+
+#: Bytes that are held for the way back, unless one image has more.
+ORIGINS = 1 << 26
 
 #: log2 of the scores of a group that a program takes at once, 32 for each of its 512 threads.
 _TILE_BITS = 14
@@ -118,6 +123,12 @@ def trace_kernel(
         state = (high << (MEMORY - LETTER_BITS)) | (state >> LETTER_BITS)
 
 
+def images_at_once(spec: CodebookSpec, letter_bits: int) -> int:
+    """Images that what is held has a group's scores and all origins of."""
+    states = spec.size >> (letter_bits - 1)
+    return max(1, min(SCORES // spec.size, ORIGINS // (spec.groups * states)))
+
+
 def best_paths(residual: Residual, peak: Tensor, step: Tensor, letter_bits: int) -> Tensor:
     """Letters (B, G) int64 of residuals' best paths; see ddcm_fast.codebook.reference.best_path.
 
@@ -127,7 +138,7 @@ def best_paths(residual: Residual, peak: Tensor, step: Tensor, letter_bits: int)
     spec, batch = residual.spec, residual.batch
     memory = spec.size.bit_length() - letter_bits
     sums = peak.new_full((3, batch, 1 << memory), -math.inf)
-    sums[0, :, 0] = 0
+    sums[0, :, 0].zero_()
     origins = torch.empty(batch, spec.groups, 1 << memory, dtype=torch.uint8, device=peak.device)
     held = max(1, SCORES // (batch * spec.size))
     source = 0

@@ -145,11 +145,13 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_no_more_scores_are_held_than_said(monkeypatch):
-    spec, batch = codebook("hadamard", 200, 60, 2, 8), 3
-    w = residual(spec, batch)
+def test_no_more_is_held_than_said(monkeypatch):
+    """Neither scores nor, where a part has two of the three images, origins."""
+    spec = codebook("hadamard", 200, 40, 2, 8)
+    w = residual(spec, 3)
+    letters = letters_of(spec, w, 2)
     monkeypatch.setattr("ddcm_fast.kernels.trellis.SCORES", 1 << 12)
+    monkeypatch.setattr("ddcm_fast.kernels.trellis.ORIGINS", 2 * spec.groups << 8)
     with Largest() as largest:
-        kernels.trellis_search(spec, w, step_tensor(STEP, DEVICE), 2)
-    assert largest.bytes <= max(4 << 12, batch * spec.groups << 8)
-    assert largest.bytes < 4 * batch * spec.groups * spec.size
+        assert torch.equal(letters_of(spec, w, 2), letters)
+    assert largest.bytes == 2 * spec.groups << 8
