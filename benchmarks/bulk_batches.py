@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from photographs import centre_crops, ran
+from photographs import ran, save_crops
 
 from ddcm_fast.cli import main as ddcm
 from ddcm_fast.files import JSON, Outputs, write_json
@@ -97,11 +97,7 @@ def main() -> int:
         for side, images, options in CASES:
             folder = Path(name) / f"{side}-{images}"
             if not folder.exists():
-                folder.mkdir()
-                crops = list(centre_crops(args.images, side))
-                for i in range(images):
-                    stem, crop = crops[i % len(crops)]
-                    crop.rotate(90 * (i // len(crops))).save(folder / f"{stem}-{i}.png")
+                save_crops(args.images, [side], images, folder)
             row = {"side": side, **measure(folder, images, options)}
             report["settings"].append(row)
             print(row, flush=True)

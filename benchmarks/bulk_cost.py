@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from photographs import centre_crops, ran
+from photographs import ran, save_crops
 
 from ddcm_fast.cli import main as ddcm
 from ddcm_fast.files import JSON, Outputs, write_json
@@ -91,14 +91,9 @@ def main() -> int:
         "settings": [],
     }
     with tempfile.TemporaryDirectory() as name:
-        crops = {side: list(centre_crops(args.images, side)) for sides, _, _ in CASES for side in sides}
         for number, (sides, images, options) in enumerate(CASES):
             folder = Path(name) / f"in-{number}"
-            folder.mkdir()
-            for i in range(images):
-                own = crops[sides[i % len(sides)]]
-                stem, crop = own[i % len(own)]
-                crop.save(folder / f"{stem}-{i}.png")
+            save_crops(args.images, sides, images, folder)
             row = {"sides": sides, "images": images, "options": options}
             row |= measure(folder, Path(name) / f"out-{number}", options)
             report["settings"].append(row)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,16 @@ def centre_crops(folder: Path, side: int) -> Iterator[tuple[str, Image.Image]]:
     """Name without the ending and centre crop (RGB) of each image, by name; what is smaller stays whole."""
     for item in items(folder):
         yield item.name, original(item.read(), side)
+
+
+def save_crops(photographs: Path, sides: Sequence[int], images: int, folder: Path) -> None:
+    """Make a folder of so many PNGs: centre crops, sides in turn, turned by 90 degrees where photographs come again."""
+    folder.mkdir()
+    crops = {side: list(centre_crops(photographs, side)) for side in sides}
+    for i in range(images):
+        own = crops[sides[i % len(sides)]]
+        stem, crop = own[i % len(own)]
+        crop.rotate(90 * (i // len(own))).save(folder / f"{stem}-{i}.png")
 
 
 def ran(args: argparse.Namespace) -> dict[str, Any]:

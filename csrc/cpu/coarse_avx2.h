@@ -21,6 +21,7 @@ struct ByteSums {
 };
 
 struct Coarse {
+  static constexpr int kTogether = 4;
   static constexpr int kRows = 2;  // rows that share the loads of indices
   static constexpr int kAtoms = 4 * L, kHalf = 2048, kDigit = 64;
 

@@ -9,6 +9,7 @@
 namespace {
 
 struct Coarse {
+  static constexpr int kTogether = 2;
   static constexpr int kRows = 4;                // rows that share the loads of indices
   static constexpr int kHalves = kSignTables / 4;  // halfwords of a tile
   static constexpr float kLargest = 32700;       // what rounding adds stays below 2^15
@@ -23,13 +24,10 @@ struct Coarse {
     uint32_t half[kHalves][2][L];  // of atoms 2 L v + i and 2 L v + L + i in the halves of lane i of vector v
   };
 
-  // Word q of 4 L atoms.
-  static void store(const U (&words)[4], int q, Index& index) {
-    for (int v = 0; v < 2; ++v) {
-      const U even = words[2 * v], odd = words[2 * v + 1];
-      Simd::store_u(index.half[2 * q][v], _mm512_mask_blend_epi16(kOdd, even, _mm512_slli_epi32(odd, 16)));
-      Simd::store_u(index.half[2 * q + 1][v], _mm512_mask_blend_epi16(kOdd, _mm512_srli_epi32(even, 16), odd));
-    }
+  // Word q of the atoms of vectors 2 v and 2 v + 1.
+  static void store(const U (&words)[2], int q, int v, Index& index) {
+    Simd::store_u(index.half[2 * q][v], _mm512_mask_blend_epi16(kOdd, words[0], _mm512_slli_epi32(words[1], 16)));
+    Simd::store_u(index.half[2 * q + 1][v], _mm512_mask_blend_epi16(kOdd, _mm512_srli_epi32(words[0], 16), words[1]));
   }
 
   // Tables of one row and tile, as sign_tables takes them. Returns what one unit is worth, and adds to `margin` by how

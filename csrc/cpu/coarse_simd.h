@@ -1,13 +1,15 @@
-// Coarse scores of `sign`, and exact ones of the few atoms that could be the best. Included by avx2.cpp and avx512.cpp.
+// Coarse scores of `sign`, and exact ones of the few atoms that could be the best. Included by avx2.cpp, avx512.cpp
+// and avx512vnni.cpp.
 //
 // A search wants one atom of K. A look-up of bytes or of 16 bit numbers serves four times or twice as many atoms as one
 // of int32, so scores are first made from tables of such, with a bound on their error: whatever could still be the best
 // is scored again as search_simd.h does it, and nothing else is. What is found is thus what exact scores of all atoms
 // would find.
 //
-// The including file defines, by coarse_avx2.h or coarse_avx512.h, a struct `Coarse` with
+// The including file defines, by coarse_avx2.h, coarse_avx512.h or coarse_vnni.h, a struct `Coarse` with
 //
-//   Index, store               indices into the tables of one tile of 4 L atoms; makes those of one word
+//   Index                      indices into the tables of one tile of 4 L atoms, or what they are made of
+//   kTogether, store           vectors of atoms, 2 or 4, of which it takes one word at once
 //   Tables, make               tables of one row and tile
 //   kRows, look_up<NR>         one tile, 4 L atoms and NR rows, 1 to kRows, a power of two
 //   sort                       4 L scores, when all tiles are done, in the order of the atoms
@@ -18,9 +20,11 @@ namespace {
 
 constexpr int kCoarseAtoms = 4 * L, kCoarseBlocks = 4;  // blocks of atoms whose indices are held at once
 
-// Indices into the tables of one tile of a block of atoms from `first` on.
+// Indices into the tables of one tile of a block of atoms from `first` on. A template, so that only what `Own` has is
+// compiled.
+template <class Own>
 inline void coarse_indices(const Schedule& s, const CallConstants* constants, int calls, uint32_t first, uint32_t step,
-                           Coarse::Index& index) {
+                           typename Own::Index& index) {
   AtomLanes atoms[2][2];
   for (int v = 0; v < 4; ++v) {
     const U atom = Simd::add_u(Simd::iota_u(), Simd::set1_u(first + static_cast<uint32_t>(v * L)));
@@ -28,11 +32,14 @@ inline void coarse_indices(const Schedule& s, const CallConstants* constants, in
   }
   for (int c = 0; c < calls; ++c) {
     U out[2][2][4];
-    for (int pair = 0; pair < 2; ++pair) philox_atoms<2>(s, atoms[pair], constants[c], out[pair]);
-    for (int q = 0; q < 4; ++q) {
-      const U words[4] = {out[0][0][q], out[0][1][q], out[1][0][q], out[1][1][q]};
-      Coarse::store(words, c * 4 + q, index);
+    for (int pair = 0; pair < 2; ++pair) {
+      philox_atoms<2>(s, atoms[pair], constants[c], out[pair]);
+      if constexpr (Own::kTogether == 2)
+        for (int q = 0; q < 4; ++q) Own::store({out[pair][0][q], out[pair][1][q]}, c * 4 + q, pair, index);
     }
+    if constexpr (Own::kTogether == 4)
+      for (int q = 0; q < 4; ++q)
+        Own::store({out[0][0][q], out[0][1][q], out[1][0][q], out[1][1][q]}, c * 4 + q, index);
   }
 }
 
@@ -75,7 +82,7 @@ void coarse_sign_scores(const ScoreTask& task, float* margin) {
       const int rest = (count - first) / kCoarseAtoms, blocks = rest < kCoarseBlocks ? rest : kCoarseBlocks;
       for (int b = 0; b < blocks; ++b) {
         const uint32_t atom = static_cast<uint32_t>(task.first) + static_cast<uint32_t>(first + b * kCoarseAtoms);
-        coarse_indices(s, constants, calls, atom, task.step, index[b]);
+        coarse_indices<Coarse>(s, constants, calls, atom, task.step, index[b]);
       }
       coarse_rows<Coarse::kRows>(task, index, blocks, nwords, unit, 0, first);
     }

@@ -13,10 +13,12 @@ namespace {
 bool supported(const char* name) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (!std::strcmp(name, "avx512"))
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("fma");
+  if (!std::strcmp(name, "avx512vnni"))
+    return avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+  if (!std::strcmp(name, "avx512")) return avx512;
   if (!std::strcmp(name, "avx2"))
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
@@ -44,7 +46,7 @@ bool makes_gaussians(const Kernels& k) {
 }  // namespace
 
 bool select_kernels(const char* name) {
-  const Kernels* all[] = {avx512_kernels(), avx2_kernels(), portable_kernels()};
+  const Kernels* all[] = {avx512vnni_kernels(), avx512_kernels(), avx2_kernels(), portable_kernels()};
   for (const Kernels* k : all) {
     if (k == nullptr || !supported(k->name)) continue;
     if (std::strcmp(name, "auto") && std::strcmp(name, k->name)) continue;
@@ -76,9 +78,14 @@ Plan::Plan(const Geometry& g, int64_t rows, int requested) {
     chunk = std::min(chunk, round_up(atoms, kChunkStep));
     // A task lasts some 0.1 seconds at most, or a call could not be interrupted in time.
     const int64_t shared_rows = std::min<int64_t>(rows, kMaxRows);
-    const int64_t longest = (int64_t{1} << 28) / (g.max_group_dim * (1 + shared_rows / 8));
-    if (g.kind == kGaussian)  // tables of `sign` are made anew for every task
-      chunk = std::min(chunk, std::max<int64_t>(longest / kChunkStep, 1) * kChunkStep);
+    int64_t longest = kChunkStep;
+    if (g.kind == kGaussian) {
+      longest = std::max(longest, (int64_t{1} << 28) / (g.max_group_dim * (1 + shared_rows / 8)));
+    } else {  // whose tables are made anew for every task; beyond, scores leave the second level cache
+      const int64_t interruptible = (int64_t{1} << 31) / (g.max_group_dim * (1 + shared_rows / 4));
+      longest = std::max<int64_t>(2048, std::min<int64_t>(interruptible, (int64_t{1} << 17) / shared_rows));
+    }
+    chunk = std::min(chunk, longest / kChunkStep * kChunkStep);
     chunks = ceil_div(atoms, chunk);
   }
   threads = useful_threads(work, requested);

@@ -24,7 +24,7 @@ DDCM_API void ddcm_cpu_set_table(const int16_t* table);
 // Takes Python's functions: see Interpreter in pool.h. For a caller that holds the interpreter's lock.
 DDCM_API void ddcm_cpu_set_interpreter(void* (*save_thread)(), void (*restore_thread)(void*), int (*check_signals)());
 
-// Chooses the instruction set: "avx512", "avx2", "portable", or "auto" for the best one here.
+// Chooses the instruction set: "avx512vnni", "avx512", "avx2", "portable", or "auto" for the best one here.
 // Returns 0, or 1 if it is unknown, was not compiled, this machine lacks it, or its Gaussians are wrong.
 DDCM_API int ddcm_cpu_select(const char* name);
 

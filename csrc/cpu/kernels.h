@@ -1,5 +1,5 @@
-// What one instruction set must provide: the table of kernels that portable.cpp, avx2.cpp and
-// avx512.cpp each fill from the same templates (simd.h). driver.cpp picks a table at run
+// What one instruction set must provide: the table of kernels that portable.cpp, avx2.cpp,
+// avx512.cpp and avx512vnni.cpp each fill from the same templates (simd.h). driver.cpp picks a table at run
 // time, divides the work into tasks and merges their results.
 //
 // The files behind these tables are compiled with different -m flags. They therefore share no inline
@@ -19,7 +19,7 @@ namespace cpu {
 constexpr int kMaxRows = 256;
 
 // Atoms of a `gaussian` or `sign` task; scores are written in whole vectors of at most 16 atoms.
-constexpr int kMaxChunk = 2048;
+constexpr int kMaxChunk = 8192;
 constexpr int kChunkStep = 64;
 
 // Scores of one run of atoms of one group against the rows of a batch.
@@ -124,6 +124,7 @@ extern GaussianTable gaussian_table;
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
+const Kernels* avx512vnni_kernels();
 
 }  // namespace cpu
 }  // namespace ddcm

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ddcm_fast.codec.aim import aim_level, aims
 from ddcm_fast.codec.batches import each_alone
 from ddcm_fast.codec.codec import Codec
 from ddcm_fast.codec.job import make_job, padded_size
@@ -117,6 +118,9 @@ class CostModel:
         planning = time.perf_counter() - start
         encodings = 1.0 if self._psnr is None else _ENCODINGS
         network = encodings * sum(self._evaluation(step.t, height, width) for step in steps)
+        level = aim_level(codec.model, steps) if aims(config, self._condition) else None
+        if level is not None:
+            network += encodings * self._evaluation(level, height, width)
         if self._alone:
             model = codec.model.sized(self._shape(height, width))
             network += sum(self._evaluation(t, height, width) for t in probes(model))

@@ -40,13 +40,15 @@ SCRATCH_PREFIX = ".build-"
 # -ffp-contract=off: the noise law rounds every product before its sum.
 _CPU_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-pthread")
 _CUDA_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")
+# GCC 12 takes the undefined lanes in its own AVX-512 header for a mistake of ours.
+_AVX512_FLAGS = (
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"),
+    *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
+)
 _X86_FLAGS = {
     "avx2.cpp": ("-mavx2", "-mfma"),
-    # GCC 12 takes the undefined lanes in its own AVX-512 header for a mistake of ours.
-    "avx512.cpp": (
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"),
-        *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
-    ),
+    "avx512.cpp": _AVX512_FLAGS,
+    "avx512vnni.cpp": (*_AVX512_FLAGS, "-mavx512vbmi", "-mavx512vnni"),
 }
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ddcm_fast.codebook.law import integer
 from ddcm_fast.codec import container
+from ddcm_fast.codec.aim import aim, aims
 from ddcm_fast.codec.batches import Conditions, Prompts, batches, conditions_of, each_alone, stored, together
 from ddcm_fast.codec.config import DEFAULT_PRESET, CodecConfig, preset
 from ddcm_fast.codec.container import FileData, Header
@@ -274,10 +275,13 @@ class Codec:
         height, width = images.shape[-2:]
         job = self._job(config, height, width)
         weight = None if mask is None else make_weight(self.model, mask, height, width)
-        chooser = toward(x0, weight)
+        condition, goal = together(conditions), x0
+        if aims(config, conditions[0]):  # of one guidance scale, all of them
+            goal = aim(self._model_for(len(x0)), x0, job.steps, condition)
+        chooser = toward(goal, weight)
         if bits > 0 and job.coded and job.rule.varies:
-            chooser = Paced(x0, weight, job.rule, job.coded, bits)
-        done = self._run(job, chooser, len(images), "compress", together(conditions))
+            chooser = Paced(goal, weight, job.rule, job.coded, bits)
+        done = self._run(job, chooser, len(images), "compress", condition)
         return self._finish(job, done, config, said), float((done.x0 - x0).double().square().mean())
 
     def _controlled(

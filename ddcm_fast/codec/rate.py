@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from ddcm_fast.codec.aim import aims
 from ddcm_fast.codec.config import CodecConfig
 from ddcm_fast.codec.images import psnr as measured_psnr
 from ddcm_fast.codec.job import Encoded
@@ -36,6 +37,10 @@ from ddcm_fast.sampling.schedule import Step
 MISSED, MISSED_AGAIN = 1.5, 1.0
 #: Parts of the bits' worth that one encoding after the other then counts on.
 TRUST = (1.0, 0.5, 0.25, 0.125)
+#: What an encoder that aims (aim.py) counts on before these. Steps towards a photograph without its finest detail ask
+#: for less than the curve says, whose errors are to the whole image: by a factor of 1.19 at 0.1 bpp and 1.11 at 0.5,
+#: measured on training photographs.
+SPARED = 1.15
 
 MAX_BPP = 8.0
 
@@ -145,6 +150,10 @@ class Control:
         return self.curve or image_curve(self.model, self.x0, self.condition)
 
     @property
+    def _trust(self) -> tuple[float, ...]:
+        return (SPARED, *TRUST) if aims(self.config, self.condition) else TRUST
+
+    @property
     def _pixels(self) -> int:
         return self.image.shape[-2] * self.image.shape[-1]
 
@@ -164,7 +173,7 @@ class Control:
         config = self.config
         for _ in range(2):  # the header's length depends a little on what is in it
             bits = self._payload(positive(bpp, "bpp") * self._pixels, config)
-            config = self._with_payload(config, bits, 1.0)
+            config = self._with_payload(config, bits, self._trust[0])
         return config
 
     def at_quality(self, psnr: float) -> Encoded:
@@ -184,11 +193,11 @@ class Control:
     def _sized(self, file_bits: float) -> Encoded:
         """Code, look, and where the steps asked for more than their bits could say, stop earlier."""
         best, least = None, math.inf
-        for trust in TRUST:
+        for trust in self._trust:
             coded, error, foretold = self._fit(file_bits, trust)
             if best is None or error < least:
                 best, least = coded, error
-            if self.masked or error <= (MISSED if trust == TRUST[0] else MISSED_AGAIN) * foretold:
+            if self.masked or error <= (MISSED if trust == self._trust[0] else MISSED_AGAIN) * foretold:
                 break
         assert best is not None
         return best

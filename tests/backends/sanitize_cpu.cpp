@@ -115,7 +115,7 @@ int main(int argc, char** argv) {
   long long kind, dim, size, groups, batch;
   while (std::scanf("%lld %lld %lld %lld %lld", &kind, &dim, &size, &groups, &batch) == 5)
     shapes.push_back({kind, dim, size, groups, batch});
-  for (const char* name : {"portable", "avx2", "avx512"}) {
+  for (const char* name : {"portable", "avx2", "avx512", "avx512vnni"}) {
     if (ddcm_cpu_select(name) != 0) continue;
     for (const auto& s : shapes)
       for (const int threads : {1, 3}) check(static_cast<int>(s[0]), s[1], s[2], s[3], s[4], threads);

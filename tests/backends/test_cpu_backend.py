@@ -21,7 +21,7 @@ from ddcm_fast.errors import BackendError
 pytestmark = pytest.mark.skipif(backends.why_not("cpu", "cpu") is not None, reason=str(backends.why_not("cpu", "cpu")))
 
 CPU = backends.load("cpu")
-INSTRUCTION_SETS = ("avx512", "avx2", "portable")
+INSTRUCTION_SETS = ("avx512vnni", "avx512", "avx2", "portable")
 KINDS = ("gaussian", "sign", "hadamard")
 
 
@@ -127,7 +127,7 @@ def test_rows_do_not_matter():
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
 def test_coarse_scores_find_what_exact_ones_do(instruction_set, dim, size, groups, batch, signed, biased):
-    """AVX2 and AVX-512 search `sign` by coarse scores first: the answer is the exact scores', ties included."""
+    """With vectors `sign` is searched by coarse scores first: the answer is the exact scores', ties included."""
     spec, step = CodebookSpec("sign", dim, size, groups, SEED), step_tensor(STEP, "cpu")
     draws = torch.Generator().manual_seed(dim)
     w = torch.randn(batch, dim, generator=draws)

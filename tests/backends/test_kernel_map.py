@@ -41,7 +41,8 @@ def test_the_map_is_true(row):
 def test_every_kernel_file_is_on_the_map():
     """A new file of kernels gets its place; what several operations share has none."""
     shared = {"__init__.py", "launch.py", "residual.py", "driver.h", "driver.cpp", "interface.h", "interface.cpp",
-              "kernels.h", "simd.h", "pool.h", "pool.cpp", "avx2.cpp", "avx512.cpp", "portable.cpp",
+              "kernels.h", "simd.h", "pool.h", "pool.cpp", "avx2.cpp", "avx512.cpp", "avx512.h",
+              "avx512vnni.cpp", "portable.cpp",
               "gaussian_coefficients.h", "gaussian_coefficients.py", "block.h", "scalar.h", "mma.h", "launch.h",
               "plan.h", "emulate.cpp"}  # fmt: skip
     text = MAP.read_text(encoding="utf-8")

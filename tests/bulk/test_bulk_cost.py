@@ -68,7 +68,7 @@ def test_rates_met_by_a_schedule_of_ones_own_are_probed_first(clock: list[int]) 
     by_hand = CostModel(codec("product", K=64, T=5, atoms=40), [(32, 32)], alone).image(32, 32)
     at_rate = CostModel(codec("product", K=64, T=5), [(32, 32)], alone, bpp=0.6).image(32, 32)
     assert by_hand.search == at_rate.search == 5
-    assert by_hand.network < 6.1 < at_rate.network
+    assert by_hand.network < 7.1 < at_rate.network  # five coded steps, the last one, and what they aim at
     at_quality = CostModel(codec("product", K=64, T=5), [(32, 32)], alone, psnr=25.0).image(32, 32)
     assert at_quality.search == 15
 

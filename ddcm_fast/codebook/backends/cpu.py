@@ -1,7 +1,7 @@
 """The cpu backend: csrc/cpu behind ctypes, for float32 tensors in host memory.
 
-Instruction set: the best of AVX-512, AVX2 and portable C++ that the machine has; the environment variable
-DDCM_CPU_ISA (avx512, avx2 or portable) overrides it, read once at first use. Threads:
+Instruction set: the best of AVX-512 with VBMI and VNNI, AVX-512, AVX2 and portable C++ that the machine has; the
+environment variable DDCM_CPU_ISA (avx512vnni, avx512, avx2 or portable) overrides it, read once at first use. Threads:
 torch.get_num_threads(); results do not depend on it. The library itself releases the GIL during a call and lets
 Python's signal handlers run ten times a second, so that Ctrl-C ends a long one.
 """
@@ -58,6 +58,9 @@ _SIGNATURES = {
 }
 
 
+#: What DDCM_CPU_ISA may say.
+_NAMES = "avx512vnni, avx512, avx2, portable or auto"
+
 #: What a native call needs of Python's C interface: see Interpreter in csrc/cpu/pool.h.
 _INTERPRETER = ("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals")
 
@@ -84,7 +87,7 @@ def _load() -> ctypes.PyDLL | str:
     library.ddcm_cpu_set_table(table.data_ptr())
     asked = os.environ.get("DDCM_CPU_ISA") or "auto"
     if library.ddcm_cpu_select(asked.encode()) != 0:
-        return f"DDCM_CPU_ISA={asked} is unknown or this machine lacks it; choose avx512, avx2, portable or auto"
+        return f"DDCM_CPU_ISA={asked} is unknown or this machine lacks it; choose {_NAMES}"
     return library
 
 
@@ -96,7 +99,7 @@ def _library() -> ctypes.PyDLL:
 
 
 def instruction_set() -> str:
-    """Name of the instruction set in use: avx512, avx2 or portable."""
+    """Name of the instruction set in use: avx512vnni, avx512, avx2 or portable."""
     name: bytes = _library().ddcm_cpu_selected()
     return name.decode()
 
@@ -107,7 +110,7 @@ def select_instruction_set(name: str) -> None:
     Raises BackendError if this machine lacks it.
     """
     if _library().ddcm_cpu_select(name.encode()) != 0:
-        raise BackendError(f"instruction set {name!r} is unknown or not here; choose avx512, avx2, portable or auto")
+        raise BackendError(f"instruction set {name!r} is unknown or not here; choose {_NAMES}")
 
 
 @lru_cache(maxsize=256)

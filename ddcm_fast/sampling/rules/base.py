@@ -80,6 +80,7 @@ class Rule(ABC):
             steps of a rule that takes `atoms` share these by their information.
         capturable: whether choice and noise are functions of tensors on the device alone, as CUDA graphs need.
         varies: whether a payload's length depends on the image.
+        samples: whether the noise chosen is a sample of the posterior, and not the one that comes nearest the image.
         unwritten: bits of a payload's end that may be missing from its file.
     """
 
@@ -88,6 +89,7 @@ class Rule(ABC):
     parameters: ClassVar[Mapping[str, Parameter]] = {}
     capturable: ClassVar[bool] = False
     varies: ClassVar[bool] = False
+    samples: ClassVar[bool] = False
     unwritten: ClassVar[int] = 0
 
     def __init__(self, codebook: Codebook) -> None:

@@ -97,7 +97,7 @@ class Rcc(Grouped):
     """
 
     name, number = "rcc", 4
-    varies = True
+    varies = samples = True
     held, worked = 3, 8  # arrival times
     # Zeros at the end are not written. No image's own has more than these by chance.
     unwritten = 1 << 16
