@@ -63,7 +63,11 @@ def stage_check(device: str) -> list[list[Part]]:
         [Part("environment", 60)],
         [Part("build", 100)],
         [Part(f"quick cuda {kind}", 40) for kind in KINDS],
-        [Part("clusters", 30), *checked, *(Part(f"triton {kind} {i}", 60) for i in range(6) for kind in KINDS)],
+        [
+            *(Part("clusters", 30), *checked),
+            *(Part(f"triton {kind} {i}", 60) for i in range(6) for kind in KINDS),
+            *(Part(f"paths triton {kind}", 90) for kind in KINDS),
+        ],
         [Part(f"grid cuda {kind}", 60) for kind in KINDS],
     ]
 
@@ -76,6 +80,7 @@ def stage_measure() -> list[list[Part]]:
         [Part("usual", 60)],
         [Part("ceilings", 40)],
         [Part("others cuda", 40)],
+        [Part("best_paths triton", 40)],
         *([Part(f"searches triton {kind}", 60)] for kind in KINDS),
     ]
 

@@ -22,13 +22,23 @@ def group_range(g, dim, num_groups):
 
 
 @triton.jit
-def place_of(num_programs, num_groups, BLOCK_B: tl.constexpr):
-    """Where a scoring program is: its number among the group's, its group g, images (B,) and rows b * G + g."""
+def place_of(num_programs, num_groups, first_group, num_held, BLOCK_B: tl.constexpr):
+    """Where a scoring program is: its number among the group's, its group g, images (B,) and rows b * G + g.
+
+    Groups are the num_held from first_group on.
+    """
     pid = tl.program_id(0)
     block = pid // num_programs
-    g = block % num_groups
-    image = (block // num_groups) * BLOCK_B + tl.arange(0, BLOCK_B)
+    g = first_group + block % num_held
+    image = (block // num_held) * BLOCK_B + tl.arange(0, BLOCK_B)
     return pid % num_programs, g, image, image.to(tl.int64) * num_groups + g
+
+
+@triton.jit
+def first_call(num_programs, num_groups, g, num_held, num_calls, BLOCK_C: tl.constexpr):
+    """Calls before those of a scoring program's images and group in planes, which go by block of images, then group."""
+    block = tl.program_id(0) // num_programs // num_held
+    return (block.to(tl.int64) * num_groups + g) * (tl.cdiv(num_calls, BLOCK_C) * BLOCK_C)
 
 
 @triton.jit

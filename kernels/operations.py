@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import torch
-from ddcm_fast.kernels import search_gaussian, search_hadamard, search_sign
+from ddcm_fast.kernels import search_gaussian, search_hadamard, search_sign, trellis
 from ddcm_fast.kernels.combine import combine
 from ddcm_fast.kernels.entering import bring_into_range
 from ddcm_fast.kernels.rotate import to_codebook_order, to_image_order
@@ -20,7 +20,10 @@ from torch import Tensor
 from ddcm_fast.codebook.law import CodebookSpec
 from ddcm_fast.errors import InputError
 
-__all__ = ["combine", "enter", "scores", "scores_and_norms", "search", "to_codebook_order", "to_image_order", "topk"]
+__all__ = [
+    "combine", "enter", "scores", "scores_and_norms", "search", "to_codebook_order", "to_image_order", "topk",
+    "trellis_search",
+]  # fmt: skip
 
 _RESIDUALS: dict[str, Any] = {
     "gaussian": search_gaussian.Residual,
@@ -91,6 +94,19 @@ def scores(spec: CodebookSpec, w: Tensor, step: Tensor) -> Tensor:
     out = w.new_empty(len(w), spec.groups, spec.size)
     _RESIDUALS[spec.kind](spec, w, peaks(spec, w)[1]).scores(step, 0, spec.size, out)
     return out
+
+
+def trellis_search(spec: CodebookSpec, w: Tensor, step: Tensor, letter_bits: int) -> Tensor:
+    """The letters (B, G) int64 of the best path; see ddcm_fast.codebook.reference.trellis_search.
+
+    An image with an infinite or NaN entry gets letters of -1. Images go in parts whose paths take bounded memory.
+    """
+    letters = []
+    for part in w.split(trellis.images_at_once(spec, letter_bits)):
+        peak, group_peak = peaks(spec, part)
+        residual = _RESIDUALS[spec.kind](spec, part, group_peak)
+        letters.append(trellis.best_paths(residual, peak, step, letter_bits))
+    return torch.cat(letters)
 
 
 def scores_range(spec: CodebookSpec, w: Tensor, step: Tensor, first: int, last: int) -> Tensor:

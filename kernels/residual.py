@@ -21,7 +21,7 @@ class Work:
     """What a launch of a scoring kernel is to do, with `span` of the atoms first .. last - 1 for each program.
 
     With keys, each program's best goes to out and keys (B, G, programs); without, all scores to out
-    (B, G, last - first) and, if given, squared norms to norms (G, K).
+    (B, groups, last - first), of the groups from first_group on, and, if given, squared norms to norms (G, K).
     """
 
     step: Tensor
@@ -33,6 +33,7 @@ class Work:
     out: Tensor
     keys: Optional[Tensor]
     norms: Optional[Tensor] = None
+    first_group: int = 0
 
     @property
     def programs(self) -> int:
@@ -43,6 +44,11 @@ class Work:
     def targets(self) -> tuple[Any, ...]:
         """Kernel arguments step_ptr, bias_ptr, out_ptr, key_ptr."""
         return self.step, self.bias, self.out, self.keys
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        """Kernel arguments first_group, num_held: the groups that are scored."""
+        return self.first_group, self.out.shape[1]
 
     @property
     def atoms(self) -> tuple[int, ...]:
@@ -69,28 +75,37 @@ class Residual:
 
     def best(self, step: Tensor, bias: Optional[Tensor], signed: bool) -> tuple[Tensor, Tensor]:
         """Scores and keys (B, G, programs) of the best atom that each program saw, for ranking.finish."""
-        span = self._span(0, self.spec.size)
+        span = self._span(0, self.spec.size, self.spec.groups)
         shape = (self.batch, self.spec.groups, ceil_div(self.spec.size, span))
         out = torch.empty(shape, dtype=torch.float32, device=step.device)
         keys = torch.empty(shape, dtype=torch.int64, device=step.device)
         self.launch(Work(step, bias, signed, 0, self.spec.size, span, out, keys))
         return out, keys
 
-    def scores(self, step: Tensor, first: int, last: int, out: Tensor, norms: Optional[Tensor] = None) -> None:
-        """Scores of atoms first .. last - 1 of every group -> out, contiguous (B, G, last - first) float32.
+    def scores(
+        self,
+        step: Tensor,
+        first: int,
+        last: int,
+        out: Tensor,
+        norms: Optional[Tensor] = None,
+        first_group: int = 0,
+    ) -> None:
+        """Scores of atoms first .. last - 1 -> out, contiguous (B, groups, last - first) float32.
 
-        `gaussian` fills norms (G, K) float32 too, if given.
+        Of as many groups as out has from first_group on. `gaussian` fills norms (G, K) float32 too, if given.
         """
-        self.launch(Work(step, None, False, first, last, self._span(first, last), out, None, norms))
+        span = self._span(first, last, out.shape[1])
+        self.launch(Work(step, None, False, first, last, span, out, None, norms, first_group))
 
     @property
     def blocks(self) -> int:
         """Programs that share the batch."""
         return ceil_div(self.batch, self.images)
 
-    def _span(self, first: int, last: int) -> int:
+    def _span(self, first: int, last: int, groups: int) -> int:
         """Atoms one program scores, a multiple of the tile, so that about _PROGRAMS share the range."""
-        share = max(1, _PROGRAMS // (self.spec.groups * self.blocks))
+        share = max(1, _PROGRAMS // (groups * self.blocks))
         return ceil_div(ceil_div(last - first, share), self.tile) * self.tile
 
     def launch(self, work: Work) -> None:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from ddcm_fast.kernels import residual
 from ddcm_fast.kernels.launch import ceil_div, launch, power_of_2, seed_words, shared_memory, tile, tuned
-from ddcm_fast.kernels.layout import group_range, place_of, power_scale, word_of
+from ddcm_fast.kernels.layout import first_call, group_range, place_of, power_scale, word_of
 from ddcm_fast.kernels.philox import GAUSSIAN, philox
 from ddcm_fast.kernels.select import (
     LOWEST,
@@ -31,7 +31,7 @@ from torch import Tensor
 from ddcm_fast.codebook.law import GAUSSIAN_SCALE, CodebookSpec, gaussian_table
 
 _SIZES = [
-    "stride_bias", "dim", "size", "num_groups", "num_images", "num_calls",
+    "stride_bias", "dim", "size", "num_groups", "num_images", "num_calls", "first_group", "num_held",
     "first", "last", "span", "num_programs", "stride_out", "seed_low", "seed_high",
 ]  # fmt: skip
 
@@ -186,7 +186,7 @@ def small_sums(
 @triton.jit(do_not_specialize=_SIZES)
 def small_kernel(
     arranged_ptr, table_ptr, step_ptr, bias_ptr, out_ptr, key_ptr, norm_ptr, stride_bias,
-    dim, size, num_groups, num_images, num_calls,
+    dim, size, num_groups, num_images, num_calls, first_group, num_held,
     first, last, span, num_programs, stride_out,
     seed_low, seed_high,
     BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -196,8 +196,9 @@ def small_kernel(
 
     arranged (int64): of arrange_kernel; table (32768,) int16: of `table`; step () int64; bias (K,) or (G, K) float32 or
     None, with stride_bias from one group to the next. A program has one group's atoms first + p * span .. + span - 1,
-    below last. With key, their best goes to out float32 and key int64 (B, G, programs); with key None, all scores go to
-    out (B, G, atoms), whose rows are stride_out apart. With norm (G, K) float32, the entries are squared too.
+    below last. With key, their best goes to out float32 and key int64 (B, G, programs); with key None, all scores of
+    the groups from first_group on go to out (B, num_held, atoms), whose rows are stride_out apart. With norm (G, K)
+    float32, the entries are squared too.
 
     A thread owns Philox calls of its own, one atom's each (lanes along the C calls), and eight entries from each. It
     adds its products in the order of its calls and lanes are added as a tree, so the order depends on BLOCK_C, that is
@@ -207,7 +208,7 @@ def small_kernel(
     Bound: the look-ups of the table, one an entry, and instructions: 20 wide multiplications of Philox for 8 entries.
     Source: docs/noise-law.md, section 4.
     """
-    p, g, image, row = place_of(num_programs, num_groups, BLOCK_B)
+    p, g, image, row = place_of(num_programs, num_groups, first_group, num_held, BLOCK_B)
     valid = image < num_images
     step = tl.load(step_ptr)
     _, length = group_range(g, dim, num_groups)
@@ -227,7 +228,10 @@ def small_kernel(
         if key_ptr is not None:
             best_key, best_score = keep_best(score, k[None, :], last, bias_ptr, best_key, best_score, SIGNED)
         else:
-            store_scores(score, k[None, :], image[:, None], g, num_images, num_groups, first, last, stride_out, out_ptr)
+            store_scores(
+                score, k[None, :], image[:, None], g - first_group, num_images, num_held,
+                first, last, stride_out, out_ptr,
+            )  # fmt: skip
     if key_ptr is not None:
         key, score = emit_best(best_key, best_score, 1)
         store_best(key, score, row * num_programs + p, valid, key_ptr, out_ptr)
@@ -323,7 +327,7 @@ def large_sums(
 @triton.jit(do_not_specialize=_SIZES)
 def large_kernel(
     planes_ptr, table_ptr, peak_ptr, step_ptr, bias_ptr, out_ptr, key_ptr, norm_ptr, stride_bias,
-    dim, size, num_groups, num_images, num_calls,
+    dim, size, num_groups, num_images, num_calls, first_group, num_held,
     first, last, span, num_programs, stride_out,
     seed_low, seed_high,
     BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -340,7 +344,7 @@ def large_kernel(
     Bound: look-ups and instructions of the noise for few images, matrix instructions for many. Source:
     docs/noise-law.md, section 4; error-corrected float16 products: Ootomo and Yokota 2022 (arXiv 2203.03341).
     """
-    p, g, image, row = place_of(num_programs, num_groups, BLOCK_B)
+    p, g, image, row = place_of(num_programs, num_groups, first_group, num_held, BLOCK_B)
     valid = image < num_images
     step = tl.load(step_ptr)
     _, inverse = power_scale(tl.load(peak_ptr + row, mask=valid, other=1.0), 13)
@@ -348,8 +352,7 @@ def large_kernel(
         bias_ptr += g.to(tl.int64) * stride_bias
     begin = first + p.to(tl.int64) * span
     _, length = group_range(g, dim, num_groups)
-    # Programs are numbered by block of images first, then by group: the order of planes.
-    base = (tl.program_id(0) // num_programs).to(tl.int64) * (tl.cdiv(num_calls, BLOCK_C) * BLOCK_C)
+    base = first_call(num_programs, num_groups, g, num_held, num_calls, BLOCK_C)
     best_key = tl.full((BLOCK_B,), LOWEST, tl.int64)
     best_score = tl.zeros((BLOCK_B,), tl.float32)
     for k0 in range(begin, tl.minimum(begin + span, last), BLOCK_K):
@@ -364,7 +367,10 @@ def large_kernel(
         if key_ptr is not None:
             best_key, best_score = keep_best_atom(score, k, last, bias_ptr, best_key, best_score, SIGNED)
         else:
-            store_scores(score, k[:, None], image[None, :], g, num_images, num_groups, first, last, stride_out, out_ptr)
+            store_scores(
+                score, k[:, None], image[None, :], g - first_group, num_images, num_held,
+                first, last, stride_out, out_ptr,
+            )  # fmt: skip
     if key_ptr is not None:
         store_best(best_key, best_score, row * num_programs + p, valid, key_ptr, out_ptr)
 
@@ -399,9 +405,9 @@ class Residual(residual.Residual):
 
     def launch(self, work: residual.Work) -> None:
         spec = self.spec
-        grid = work.programs * spec.groups * self.blocks
+        grid = work.programs * work.groups[1] * self.blocks
         arguments = (*work.targets, work.norms, bias_stride(work.bias), spec.dim, spec.size, spec.groups, self.batch,
-                     spec.calls_per_group, *work.atoms, *seed_words(spec.seed))  # fmt: skip
+                     spec.calls_per_group, *work.groups, *work.atoms, *seed_words(spec.seed))  # fmt: skip
         meta = {"BLOCK_B": self.images, "BLOCK_C": self.depth, "SIGNED": work.signed}
         entries = table(work.step.device)
         if self.small:

@@ -32,24 +32,26 @@ _TILE = 4096
 _TABLE_BYTES = 4 << 20
 
 
-@triton.jit(do_not_specialize=["first_pair", "num_groups", "num_sub_blocks", "num_items", "seed_low", "seed_high"])
+@triton.jit(do_not_specialize=[
+    "first_pair", "first_group", "num_held", "num_sub_blocks", "num_items", "seed_low", "seed_high",
+])  # fmt: skip
 def table_kernel(
     table_ptr, step_ptr,
-    first_pair, num_groups, num_sub_blocks, num_items,
+    first_pair, first_group, num_held, num_sub_blocks, num_items,
     seed_low, seed_high,
     CALLS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sign words of pairs from first_pair on, which the programs of a batch share.
+    """Sign words of pairs from first_pair on and groups from first_group on, which the programs of a batch share.
 
-    table (pairs, G, sub-blocks, inner and outer, CALLS, 4) uint32; num_items counts the calls of one stream.
+    table (pairs, num_held, sub-blocks, inner and outer, CALLS, 4) uint32; num_items counts the calls of one stream.
 
     One program BLOCK calls. Traffic: 32 bytes written a call of both streams, 2 / n bits an atom and coordinate. Bound:
     Philox's multiplications and the stores. Source: docs/noise-law.md, sections 2 and 4.
     """
     item = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     call, sub_block = item % CALLS, item // CALLS
-    block = sub_block % (num_groups * num_sub_blocks) * CALLS + call
-    pair = first_pair + (sub_block // (num_groups * num_sub_blocks)).to(tl.int64)
+    block = (first_group * num_sub_blocks + sub_block % (num_held * num_sub_blocks)) * CALLS + call
+    pair = first_pair + (sub_block // (num_held * num_sub_blocks)).to(tl.int64)
     step = tl.load(step_ptr)
     word = tl.arange(0, 4)[None, :]
     inside = (item < num_items)[:, None]
@@ -75,7 +77,7 @@ def signs_of(
 
 @triton.jit
 def mix(
-    rows, table_ptr, image, num_images, pair, first_pair, g, length, num_groups, num_sub_blocks, step,
+    rows, table_ptr, image, num_images, pair, first_pair, g, length, first_group, num_held, num_sub_blocks, step,
     seed_low, seed_high,
     BLOCK_P: tl.constexpr, BLOCK_B: tl.constexpr, N: tl.constexpr, LOG_N: tl.constexpr, CALLS: tl.constexpr,
 ):  # fmt: skip
@@ -88,7 +90,7 @@ def mix(
         inner_words = table_ptr
         outer_words = table_ptr
         if table_ptr is not None:
-            sub_block = ((pair - first_pair) * num_groups + g) * num_sub_blocks + c
+            sub_block = ((pair - first_pair) * num_held + g - first_group) * num_sub_blocks + c
             inner_words = table_ptr + (sub_block * (8 * CALLS))[:, None] + word
             outer_words = inner_words + 4 * CALLS
         block = ((g.to(tl.int64) * num_sub_blocks + c) * CALLS + tl.arange(0, CALLS))[None, :]
@@ -118,12 +120,12 @@ def best_of_tile(score, place, inside, base, last, bias_ptr, END: tl.constexpr, 
 
 
 @triton.jit(do_not_specialize=[
-    "stride_bias", "dim", "num_groups", "num_images", "num_sub_blocks",
+    "stride_bias", "dim", "num_groups", "num_images", "num_sub_blocks", "first_group", "num_held",
     "first", "last", "span", "num_programs", "stride_out", "seed_low", "seed_high",
 ])  # fmt: skip
 def score_kernel(
     w_ptr, table_ptr, step_ptr, bias_ptr, out_ptr, key_ptr, stride_bias,
-    dim, num_groups, num_images, num_sub_blocks,
+    dim, num_groups, num_images, num_sub_blocks, first_group, num_held,
     first, last, span, num_programs, stride_out,
     seed_low, seed_high,
     BLOCK_P: tl.constexpr, BLOCK_B: tl.constexpr, N: tl.constexpr, LOG_N: tl.constexpr,
@@ -140,7 +142,8 @@ def score_kernel(
     Bound: the exchanges of the transforms through shared memory, log2(N) (1 + 1 / sub-blocks) stages a coordinate.
     Source: docs/noise-law.md, section 4; Andoni et al. 2015 (arXiv 1509.02897) for the trick.
     """
-    p, g, image, row = place_of(num_programs, num_groups, BLOCK_B)
+    p, g, image, _ = place_of(num_programs, num_groups, first_group, num_held, BLOCK_B)
+    row = image.to(tl.int64) * num_held + (g - first_group)
     step = tl.load(step_ptr)
     start, length = group_range(g, dim, num_groups)
     place = (tl.arange(0, BLOCK_P)[:, None] * N + tl.arange(0, N)[None, :])[:, None, :]
@@ -154,8 +157,8 @@ def score_kernel(
         base = tl.zeros((), tl.int64) + k0
         pair = k0 // N + tl.arange(0, BLOCK_P).to(tl.int64)
         mixed = mix(
-            rows, table_ptr, image, num_images, pair, first // N, g, length, num_groups, num_sub_blocks, step,
-            seed_low, seed_high, BLOCK_P, BLOCK_B, N, LOG_N, CALLS,
+            rows, table_ptr, image, num_images, pair, first // N, g, length, first_group, num_held, num_sub_blocks,
+            step, seed_low, seed_high, BLOCK_P, BLOCK_B, N, LOG_N, CALLS,
         )  # fmt: skip
         mixed = hadamard(tl.reshape(mixed, (BLOCK_P * BLOCK_B, N)), BLOCK_P * BLOCK_B, N, LOG_N) * SCALE
         score = tl.reshape(mixed, (BLOCK_P, BLOCK_B, N))
@@ -285,7 +288,7 @@ class Residual(residual.Residual):
             self._score(work, None)
             return
         spec = self.spec
-        calls = spec.groups * spec.calls_per_group
+        calls = work.groups[1] * spec.calls_per_group
         pairs = max(1, _TABLE_BYTES // (32 * calls) // self.pairs) * self.pairs
         if work.keys is not None:
             work.keys.fill_(LOWEST.value)
@@ -293,7 +296,7 @@ class Residual(residual.Residual):
             last = min(work.last, first + pairs * spec.hadamard_n)
             items = ceil_div(last - first, self.tile) * self.pairs * calls
             table = torch.empty(items * 8, dtype=torch.uint32, device=self.w.device)
-            launch(table_kernel, ceil_div(items, 256), table, work.step, first // spec.hadamard_n, spec.groups,
+            launch(table_kernel, ceil_div(items, 256), table, work.step, first // spec.hadamard_n, *work.groups,
                    spec.sub_blocks, items, *seed_words(spec.seed), CALLS=_transform(spec)["CALLS"],
                    BLOCK=256)  # fmt: skip
             span = ceil_div(last - first, work.programs * self.tile) * self.tile
@@ -307,7 +310,7 @@ class Residual(residual.Residual):
         warps = _warps(entries, 16 if work.keys is None and entries > _TILE else 8)
         # Left alone, ptxas (Triton 3.7) takes too few registers for some tiles, and up to 32 bytes of stack.
         limit = {"maxnreg": 255} if entries <= _TILE and PTX else {}
-        launch(score_kernel, work.programs * spec.groups * self.blocks, self.w, table, *work.targets,
-               bias_stride(work.bias), spec.dim, spec.groups, self.batch, spec.sub_blocks, *work.atoms,
+        launch(score_kernel, work.programs * work.groups[1] * self.blocks, self.w, table, *work.targets,
+               bias_stride(work.bias), spec.dim, spec.groups, self.batch, spec.sub_blocks, *work.groups, *work.atoms,
                *seed_words(spec.seed), **_transform(spec), BLOCK_P=self.pairs,
                BLOCK_B=self.images, SCALE=n**-0.5, SIGNED=work.signed, num_warps=warps, **limit)  # fmt: skip

@@ -22,7 +22,7 @@ import triton.language as tl
 from ddcm_fast.kernels import residual
 from ddcm_fast.kernels.digits import add_products, digits
 from ddcm_fast.kernels.launch import PTX, ceil_div, launch, power_of_2, seed_words, tile, tuned
-from ddcm_fast.kernels.layout import group_range, place_of, power_scale, word_of
+from ddcm_fast.kernels.layout import first_call, group_range, place_of, power_scale, word_of
 from ddcm_fast.kernels.philox import SIGN, philox
 from ddcm_fast.kernels.select import (
     LOWEST,
@@ -38,7 +38,7 @@ from torch import Tensor
 from ddcm_fast.codebook.law import CodebookSpec
 
 _SIZES = [
-    "stride_bias", "dim", "num_groups", "num_images", "num_calls",
+    "stride_bias", "dim", "num_groups", "num_images", "num_calls", "first_group", "num_held",
     "first", "last", "span", "num_programs", "stride_out", "seed_low", "seed_high",
 ]  # fmt: skip
 
@@ -170,7 +170,7 @@ def _count_ones_by_bytes(
 @triton.jit(do_not_specialize=_SIZES)
 def small_kernel(
     packed_ptr, sum_ptr, peak_ptr, step_ptr, bias_ptr, out_ptr, key_ptr, stride_bias,
-    dim, num_groups, num_images, num_calls,
+    dim, num_groups, num_images, num_calls, first_group, num_held,
     first, last, span, num_programs, stride_out,
     seed_low, seed_high,
     BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -180,9 +180,9 @@ def small_kernel(
 
     packed (int64), sum: of pack_kernel; peak (B, G) float32; step () int64; bias (K,) or (G, K) float32 or None, with
     stride_bias from one group to the next. A program has one group's atoms first + p * span .. + span - 1, below last.
-    With key, their best goes to out float32 and key int64 (B, G, programs); with key None, all scores go to out (B, G,
-    atoms), whose rows are stride_out apart. A tile has BLOCK_K / SHARE atoms, so that the sums of BLOCK_B images stay
-    in registers.
+    With key, their best goes to out float32 and key int64 (B, G, programs); with key None, all scores of the groups
+    from first_group on go to out (B, num_held, atoms), whose rows are stride_out apart. A tile has BLOCK_K / SHARE
+    atoms, so that the sums of BLOCK_B images stay in registers.
 
     A thread owns Philox calls of its own, one atom's each (lanes along the calls, so that residual words load
     coalesced, two at a time, and are shared by the thread's atoms). `word & 0x01010101` is four entries, and with its
@@ -193,7 +193,7 @@ def small_kernel(
     for each. Source: docs/noise-law.md, section 4; dp4a: PTX ISA, "Integer Arithmetic Instructions".
     """
     BLOCK_A: tl.constexpr = BLOCK_K // SHARE
-    p, g, image, row = place_of(num_programs, num_groups, BLOCK_B)
+    p, g, image, row = place_of(num_programs, num_groups, first_group, num_held, BLOCK_B)
     valid = image < num_images
     step = tl.load(step_ptr)
     _, inverse = power_scale(tl.load(peak_ptr + row, mask=valid, other=1.0), 22)
@@ -212,7 +212,10 @@ def small_kernel(
         if key_ptr is not None:
             best_key, best_score = keep_best(score, k[None, :], last, bias_ptr, best_key, best_score, SIGNED)
         else:
-            store_scores(score, k[None, :], image[:, None], g, num_images, num_groups, first, last, stride_out, out_ptr)
+            store_scores(
+                score, k[None, :], image[:, None], g - first_group, num_images, num_held,
+                first, last, stride_out, out_ptr,
+            )  # fmt: skip
     if key_ptr is not None:
         key, score = emit_best(best_key, best_score, 1)
         store_best(key, score, row * num_programs + p, valid, key_ptr, out_ptr)
@@ -302,7 +305,7 @@ def _large_tiles(arguments: dict[str, Any]) -> list[triton.Config]:
 @triton.jit(do_not_specialize=_SIZES)
 def large_kernel(
     planes_ptr, sum_ptr, peak_ptr, step_ptr, bias_ptr, out_ptr, key_ptr, stride_bias,
-    dim, num_groups, num_images, num_calls,
+    dim, num_groups, num_images, num_calls, first_group, num_held,
     first, last, span, num_programs, stride_out,
     seed_low, seed_high,
     BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -317,7 +320,7 @@ def large_kernel(
     instructions of Philox and of making bytes for few images, matrix instructions for many. Source: docs/noise-law.md,
     section 4; products: triton.language.dot's documentation (int8 to int32).
     """
-    p, g, image, row = place_of(num_programs, num_groups, BLOCK_B)
+    p, g, image, row = place_of(num_programs, num_groups, first_group, num_held, BLOCK_B)
     valid = image < num_images
     step = tl.load(step_ptr)
     _, inverse = power_scale(tl.load(peak_ptr + row, mask=valid, other=1.0), 22)
@@ -325,8 +328,7 @@ def large_kernel(
     if bias_ptr is not None:
         bias_ptr += g.to(tl.int64) * stride_bias
     begin = first + p.to(tl.int64) * span
-    # Programs are numbered by block of images first, then by group: the order of planes.
-    base = (tl.program_id(0) // num_programs).to(tl.int64) * (tl.cdiv(num_calls, BLOCK_C) * BLOCK_C)
+    base = first_call(num_programs, num_groups, g, num_held, num_calls, BLOCK_C)
     offset = tl.arange(0, BLOCK_B)[:, None] * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     best_key = tl.full((BLOCK_B,), LOWEST, tl.int64)
     best_score = tl.zeros((BLOCK_B,), tl.float32)
@@ -349,7 +351,10 @@ def large_kernel(
         if key_ptr is not None:
             best_key, best_score = keep_best_atom(score, k, last, bias_ptr, best_key, best_score, SIGNED)
         else:
-            store_scores(score, k[:, None], image[None, :], g, num_images, num_groups, first, last, stride_out, out_ptr)
+            store_scores(
+                score, k[:, None], image[None, :], g - first_group, num_images, num_held,
+                first, last, stride_out, out_ptr,
+            )  # fmt: skip
     if key_ptr is not None:
         store_best(best_key, best_score, row * num_programs + p, valid, key_ptr, out_ptr)
 
@@ -386,9 +391,9 @@ class Residual(residual.Residual):
 
     def launch(self, work: residual.Work) -> None:
         spec, calls = self.spec, self.spec.calls_per_group
-        grid = work.programs * spec.groups * self.blocks
+        grid = work.programs * work.groups[1] * self.blocks
         arguments = (self.packed, self.total, self.peak, *work.targets, bias_stride(work.bias), spec.dim, spec.groups,
-                     self.batch, calls, *work.atoms, *seed_words(spec.seed))  # fmt: skip
+                     self.batch, calls, *work.groups, *work.atoms, *seed_words(spec.seed))  # fmt: skip
         if self.small:
             launch(small_kernel, grid, *arguments, BLOCK_B=self.images, BLOCK_C=self.depth,
                    SHARE={1: 1, 2: 2, 4: 8}[self.images], SIGNED=work.signed, PTX=PTX)  # fmt: skip

@@ -59,12 +59,12 @@ def keep_best(score, k, last, bias_ptr, best_key, best_score, SIGNED: tl.constex
 
 
 @triton.jit
-def store_scores(score, k, image, g, num_images, num_groups, first, last, stride_out, out_ptr):
-    """Write a tile of scores to out[image, g, k - first], a (B, G, atoms) float32 array with rows stride_out apart.
+def store_scores(score, k, image, held, num_images, num_held, first, last, stride_out, out_ptr):
+    """Write a tile of scores to out[image, held, k - first], (B, num_held, atoms) float32 with rows stride_out apart.
 
     k and image broadcast to the shape of score.
     """
-    offset = (image.to(tl.int64) * num_groups + g) * stride_out + (k - first)
+    offset = (image.to(tl.int64) * num_held + held) * stride_out + (k - first)
     tl.store(out_ptr + offset, score, mask=(image < num_images) & (k < last))
 
 

@@ -91,6 +91,12 @@ def triton(report: Report, device: str, kind: str, first: int) -> None:
         check(report, device, "triton", kind, [TRITON_SHAPES[first]])
 
 
+def paths(report: Report, device: str, backend: str, kind: str) -> None:
+    """The best paths of all shapes that a GPU takes, of a backend whose ends (check_ends) are not looked at."""
+    with checks.one_configuration():
+        report.guard("trellis", partial(checks.check_trellises, report, backend, kind, False, device))
+
+
 #: Every Triton kernel, both large ones among them (batches from 33 rows, and 17 to 32 of `gaussian`).
 TRITON_SHAPES = [*shared.TRITON_SHAPES[3:], (1100, 260, 1, 48), (1024, 512, 1, 256)]
 
@@ -130,6 +136,11 @@ def others(report: Report, device: str, backend: str) -> None:
     report.guard("trellis", partial(measurements.measure_trellis, report, backend), 5)
     if backend == "cuda":
         report.guard("clusters", partial(measurements.measure_clusters, report), 10)
+
+
+def best_paths(report: Report, device: str, backend: str) -> None:
+    """The best path alone, of a backend whose other operations are not measured."""
+    report.guard("trellis", partial(measurements.measure_trellis, report, backend), 5)
 
 
 def usual(report: Report, device: str) -> None:
@@ -194,6 +205,7 @@ def named(name: str) -> Callable[[Report, str], None]:
 PARTS: dict[str, Callable[..., None]] = {
     function.__name__: function
     for function in (
-        *(environment, build, quick, memcheck, clusters, triton, grid, goals, searches, others, usual, ceilings, model),
+        *(environment, build, quick, memcheck, clusters, triton, paths, grid),
+        *(goals, searches, others, best_paths, usual, ceilings, model),
     )
 }

@@ -4,7 +4,7 @@
 
 The host code runs as ever, on meta tensors, with launches replaced by compilations. Prints a JSON list of the kernels'
 registers, stack, local and shared memory, and whether they multiply by warp groups; writes their cubins into DIRECTORY
-if given. With --quick, only those of one search and one synthesis.
+if given. With --quick, only those of one search, one synthesis and one trellis.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ BATCHES = {
     "sign": (1, 2, 4, 9, 20, 50, 100, 256),
     "hadamard": (1, 2, 4, 20),
 }
+
+#: Bits of a letter and of memory that between them reach every tile of a trellis: of one part, of two to 256, of many
+#: letters and of few.
+TRELLISES = [(5, 12), (1, 1), (3, 5), (4, 8), (2, 12), (1, 16), (5, 16), (6, 16), (7, 16), (8, 8), (8, 16)]
 
 
 class _Driver:
@@ -120,11 +124,11 @@ def main() -> None:
     arguments = parser.parse_args()
     driver.set_active(_Driver(arguments.capability))
     # Triton 3.2 looks for the driver when kernels are defined.
-    from ddcm_fast.kernels import operations, rotate, search_gaussian, search_hadamard, search_sign, select
+    from ddcm_fast.kernels import operations, rotate, search_gaussian, search_hadamard, search_sign, select, trellis
 
     compiler = Compiler(arguments.directory)
     combine = sys.modules["ddcm_fast.kernels.combine"]  # the package's attribute is the operation
-    for module in (search_gaussian, search_hadamard, search_sign, select, rotate, combine):
+    for module in (search_gaussian, search_hadamard, search_sign, select, rotate, combine, trellis):
         module.launch = compiler
     torch.set_default_device("meta")  # only shapes and types are looked at
     step = torch.empty((), dtype=torch.int64)
@@ -144,6 +148,10 @@ def main() -> None:
         operations.search(spec, w, step, False, torch.empty(1, size))
         operations.topk(spec, w, step, 3, True, torch.empty(size))
         operations.to_image_order(spec, operations.to_codebook_order(spec, w))
+    if arguments.kind == "hadamard":  # paths are the same of every kind
+        for letter_bits, memory in TRELLISES[: 1 if arguments.quick else None]:
+            spec = CodebookSpec(arguments.kind, 12288, 1 << (memory + letter_bits - 1), 200, seed=7)
+            operations.trellis_search(spec, torch.empty(1, 12288), step, letter_bits)
     print(json.dumps(list(compiler.kernels.values())))
 
 

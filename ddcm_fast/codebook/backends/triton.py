@@ -22,6 +22,7 @@ MIN_CAPABILITY = (8, 0)
 class Triton(Backend):
     """Kernels compiled for the GPU at hand, or for tests run on CPU tensors by Triton's interpreter."""
 
+    holds_scores = False
     automatic = ("cuda",)
     speed = 200
 
@@ -97,6 +98,9 @@ class Triton(Backend):
 
     def scores_and_norms(self, spec: CodebookSpec, w: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         return self._operations.scores_and_norms(spec, w, step)
+
+    def trellis_search(self, spec: CodebookSpec, w: Tensor, step: Tensor, letter_bits: int) -> Tensor:
+        return self._operations.trellis_search(spec, w, step, letter_bits)
 
     def combine(self, spec: CodebookSpec, index: Tensor, coefficient: Tensor, step: Tensor) -> Tensor:
         return self._operations.combine(spec, index, coefficient, step)

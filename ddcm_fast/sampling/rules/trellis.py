@@ -36,8 +36,8 @@ class Trellis(Grouped):
     letters.
 
     The encoder keeps, group after group, the best path to each of the 2^memory states: 2^(memory + b) additions a
-    group (`Codebook.trellis_search`). The cpu and cuda backends hold a byte a group and state for it, the others all
-    scores, 4 G 2^(memory + b - 1) bytes an image.
+    group (`Codebook.trellis_search`). The cpu, cuda and triton backends hold a byte a group and state for it, the
+    reference all scores, 4 G 2^(memory + b - 1) bytes an image.
 
     Args:
         kind, dim, seed, backend: as Codebook.
