@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import pictures
 import pytest
 import torch
 from PIL import Image
@@ -296,11 +297,22 @@ def test_bad_and_large_files_are_one_line(client, picture, tmp_path):
     (tmp_path / "bad.ddcm").write_bytes(b"no file")
     with pytest.raises(Exception, match=r"not a \.ddcm file"):
         client.predict(handle_file(tmp_path / "bad.ddcm"), 100, api_name="/decompress")
-    picture.resize((65, 65)).save(tmp_path / "large.png")
-    with pytest.raises(Exception, match="pixels"):
+    (tmp_path / "large.png").write_bytes(pictures.png(8193, 8193, 8, 0, []))
+    with pytest.raises(Exception, match="8193x8193 pixels are more than"):
         client.predict(*asked(tmp_path / "large.png"), api_name="/compress")
     with pytest.raises(Exception, match="no picture yet"):
         client.predict(*asked(None), api_name="/compress")
+
+
+@pytest.mark.slow
+def test_a_larger_picture_is_made_smaller(client, field, picture, tmp_path):
+    wide = picture.resize((120, 90))
+    wide.save(tmp_path / "wide.png")
+    both, _, said, file = client.predict(*asked(tmp_path / "wide.png"), api_name="/compress")
+    smaller = wide.resize((73, 55), Image.Resampling.LANCZOS)
+    assert Path(file).read_bytes() == Codec(field.model, preset("product")).compress(smaller, bpp=0.5)
+    assert Image.open(both[0]).tobytes() == smaller.tobytes()
+    assert said.endswith("bits a pixel; of the picture made 73x55, from 120x90")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddcm_fast.app import sizes
 from ddcm_fast.codec import container
 from ddcm_fast.codec.codec import Codec
 from ddcm_fast.codec.config import APPLICATION_PRESET, CodecConfig, preset
@@ -101,7 +102,7 @@ class Served:
 
     model: DiffusionModel
     options: Sequence[str] = ()
-    limits: Limits | None = None
+    limits: Limits = field(default_factory=Limits)
     backend: str = "auto"
 
     @property
@@ -311,10 +312,12 @@ def header_of(data: bytes) -> container.Header | None:
 
 
 def compress_command(served: Served, path: str | None, name: str, rate: dict[str, Any]) -> str:
-    """The command line of `compress`; of the path only the name is shown."""
+    """The command line of `compress`, of the whole picture; of the path only the name is shown."""
     picture = _name(path or "photo.png")
     how = [word for key, value in rate.items() for word in (f"--{key}", f"{value:g}")]
-    return _line("compress", picture, _name(picture, ".ddcm"), *_loaded(served), "--preset", name, *how)
+    comment, more = _whole(served, path, preset(name))
+    words = [picture, _name(picture, ".ddcm"), *_loaded(served), "--preset", name, *how, *more]
+    return comment + _line("compress", *words)
 
 
 def decompress_command(served: Served, path: str | None, first: float) -> str:
@@ -346,13 +349,22 @@ def generate_command(
 def edit_command(
     served: Served, path: str | None, source: Condition | None, target: Condition, start: int, **settings: Any
 ) -> str:
-    """The command line of `edited`; of the path only the name is shown."""
+    """The command line of `edited`, of the whole picture; of the path only the name is shown."""
+    comment, more = _whole(served, path, preset(APPLICATION_PRESET, **settings))
     words = [*_told(source), *_told(target, "target-"), "--t-edit", start, *_set(settings), "--output-dir", "out"]
-    return _line("edit", _name(path or "picture.png"), *_loaded(served), *words)
+    return comment + _line("edit", _name(path or "picture.png"), *_loaded(served), *words, *more)
 
 
 def _line(*words: Any) -> str:
     return shlex.join(["ddcm", *map(str, words)])
+
+
+def _whole(served: Served, path: str | None, config: CodecConfig) -> tuple[str, list[str]]:
+    """A comment where the page makes the picture smaller and the command does not, and limits that this one raises."""
+    size = sizes.known(path)
+    if size is None:
+        return "", []
+    return sizes.comment(size, served.model, served.limits.pixels), sizes.options(size, served.model, config)
 
 
 def _name(path: str, ending: str | None = None) -> str:

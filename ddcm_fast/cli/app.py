@@ -21,7 +21,10 @@ def add_parser(commands: Any) -> None:
     p.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     p.add_argument("--port", type=int, default=7860, help="default: %(default)s")
     p.add_argument(
-        "--max-side", type=int, default=512, help="most pixels, as a square; --max-pixels replaces it (default: 512)"
+        "--max-side",
+        type=int,
+        default=512,
+        help="most pixels, as a square: larger pictures are made smaller; --max-pixels replaces it (default: 512)",
     )
     add_common(p)
     p.set_defaults(run=_run)
