@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import runpy
 import shlex
+import socket
 import threading
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from ddcm_fast import Codec, DDCMError, Limits, load_model, preset
 from ddcm_fast.app import page, work
 from ddcm_fast.app.work import Served
+from ddcm_fast.cli import app as app_command
 from ddcm_fast.cli import main
 from ddcm_fast.cli.command import build_parser
 from ddcm_fast.codec import container
@@ -160,7 +162,8 @@ def test_a_text_model_takes_a_prompt(fox):
 def test_the_command_hands_its_options_to_the_page(monkeypatch):
     seen = {}
     monkeypatch.setattr(page, "gradio", lambda: None)
-    monkeypatch.setattr(page, "launch", lambda built, **how: seen.update(how))
+    monkeypatch.setattr(page, "launch", lambda built, **how: (seen.update(how), "http://there/", None))
+    monkeypatch.setattr(app_command, "stay", lambda page: None)
     names = "limits", "backend", "words"
     monkeypatch.setattr(page, "build", lambda *args: seen.update(zip(names, args[1:], strict=True)))
     options = ["--model", "gaussian-field", "--backend", "reference", "--max-evaluations", "9", "--force"]
@@ -223,7 +226,23 @@ def test_without_gradio_one_line_says_what_is_missing(capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gradio", None)
     assert main(["app", "-q"]) == 2
     assert "pip install 'ddcm-fast[app]'" in capsys.readouterr().err
-    assert main(["app", "--max-side", "5"]) == 2
+
+
+def test_what_cannot_be_served_is_one_line(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        words = {
+            ("--port", str(taken.getsockname()[1])): "choose another --port",
+            ("--port", "70000"): "it must be from 1 to 65535",
+            ("--host", "192.0.2.1"): "an address of this machine",
+            ("--host", "no such host"): "an address of this machine",
+            ("--max-side", "5"): "it must be from 16 to 4096",
+        }
+        for given, says in words.items():
+            assert main(["app", *given]) == 2
+            said = capsys.readouterr().err
+            assert says in said and given[1] in said and said.count("\n") == 1
 
 
 # ---- the Space -----------------------------------------------------------------------------------

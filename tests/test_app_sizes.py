@@ -56,6 +56,7 @@ def test_a_picture_is_turned_and_converted_before_it_is_made_smaller(field):
     exif[0x0112] = 6
     buffer = io.BytesIO()
     scene.save(buffer, "PNG", exif=exif)
+    buffer.seek(0)
     assert image_size(buffer) == (120, 200)
     buffer.seek(0)
     image, size = sizes.read(buffer, field, 60 * 100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -516,7 +517,7 @@ class _Page:
             yield tuple(_RUNNING if output is said else gr.skip() if output in kept else None for output in outputs)
             try:
                 # Gradio has copied a file to its cache, which it empties, before it asks for what comes next.
-                with tempfile.TemporaryDirectory(prefix="ddcm-app-") as folder:
+                with tempfile.TemporaryDirectory(prefix="ddcm-run-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
                     yield from action(Path(folder), *values)
             except Exception as error:
                 yield tuple("" if output is said else gr.skip() for output in outputs)

@@ -45,6 +45,10 @@ _PACE = 0.5
 THREAD = "ddcm-app"
 
 
+#: Threads of runs, and what ends each.
+_RUNS: dict[threading.Thread, threading.Event] = {}
+
+
 class Stopped(Exception):
     """A run that nobody waits for any more."""
 
@@ -179,6 +183,7 @@ def _run(
             news.put(error)
 
     thread = threading.Thread(target=work, name=THREAD, daemon=True)
+    _RUNS[thread] = stop
     thread.start()
     try:
         while True:
@@ -194,6 +199,21 @@ def _run(
     finally:
         stop.set()
         thread.join()
+        _RUNS.pop(thread, None)
+
+
+def running() -> list[threading.Thread]:
+    """The threads of runs that go on."""
+    return [thread for thread in list(_RUNS) if thread.is_alive()]
+
+
+def end_runs(seconds: float) -> None:
+    """Have all runs end at their next prediction, and wait for that at most so long."""
+    for stop in list(_RUNS.values()):
+        stop.set()
+    end = time.monotonic() + seconds
+    for thread in list(_RUNS):
+        thread.join(max(0.0, end - time.monotonic()))
 
 
 def compress(served: Served, image: Image.Image, name: str, rate: dict[str, Any]) -> Iterator[Image.Image | Result]:
