@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import runpy
 import shlex
+import socket
 import threading
 import time
 from pathlib import Path
 
+import pictures
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +18,7 @@ from PIL import Image
 from ddcm_fast import Codec, DDCMError, Limits, load_model, preset
 from ddcm_fast.app import page, work
 from ddcm_fast.app.work import Served
+from ddcm_fast.cli import app as app_command
 from ddcm_fast.cli import main
 from ddcm_fast.cli.command import build_parser
 from ddcm_fast.codec import container
@@ -159,7 +162,8 @@ def test_a_text_model_takes_a_prompt(fox):
 def test_the_command_hands_its_options_to_the_page(monkeypatch):
     seen = {}
     monkeypatch.setattr(page, "gradio", lambda: None)
-    monkeypatch.setattr(page, "launch", lambda built, **how: seen.update(how))
+    monkeypatch.setattr(page, "launch", lambda built, **how: (seen.update(how), "http://there/", None))
+    monkeypatch.setattr(app_command, "stay", lambda page: None)
     names = "limits", "backend", "words"
     monkeypatch.setattr(page, "build", lambda *args: seen.update(zip(names, args[1:], strict=True)))
     options = ["--model", "gaussian-field", "--backend", "reference", "--max-evaluations", "9", "--force"]
@@ -222,7 +226,23 @@ def test_without_gradio_one_line_says_what_is_missing(capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gradio", None)
     assert main(["app", "-q"]) == 2
     assert "pip install 'ddcm-fast[app]'" in capsys.readouterr().err
-    assert main(["app", "--max-side", "5"]) == 2
+
+
+def test_what_cannot_be_served_is_one_line(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        words = {
+            ("--port", str(taken.getsockname()[1])): "choose another --port",
+            ("--port", "70000"): "it must be from 1 to 65535",
+            ("--host", "192.0.2.1"): "an address of this machine",
+            ("--host", "no such host"): "an address of this machine",
+            ("--max-side", "5"): "it must be from 16 to 4096",
+        }
+        for given, says in words.items():
+            assert main(["app", *given]) == 2
+            said = capsys.readouterr().err
+            assert says in said and given[1] in said and said.count("\n") == 1
 
 
 # ---- the Space -----------------------------------------------------------------------------------
@@ -296,11 +316,22 @@ def test_bad_and_large_files_are_one_line(client, picture, tmp_path):
     (tmp_path / "bad.ddcm").write_bytes(b"no file")
     with pytest.raises(Exception, match=r"not a \.ddcm file"):
         client.predict(handle_file(tmp_path / "bad.ddcm"), 100, api_name="/decompress")
-    picture.resize((65, 65)).save(tmp_path / "large.png")
-    with pytest.raises(Exception, match="pixels"):
+    (tmp_path / "large.png").write_bytes(pictures.png(8193, 8193, 8, 0, []))
+    with pytest.raises(Exception, match="8193x8193 pixels are more than"):
         client.predict(*asked(tmp_path / "large.png"), api_name="/compress")
     with pytest.raises(Exception, match="no picture yet"):
         client.predict(*asked(None), api_name="/compress")
+
+
+@pytest.mark.slow
+def test_a_larger_picture_is_made_smaller(client, field, picture, tmp_path):
+    wide = picture.resize((120, 90))
+    wide.save(tmp_path / "wide.png")
+    both, _, said, file = client.predict(*asked(tmp_path / "wide.png"), api_name="/compress")
+    smaller = wide.resize((73, 55), Image.Resampling.LANCZOS)
+    assert Path(file).read_bytes() == Codec(field.model, preset("product")).compress(smaller, bpp=0.5)
+    assert Image.open(both[0]).tobytes() == smaller.tobytes()
+    assert said.endswith("bits a pixel; of the picture made 73x55, from 120x90")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import pictures
 import pytest
 import torch
 from browser import Browser, missing
@@ -60,7 +61,7 @@ def browser(window, address, tmp_path, monkeypatch):
 
 def by_command_line(browser, name):
     """Runs the command line that the page shows."""
-    words = shlex.split(browser.text(name))
+    words = shlex.split(browser.text(name), comments=True)
     assert words[0] == "ddcm" and main([*words[1:], "-q"]) == 0
 
 
@@ -94,6 +95,23 @@ def test_compress_compare_download_and_upload_again(browser, photo):
     decoded = Codec(photo).decompress(data)
     assert Image.open("my picture-decoded.png").tobytes() == decoded.tobytes()
     assert browser.boxes("#decompress-picture img")[0][2] > 2 * SIDE  # enlarged, to be seen
+
+
+def test_a_larger_picture_is_made_smaller_and_the_page_says_so(browser, photo):
+    wide = Image.linear_gradient("L").resize((200, 150)).convert("RGB")
+    wide.save("wide.png")
+    browser.upload("compress-picture", Path("wide.png").resolve())
+    notice = browser.wait(lambda: browser.find("#compress-size").text)
+    assert "200x150 pixels" in notice and "made 144x108" in notice
+    assert browser.text("compress-command").splitlines()[0] == "# all 200x150 pixels, the page makes it 144x108"
+    browser.press("compress-start")
+    browser.wait(lambda: "made 144x108, from 200x150" in browser.text("compress-said"))
+    assert browser.sizes("#compress-both img") == [(144, 108)] * 2
+    by_command_line(browser, "compress-command")  # takes it whole
+    header, _ = container.read(Path("wide.ddcm").read_bytes())
+    assert (header.width, header.height) == wide.size
+    browser.upload("compress-picture", Path("my picture.png").resolve())
+    browser.wait(lambda: not browser.all("#compress-size"))
 
 
 @pytest.mark.parametrize("size", [(160, 40), (40, 160), (128, 128)])
@@ -149,10 +167,11 @@ def test_a_quality_in_the_place_of_a_rate(browser):
 def test_bad_files_are_one_line_on_the_page(browser):
     Path("bad.png").write_bytes(b"no picture" * 10)
     Path("bad.ddcm").write_bytes(b"no file")
-    Image.new("RGB", (129, 128)).save("large.png")
+    Path("large.png").write_bytes(pictures.png(8193, 8193, 8, 0, []))
     browser.press("compress-start")
     assert "there is no picture yet" in browser.errors()
-    for name, text in (("bad.png", "cannot read the file as an image"), ("large.png", "raise --max-pixels")):
+    says = {"bad.png": "cannot read the file as an image", "large.png": "8193x8193 pixels are more than"}
+    for name, text in says.items():
         browser.upload("compress-picture", Path(name).resolve())
         browser.press("compress-start")
         said = browser.errors()

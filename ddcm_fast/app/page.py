@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,10 @@ from typing import Any
 
 from PIL import Image
 
-from ddcm_fast.app import work
+from ddcm_fast.app import sizes, work
 from ddcm_fast.codec.config import DEFAULT_PRESET, PRESETS
 from ddcm_fast.codec.container import MAX_SIDE
 from ddcm_fast.codec.identity import dtype_name
-from ddcm_fast.codec.images import load_image
 from ddcm_fast.codec.limits import Limits
 from ddcm_fast.errors import InputError, MissingExtraError, explain
 from ddcm_fast.files import MAX_FILE
@@ -136,6 +136,7 @@ class _Page:
         with gr.Row():
             with gr.Column():
                 given = self._upload("Picture", "compress-picture")
+                self._told_of_size(given, None, "compress-size")
                 name = gr.Dropdown(list(PRESETS), value=DEFAULT_PRESET, label="Preset")
                 by = gr.Radio([_BY_RATE, _BY_QUALITY], value=_BY_RATE, label="Aim at", elem_id="compress-by")
                 bpp = gr.Slider(0.05, 1.0, value=0.25, step=0.05, label="Bits a pixel, at most")
@@ -162,8 +163,7 @@ class _Page:
         self._run(self._compress, "compress", start, stop, options, [both, others, said, file], said)
 
     def _compress(self, folder: Path, path: str | None, name: str, *rate: Any) -> Iterator[tuple[Any, ...]]:
-        assert self._own.limits is not None
-        image = load_image(_uploaded(path, "picture"), self._own.limits.pixels)
+        image, smaller = self._picture(self._own, path)
         for found in work.compress(self._own, image, name, _rate(*rate)):
             if isinstance(found, Image.Image):
                 yield (image, found), None, _RUNNING, None
@@ -174,7 +174,7 @@ class _Page:
                 for other in work.rivals(image, size):
                     least = "" if other.size <= size else ", its smallest"
                     pictures.append((other.image, _caption(other.format, other.size, other.psnr) + least))
-                said += f", {8 * size / (image.width * image.height):.3f} bits a pixel"
+                said += f", {8 * size / (image.width * image.height):.3f} bits a pixel{smaller}"
                 yield (image, found.image), pictures, said, _kept(folder, f"{_stem(path)}.ddcm", found.data)
 
     # ---- and back --------------------------------------------------------------------------------
@@ -253,7 +253,6 @@ class _Page:
         """The slider of the images' size, for a model; it is there for those that take any size."""
         served = self._served[name]
         model = served.model
-        assert served.limits is not None
         multiple = model.multiple
         least = -(-model.min_side // multiple) * multiple
         most = max(least, math.isqrt(served.limits.pixels) // multiple * multiple)
@@ -298,6 +297,7 @@ class _Page:
             with gr.Column():
                 model = self._models(names, "edit")
                 given = self._upload("Picture", "edit-picture")
+                self._told_of_size(given, model, "edit-size")
                 told = self._told(model, " of the picture", "edit", "7")
                 draw = gr.Button("Draw such a picture", elem_id="edit-draw")
                 target = self._told(model, " of the target", "edit-target", "1", target=True)
@@ -339,8 +339,7 @@ class _Page:
         *given, before = values
         served, (source, target, begin), settings = self._editing(*given)
         path = given[1]
-        assert served.limits is not None
-        image = load_image(_uploaded(path, "picture"), served.limits.pixels)
+        image, smaller = self._picture(served, path)
         # Where the picture and its condition are those of the run before, so is its file.
         key = (served.model.name, path, source, tuple(settings.items()))
         known = before[1] if before is not None and before[0] == key else None
@@ -357,7 +356,8 @@ class _Page:
             short = "edited" if target.label is None else target.label
             names = [f"{_stem(path)}.ddcm", f"{_stem(path)}_{short}_{begin}.ddcm"]
             files = [_kept(folder, name, one.data) for name, one in zip(names, results, strict=False)]
-            yield pictures, _RUNNING if len(results) < 2 else "a picture, edited, and both files", files, before
+            end = f"a picture, edited, and both files{smaller}"
+            yield pictures, _RUNNING if len(results) < 2 else end, files, before
 
     def _draw(
         self, folder: Path, name: str, label: str, prompt: str, guidance: float, steps: int
@@ -381,6 +381,26 @@ class _Page:
         )
         given.preprocess = lambda upload: None if upload is None else upload.path
         return given
+
+    def _told_of_size(self, given: Any, model: Any, name: str) -> None:
+        """A line below an uploaded picture that the page makes smaller; `model` is a list of models, None the own."""
+        gr = self._gr
+
+        def tell(path: str | None, *chosen: str) -> Any:
+            served = self._served[chosen[0]] if chosen else self._own
+            size = sizes.known(path)
+            text = "" if size is None else sizes.notice(size, served.model, served.limits.pixels)
+            return gr.update(value=text, visible=text != "")
+
+        shown = gr.Markdown(visible=False, elem_id=name)
+        inputs = [given] if model is None else [given, model]
+        gr.on([one.change for one in inputs], tell, inputs, [shown], **self._AT_ONCE)
+
+    def _picture(self, served: work.Served, path: str | None) -> tuple[Image.Image, str]:
+        """The uploaded picture in a size that the page takes, and what is to be said of that. Raises InputError."""
+        image, size = sizes.read(_uploaded(path, "picture"), served.model, served.limits.pixels)
+        smaller = f"; of the picture made {sizes.words(image.size)}, from {sizes.words(size)}"
+        return image, "" if size == image.size else smaller
 
     def _slider(self, label: str, name: str) -> Any:
         """Two pictures, one over the other."""
@@ -497,7 +517,7 @@ class _Page:
             yield tuple(_RUNNING if output is said else gr.skip() if output in kept else None for output in outputs)
             try:
                 # Gradio has copied a file to its cache, which it empties, before it asks for what comes next.
-                with tempfile.TemporaryDirectory(prefix="ddcm-app-") as folder:
+                with tempfile.TemporaryDirectory(prefix="ddcm-run-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
                     yield from action(Path(folder), *values)
             except Exception as error:
                 yield tuple("" if output is said else gr.skip() for output in outputs)

@@ -10,7 +10,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddcm_fast.app import sizes
 from ddcm_fast.codec import container
 from ddcm_fast.codec.codec import Codec
 from ddcm_fast.codec.config import APPLICATION_PRESET, CodecConfig, preset
@@ -42,6 +43,10 @@ _PACE = 0.5
 
 #: Name of the thread that a run computes in.
 THREAD = "ddcm-app"
+
+
+#: Threads of runs, and what ends each.
+_RUNS: dict[threading.Thread, threading.Event] = {}
 
 
 class Stopped(Exception):
@@ -101,7 +106,7 @@ class Served:
 
     model: DiffusionModel
     options: Sequence[str] = ()
-    limits: Limits | None = None
+    limits: Limits = field(default_factory=Limits)
     backend: str = "auto"
 
     @property
@@ -178,6 +183,7 @@ def _run(
             news.put(error)
 
     thread = threading.Thread(target=work, name=THREAD, daemon=True)
+    _RUNS[thread] = stop
     thread.start()
     try:
         while True:
@@ -193,6 +199,21 @@ def _run(
     finally:
         stop.set()
         thread.join()
+        _RUNS.pop(thread, None)
+
+
+def running() -> list[threading.Thread]:
+    """The threads of runs that go on."""
+    return [thread for thread in list(_RUNS) if thread.is_alive()]
+
+
+def end_runs(seconds: float) -> None:
+    """Have all runs end at their next prediction, and wait for that at most so long."""
+    for stop in list(_RUNS.values()):
+        stop.set()
+    end = time.monotonic() + seconds
+    for thread in list(_RUNS):
+        thread.join(max(0.0, end - time.monotonic()))
 
 
 def compress(served: Served, image: Image.Image, name: str, rate: dict[str, Any]) -> Iterator[Image.Image | Result]:
@@ -311,10 +332,12 @@ def header_of(data: bytes) -> container.Header | None:
 
 
 def compress_command(served: Served, path: str | None, name: str, rate: dict[str, Any]) -> str:
-    """The command line of `compress`; of the path only the name is shown."""
+    """The command line of `compress`, of the whole picture; of the path only the name is shown."""
     picture = _name(path or "photo.png")
     how = [word for key, value in rate.items() for word in (f"--{key}", f"{value:g}")]
-    return _line("compress", picture, _name(picture, ".ddcm"), *_loaded(served), "--preset", name, *how)
+    comment, more = _whole(served, path, preset(name))
+    words = [picture, _name(picture, ".ddcm"), *_loaded(served), "--preset", name, *how, *more]
+    return comment + _line("compress", *words)
 
 
 def decompress_command(served: Served, path: str | None, first: float) -> str:
@@ -346,13 +369,22 @@ def generate_command(
 def edit_command(
     served: Served, path: str | None, source: Condition | None, target: Condition, start: int, **settings: Any
 ) -> str:
-    """The command line of `edited`; of the path only the name is shown."""
+    """The command line of `edited`, of the whole picture; of the path only the name is shown."""
+    comment, more = _whole(served, path, preset(APPLICATION_PRESET, **settings))
     words = [*_told(source), *_told(target, "target-"), "--t-edit", start, *_set(settings), "--output-dir", "out"]
-    return _line("edit", _name(path or "picture.png"), *_loaded(served), *words)
+    return comment + _line("edit", _name(path or "picture.png"), *_loaded(served), *words, *more)
 
 
 def _line(*words: Any) -> str:
     return shlex.join(["ddcm", *map(str, words)])
+
+
+def _whole(served: Served, path: str | None, config: CodecConfig) -> tuple[str, list[str]]:
+    """A comment where the page makes the picture smaller and the command does not, and limits that this one raises."""
+    size = sizes.known(path)
+    if size is None:
+        return "", []
+    return sizes.comment(size, served.model, served.limits.pixels), sizes.options(size, served.model, config)
 
 
 def _name(path: str, ending: str | None = None) -> str:

@@ -21,6 +21,22 @@ def path_or(standard: Path) -> Any:
     return lambda text: standard if text == "-" else Path(text)
 
 
+def integer(text: str) -> int:
+    """The type of every integer on the command line."""
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer; write it in digits, as in 4096") from error
+
+
+def number(text: str) -> float:
+    """The type of every number on the command line that need not be whole."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; give one, as in 0.25") from error
+
+
 def seed(text: str) -> int:
     """The type of a seed on the command line: 0 to 2^64 - 1."""
     try:

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from ddcm_fast import __version__
+from ddcm_fast.cli.arguments import integer, number
 from ddcm_fast.cli.terminal import EXIT_HELP, MISTAKE, complain, say, telling_more
 from ddcm_fast.errors import DDCMWarning, MissingExtraError
 
@@ -49,6 +50,18 @@ COMMANDS = {
 
 class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with the arguments; argparse prints the usage before."""
+
+    def __init__(self, *args: Any, **how: Any) -> None:
+        super().__init__(*args, **how)
+        # argparse's own words are "invalid int value", which do not help with 1e6.
+        self.register("type", int, integer)
+        self.register("type", float, number)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse's own passes over a disk that is full, and the status is 0."""
+        stream = file or sys.stderr
+        if message and stream is not None:
+            stream.write(message)
 
     def error(self, message: str) -> NoReturn:
         complain(f"{message} (see {self.prog} --help)")

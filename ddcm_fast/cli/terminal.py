@@ -16,11 +16,11 @@ from ddcm_fast.errors import DDCMError, SomeFailedError, explain, out_of_memory
 from ddcm_fast.files import STDOUT
 
 #: Exit statuses, see EXIT_HELP.
-MISTAKE, SOME_FAILED, BUG, INTERRUPTED, CLOSED_PIPE = 2, 3, 70, 130, 141
+MISTAKE, SOME_FAILED, BUG, INTERRUPTED, CLOSED_PIPE, TERMINATED = 2, 3, 70, 130, 141, 143
 
 EXIT_HELP = f"""Exit status: 0 done, {MISTAKE} something to mend (one line on standard error says what),
 {SOME_FAILED} some of many images failed (the manifest says which), {BUG} a bug of ddcm itself (DDCM_DEBUG=1 prints the
-traceback), {INTERRUPTED} interrupted, {CLOSED_PIPE} the output was closed."""
+traceback), {INTERRUPTED} interrupted, {CLOSED_PIPE} the output was closed, {TERMINATED} ended by SIGTERM."""
 
 
 def printable(text: str) -> str:

@@ -5,16 +5,18 @@ Everything but a tensor goes through `to_srgb`, so that a file, a PIL image and 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import warnings
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any, Union
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ddcm_fast.codec.container import MAX_SIDE
@@ -64,6 +66,28 @@ def load_image(
     Raises InputError: no such file, one of more than 256 MiB, not an image of a known format, a damaged one, or one
     with more than `max_pixels` (known from its header: no pixel is unpacked).
     """
+    with _opened(file, max_pixels) as (image, name):
+        return _to_srgb(image, name, background, max_pixels)
+
+
+def image_size(file: str | PathLike[str] | IO[bytes]) -> tuple[int, int]:
+    """Width and height in pixels of the picture that `load_image` reads, from the file's header: no pixel is unpacked.
+
+    Raises InputError: as `load_image`, but for what only the pixels show.
+    """
+    with _opened(file, MAX_PIXELS_TO_CUT) as (image, _):
+        width, height = image.size
+        # Of a PNG Pillow would unpack the pixels to look for the orientation behind them.
+        with contextlib.suppress(Exception):  # damaged metadata, see _upright
+            if image.format != "PNG" or "exif" in image.info:
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+                return (height, width) if turned else (width, height)
+        return width, height
+
+
+@contextlib.contextmanager
+def _opened(file: str | PathLike[str] | IO[bytes], max_pixels: int) -> Iterator[tuple[Image.Image, str]]:
+    """An image file of a format that is read, not yet unpacked, and its name for messages. Raises InputError."""
     name = str(file) if isinstance(file, (str, PathLike)) else "the file"
     # As a whole: of a file on disk Pillow would ask for as many bytes as a damaged length says, and Python make room
     # for them first.
@@ -71,7 +95,7 @@ def load_image(
     Image.init()
     try:
         with Image.open(io.BytesIO(data), formats=[known for known in _READ if known in Image.OPEN]) as image:
-            return _to_srgb(image, name, background, max_pixels)
+            yield image, name
     except MemoryError:
         raise
     except Image.DecompressionBombError as error:

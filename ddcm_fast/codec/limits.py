@@ -82,11 +82,8 @@ class Limits:
 
     def check_size(self, config: CodecConfig, model: DiffusionModel, height: int, width: int) -> None:
         """Raise LimitError for a configuration at a (padded) image size, coded either way."""
-        pixels, steps = height * width, config.T + config.tail
-        self.check("pixels", pixels)
-        self.check("pixel_steps", pixels * (config.T * config.M + config.tail))
-        self.check("evaluations", steps * model.calls(height, width))
-        self.check("memory", 4 * _STATE_COPIES * max(math.prod(model.latent_shape(height, width)), 3 * pixels))
+        for name, value in asked(config, model, height, width).items():
+            self.check(name, value)
 
     def check_search(self, config: CodecConfig, dim: int, batch: int, backend: str, device: torch.device) -> None:
         """Raise LimitError for an encoder's configuration that would search for too long or keep too much.
@@ -100,6 +97,17 @@ class Limits:
         if entries > _FEW_ENTRIES.get(device.type, _FEW_ENTRIES["cuda"]):
             seconds += entries / _entries_per_second(config.kind, min(dim, _TRIAL_DIM), backend, device)
         self.check("seconds", seconds)
+
+
+def asked(config: CodecConfig, model: DiffusionModel, height: int, width: int) -> dict[str, int]:
+    """What a configuration at a (padded) image size asks for, coded either way, of those limits that depend on it."""
+    pixels, steps = height * width, config.T + config.tail
+    return {
+        "pixels": pixels,
+        "pixel_steps": pixels * (config.T * config.M + config.tail),
+        "evaluations": steps * model.calls(height, width),
+        "memory": 4 * _STATE_COPIES * max(math.prod(model.latent_shape(height, width)), 3 * pixels),
+    }
 
 
 def held_by_image(config: CodecConfig, dim: int, backend: str, device: torch.device) -> int:

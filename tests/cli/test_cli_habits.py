@@ -174,3 +174,29 @@ def test_a_reader_that_leaves_early_is_not_mentioned(folder):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == ("", 141), words
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "says"),
+    [
+        ("-K", "1e9", "argument -K: '1e9' is no integer; write it in digits"),
+        ("-T", "many", "argument -T: 'many' is no integer"),
+        ("--bpp", "a quarter", "argument --bpp: 'a quarter' is no number; give one"),
+        ("--guidance-scale", "", "argument --guidance-scale: '' is no number"),
+    ],
+)
+def test_what_is_no_number_is_said_with_what_is_one(option, given, says, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["compress", "a.png", "a.ddcm", option, given])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and says in said and said.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("words", [["--help"], ["compress", "--help"], ["info", "--help"]])
+def test_help_that_cannot_be_written_is_no_success(words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ddcm_fast.cli", *words], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (2, "ddcm: No space left on device\n")
