@@ -73,7 +73,7 @@ def ask(url, folder):
     client = Client(url, verbose=False)
     asked = handle_file(folder / "a.png"), "trellis", "a size", 1.0, 30.0
     jobs = [client.submit(*asked, api_name="/compress") for _ in range(2)]
-    while not any(job.status().code.name in ("PROCESSING", "ITERATING") for job in jobs):
+    while not any(job.status().code.name in ("PROCESSING", "ITERATING", "FINISHED") for job in jobs):
         time.sleep(0.1)
     time.sleep(1)
     client.close()
