@@ -8,8 +8,8 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from ddcm_fast.app.ending import ending, stay
 from ddcm_fast.cli.arguments import add_common, limits_of
+from ddcm_fast.cli.ending import ending, stay
 from ddcm_fast.cli.loading import load
 from ddcm_fast.cli.terminal import tell
 from ddcm_fast.codec.config import DEFAULT_MODEL

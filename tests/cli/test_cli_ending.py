@@ -14,8 +14,8 @@ import time
 import pytest
 from PIL import Image
 
-from ddcm_fast.app import ending, work
-from ddcm_fast.cli import main
+from ddcm_fast.app import work
+from ddcm_fast.cli import ending, main
 
 pytest.importorskip("gradio")
 
