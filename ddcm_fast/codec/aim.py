@@ -25,11 +25,12 @@ _LEAST, _MOST = 0.05, 1.0
 def aims(config: CodecConfig, condition: Condition | None) -> bool:
     """Whether an encoder aims so.
 
-    It does where information says at which noise coding stops, the rule takes the best noise and not a sample of the
-    posterior, which is one of the image itself, and no guidance bends the denoiser.
+    It does where information says at which noise coding stops and the nearest picture is asked for (a tail of one: more
+    steps are taken for texture), where the rule takes the best noise and not a sample of the posterior, which is one of
+    the image itself, and where no guidance bends the denoiser.
     """
     unguided = condition is None or condition.guidance_scale in (None, 1.0)
-    return config.schedule == "kl" and not config.rule_type.samples and unguided
+    return config.schedule == "kl" and config.tail <= 1 and not config.rule_type.samples and unguided
 
 
 def aim_level(model: DiffusionModel, steps: Sequence[Step]) -> float | None:

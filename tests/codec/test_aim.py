@@ -80,7 +80,8 @@ def test_a_network_that_is_no_denoiser_of_one_image_is_not_followed_there(
 def test_the_same_bits_bring_the_picture_nearer(
     field: GaussianField, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings: dict[str, Any] = {"K": 1024, "T": 10, "stop": 400, "atoms": 60 if name == "turbo" else 100}
+    atoms = 60 if name == "turbo" else 100
+    settings: dict[str, Any] = {"K": 1024, "T": 10, "stop": 400, "tail": 1, "atoms": atoms}
     codec = Codec.from_preset(field, name, **settings, batch_size=8)
     images = field.draw(8, 32, 32, seed=3).clamp(-1, 1)
     aimed = codec.encode(images)
@@ -99,7 +100,8 @@ def test_the_same_bits_bring_the_picture_nearer(
 def test_guided_predictions_and_other_schedules_do_not_aim() -> None:
     assert aims(preset("product"), None) and aims(preset("trellis"), Condition("a fox", guidance_scale=1.0))
     assert not aims(preset("product"), Condition("a fox", guidance_scale=7.5))
-    assert not any(aims(preset(name), None) for name in ("ddcm", "turbo-paper", "diffc", "diffc-paper"))
+    assert not any(aims(preset(name), None) for name in ("ddcm", "turbo", "turbo-paper", "diffc", "diffc-paper"))
+    assert not aims(preset("trellis", tail=2), None)  # asked for texture
 
 
 def test_it_takes_the_encoder_one_evaluation(field: GaussianField, monkeypatch: pytest.MonkeyPatch) -> None:
