@@ -21,8 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from photographs import processor, save_crops
+from photographs import ran, save_crops
 
 from ddcm_fast.files import JSON, Outputs, write_json
 
@@ -64,16 +63,13 @@ def main() -> int:
     args = parser.parse_args()
     Outputs().add(args.output, JSON)
     cores = os.cpu_count() or 1
-    command = f"python benchmarks/bulk_throughput.py --images DIR --output {args.output} --count {args.count}"
     report: dict[str, Any] = {
-        "command": command,
-        "machine": f"{processor()}, {cores} cores",
-        "torch": torch.__version__,
+        **ran(args),
         "load_average_before": round(os.getloadavg()[0], 1),
         "images": args.count,
         "settings": [],
     }
-    if args.output.exists() and (before := json.loads(args.output.read_text()))["command"] == command:
+    if args.output.exists() and (before := json.loads(args.output.read_text()))["command"] == report["command"]:
         report = before
     with tempfile.TemporaryDirectory() as name:
         save_crops(args.images, [64], args.count, Path(name) / "in")

@@ -144,4 +144,15 @@ struct Simd {
   }
 };
 
+// The 16 sums of four numbers with all signs, for both ways of coarse scores.
+inline Simd::F signed_sums(const float* x) {
+  using F = Simd::F;
+  const F sign0 = _mm512_setr_ps(1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1);
+  const F sign1 = _mm512_setr_ps(1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1);
+  const F sign2 = _mm512_setr_ps(1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1);
+  const F sign3 = _mm512_setr_ps(1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1);
+  const F two = Simd::fma(Simd::set1(x[1]), sign1, Simd::mul(Simd::set1(x[0]), sign0));
+  return Simd::fma(Simd::set1(x[3]), sign3, Simd::fma(Simd::set1(x[2]), sign2, two));
+}
+
 }  // namespace

@@ -45,7 +45,7 @@ struct Coarse {
     for (int h = 0; h < 2 * nwords; ++h) {
       const float* own = x + 16 * h;
       Table& table = tables.half[h];
-      const F a = four(own), b = four(own + 5), c = four(own + 10);
+      const F a = signed_sums(own), b = signed_sums(own + 5), c = signed_sums(own + 10);
       store(add(a, own[4]), sub(a, own[4]), table.a);
       store(add(b, own[9]), sub(b, own[9]), table.b);
       const F plus = add(c, own[14]), minus = sub(c, own[14]);
@@ -99,16 +99,6 @@ struct Coarse {
   static U load(const int16_t* p) { return _mm512_load_si512(p); }
   static F add(F x, float y) { return Simd::add(x, Simd::set1(y)); }
   static F sub(F x, float y) { return Simd::sub(x, Simd::set1(y)); }
-
-  // The 16 sums of four coordinates.
-  static F four(const float* x) {
-    const F sign0 = _mm512_setr_ps(1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1);
-    const F sign1 = _mm512_setr_ps(1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1);
-    const F sign2 = _mm512_setr_ps(1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1);
-    const F sign3 = _mm512_setr_ps(1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1);
-    const F two = Simd::fma(Simd::set1(x[1]), sign1, Simd::mul(Simd::set1(x[0]), sign0));
-    return Simd::fma(Simd::set1(x[3]), sign3, Simd::fma(Simd::set1(x[2]), sign2, two));
-  }
 
   // To the nearest integers, which fit.
   static void store(F first, F second, int16_t* table) {

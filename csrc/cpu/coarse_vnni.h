@@ -67,7 +67,7 @@ struct Coarse {
     // 127 less than 0.001. The sum is exact.
     margin += none ? static_cast<double>(largest) * ntables : 0.501 * static_cast<double>(unit) * total;
     for (int t = 0; t < ntables; ++t) {
-      const U value = Simd::to_int(Simd::mul(four(x + 4 * t), Simd::set1(scale[t])));
+      const U value = Simd::to_int(Simd::mul(signed_sums(x + 4 * t), Simd::set1(scale[t])));
       const int set = t / 8 * 2 + t % 2, byte = t % 8 / 2;
       const __m128i entry = _mm_xor_si128(_mm512_cvtsepi32_epi8(value), _mm_set1_epi8(static_cast<char>(kZero)));
       _mm_store_si128(reinterpret_cast<__m128i*>(tables.entry[set][byte]), entry);
@@ -132,16 +132,6 @@ struct Coarse {
     const U pick = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
     const F low = _mm512_permutex2var_ps(sum[0], pick, sum[1]), high = _mm512_permutex2var_ps(sum[2], pick, sum[3]);
     return _mm512_mask_blend_ps(0xff00, low, high);
-  }
-
-  // The 16 sums of four coordinates.
-  static F four(const float* x) {
-    const F sign0 = _mm512_setr_ps(1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1);
-    const F sign1 = _mm512_setr_ps(1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1);
-    const F sign2 = _mm512_setr_ps(1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1);
-    const F sign3 = _mm512_setr_ps(1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1);
-    const F two = Simd::fma(Simd::set1(x[1]), sign1, Simd::mul(Simd::set1(x[0]), sign0));
-    return Simd::fma(Simd::set1(x[3]), sign3, Simd::fma(Simd::set1(x[2]), sign2, two));
   }
 };
 

@@ -9,6 +9,7 @@ from PIL import Image
 from ddcm_fast.codec.config import CodecConfig
 from ddcm_fast.codec.container import MAX_SIDE
 from ddcm_fast.codec.images import MAX_PIXELS, image_size, load_image
+from ddcm_fast.codec.job import padded_side
 from ddcm_fast.codec.limits import Limits, asked
 from ddcm_fast.errors import InputError
 from ddcm_fast.sampling.model import DiffusionModel
@@ -34,7 +35,7 @@ def fitting(size: Size, model: DiffusionModel, most: int) -> Size:
     long, short = max(size), min(size)
     for side in range(min(long, MAX_SIDE), 0, -1):
         other = max(1, round(side * short / long))
-        if _padded(side, model) * _padded(other, model) <= most:
+        if padded_side(model, side) * padded_side(model, other) <= most:
             return (side, other) if size[0] == long else (other, side)
     return size
 
@@ -83,13 +84,9 @@ def comment(size: Size, model: DiffusionModel, most: int) -> str:
 
 def options(size: Size, model: DiffusionModel, config: CodecConfig) -> list[str]:
     """Options of a command line that codes a picture of this size, beyond what its default limits allow."""
-    width, height = (_padded(side, model) for side in size)
+    width, height = (padded_side(model, side) for side in size)
     found: list[str] = []
     for name, value in asked(config, model, height, width).items():
         if value > getattr(Limits(), name):
             found += [f"--max-{name.replace('_', '-')}", str(value)]
     return found
-
-
-def _padded(side: int, model: DiffusionModel) -> int:
-    return -(-side // model.multiple) * model.multiple

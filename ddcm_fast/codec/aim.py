@@ -59,7 +59,7 @@ def aim(model: DiffusionModel, x0: Tensor, steps: Sequence[Step], condition: Any
     if t is None:
         return x0
     change = model.predict(model.alpha_sigma(t)[0] * x0, t, condition)[0] - x0
-    end = next(step.t for step in steps if step.index > max(step.index for step in steps if step.coded))
+    end = steps[max(step.index for step in steps if step.coded) + 1].t
     part = change.square().flatten(1).mean(1) / model_curve(model).at(end)
     fits = (part >= _LEAST) & (part <= _MOST)
     return torch.where(fits.view(-1, *[1] * (x0.dim() - 1)), x0 + _PART * change, x0)

@@ -87,10 +87,14 @@ def padded_size(model: DiffusionModel, height: int, width: int) -> tuple[int, in
     low = model.min_side
     if not (low <= height <= MAX_SIDE and low <= width <= MAX_SIDE):
         raise InputError(f"the image has {width}x{height} pixels; each side must be {low} to {MAX_SIDE}")
-    m = model.multiple
-    padded = (-(-height // m) * m, -(-width // m) * m)
+    padded = padded_side(model, height), padded_side(model, width)
     model.check_size(*padded)
     return padded
+
+
+def padded_side(model: DiffusionModel, side: int) -> int:
+    """A side up to the model's multiple, whether it can take that or not."""
+    return -(-side // model.multiple) * model.multiple
 
 
 def make_target(model: DiffusionModel, images: Tensor) -> Tensor:
