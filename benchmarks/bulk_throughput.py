@@ -44,6 +44,7 @@ def seconds(folder: Path, output: Path, options: str, workers: int, cores: int) 
 
 def measure(folder: Path, there: Path, options: str, images: int, cores: int) -> dict[str, Any]:
     """Of one setting: images a second both ways."""
+    seconds(folder, there / "warm", f"{options} --limit 1", 1, cores)  # which compiles the library where it must be
     row: dict[str, Any] = {"options": options}
     for name, workers, more in (("one by one", 1, " --batch-size 1"), ("by default", cores, "")):
         output = there / name.replace(" ", "-")
